@@ -1,0 +1,324 @@
+//! The compiled policy as the data plane asks it. (Skeleton of the surface; the tables live beside it.)
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use sluice_wire::mqtt::{QoS, Version};
+
+/// The number of a released policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Generation(pub u64);
+
+/// A listener by number. The same name keeps its number across generations of one process; a number is never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenerId(pub u16);
+
+/// An upstream by number; stable like [`ListenerId`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UpstreamId(pub u16);
+
+/// A rule by number, valid within one snapshot; [`Snapshot::rule_name`] names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RuleId(pub u32);
+
+/// What a client wants to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Action {
+    /// Open a session.
+    Connect,
+    /// Send a message (a will included).
+    Publish,
+    /// Ask for messages.
+    Subscribe,
+    /// Be given a message.
+    Receive,
+}
+
+/// Who asks; verified facts only.
+#[derive(Clone, Copy, Debug)]
+pub struct Who<'a> {
+    /// Listener the connection came in on.
+    pub listener: ListenerId,
+    /// Peer address.
+    pub address: IpAddr,
+    /// Protocol version.
+    pub version: Version,
+    /// Client identifier as it goes upstream.
+    pub client_id: &'a str,
+    /// The user who proved the name; `None` is anonymous.
+    pub username: Option<&'a str>,
+}
+
+/// The classes a session belongs to: opaque, small, valid for the snapshot that gave it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Classes {
+    ids: Box<[u32]>,
+}
+
+/// The values of `${client_id}` and `${username}` for one session.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Vars<'a> {
+    /// `${client_id}`
+    pub client_id: &'a str,
+    /// `${username}`; empty when anonymous.
+    pub username: &'a str,
+}
+
+/// What is asked of a topic.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    /// Publish or Receive. Subscriptions go through [`Snapshot::subscribe`].
+    pub action: Action,
+    /// The effective topic name.
+    pub topic: &'a str,
+    /// QoS of the message.
+    pub qos: QoS,
+    /// RETAIN flag.
+    pub retain: bool,
+    /// Payload length in bytes.
+    pub payload_bytes: u32,
+}
+
+/// Allow or deny.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// Go on.
+    Allow,
+    /// Refuse.
+    Deny(Denial),
+}
+
+/// Why an otherwise well-formed request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Denial {
+    /// A rule or the default decision says no.
+    NotAuthorized,
+    /// The rule allows it without RETAIN only, and says to refuse.
+    RetainRefused,
+    /// The rule allows it at a lower QoS only, and says to refuse.
+    QosRefused,
+    /// The payload is longer than the rule allows.
+    PayloadTooLarge,
+    /// A subscription check visited too many nodes.
+    TooComplex,
+}
+
+/// What is done about a refused PUBLISH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum OnDeny {
+    /// Acknowledge as the protocol allows and drop the message; the session stays.
+    Drop,
+    /// End the session with a reason.
+    Close,
+}
+
+/// The answer, with what must be changed when it is an allow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// Allow or deny.
+    pub decision: Decision,
+    /// The rule that decided; `None` is the default decision.
+    pub rule: Option<RuleId>,
+    /// Deliver or grant at most this QoS.
+    pub qos_max: QoS,
+    /// Clear the RETAIN flag.
+    pub strip_retain: bool,
+    /// What to do about a deny.
+    pub on_deny: OnDeny,
+    /// The shadow rule that would have decided otherwise, when there is one.
+    pub shadow: Option<RuleId>,
+}
+
+/// Why a session may not open (or stay open).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Refusal {
+    /// 2 / 0x85: pattern, length, binding, or a variable that a rule needs is empty or contains `/`, `+`, `#`, NUL.
+    ClientIdentifier,
+    /// 1 / 0x84: version not allowed on the listener.
+    Version,
+    /// 4 / 0x86: anonymous is not allowed, user unknown or disabled.
+    Credentials,
+    /// 5 / 0x87: a connect rule or the default decision.
+    NotAuthorized,
+    /// The listener is gone from this generation: 3 / 0x98.
+    ListenerGone,
+}
+
+/// An admitted session.
+#[derive(Clone, Debug)]
+pub struct Admission {
+    /// Its classes.
+    pub classes: Classes,
+    /// The connect rule that allowed it.
+    pub rule: Option<RuleId>,
+    /// A shadow connect rule that would have decided otherwise.
+    pub shadow: Option<RuleId>,
+}
+
+/// Where a listener listens and what it demands. Limits only; nothing here counts.
+#[derive(Clone, Debug)]
+pub struct Listener {
+    /// Number.
+    pub id: ListenerId,
+    /// Name in the document.
+    pub name: Box<str>,
+    /// Address to bind.
+    pub address: std::net::SocketAddr,
+    /// Upstream its sessions go to.
+    pub upstream: UpstreamId,
+    /// Versions accepted.
+    pub versions: Box<[Version]>,
+    /// True exactly when sessions without a user name may open.
+    pub anonymous: bool,
+    /// True exactly when enhanced authentication is passed to the upstream.
+    pub upstream_auth_pass: bool,
+    /// What happens to wills when we drain.
+    pub drain_publishes_wills: bool,
+    /// Limits and deadlines.
+    pub limits: Limits,
+}
+
+/// Limits and deadlines of a listener's sessions.
+#[derive(Clone, Debug)]
+#[allow(missing_docs)]
+pub struct Limits {
+    pub connections_max: u32,
+    pub connections_per_address_max: u32,
+    pub packet_bytes_max: u32,
+    pub connect_bytes_max: u32,
+    pub topic_alias_max: u16,
+    pub receive_max: u16,
+    pub keep_alive_secs_max: u16,
+    pub connect_timeout: Duration,
+    pub packet_timeout: Duration,
+    pub write_stall_timeout: Duration,
+    pub backlog_bytes_high: u32,
+    pub backlog_bytes_low: u32,
+    pub latency_budget: Duration,
+}
+
+/// A named set of endpoints.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    /// Number.
+    pub id: UpstreamId,
+    /// Name in the document.
+    pub name: Box<str>,
+    /// Its endpoints in document order.
+    pub endpoints: Box<[Endpoint]>,
+    /// How one is chosen.
+    pub balance: Balance,
+    /// Time for one dial.
+    pub dial_timeout: Duration,
+    /// Attempts before the client is told 3 / 0x88.
+    pub dial_attempts_max: u8,
+    /// First pause between attempts; doubles.
+    pub dial_backoff: Duration,
+    /// Consecutive failures that open the breaker of an endpoint.
+    pub breaker_failures: u32,
+    /// How long it stays open before a single probe.
+    pub breaker_open: Duration,
+    /// Interval of active health checks; `None` is off.
+    pub health_interval: Option<Duration>,
+}
+
+/// One address inside an upstream.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Endpoint {
+    /// `tcp://host:port`; the control thread resolves the name.
+    Tcp { host: Box<str>, port: u16 },
+    /// `unix:///path`
+    Unix { path: Box<str> },
+}
+
+/// How an endpoint is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balance {
+    /// Rendezvous hash of the client id with bounded load.
+    ClientId,
+    /// In turn.
+    RoundRobin,
+    /// The fewest open connections.
+    LeastConnections,
+}
+
+/// A stored password verifier. Opaque; `Debug` does not print it.
+#[derive(Clone)]
+pub struct Verifier;
+
+/// A user row as compiled.
+pub struct User {
+    /// Name.
+    pub name: Box<str>,
+    /// Its verifier.
+    pub verifier: Verifier,
+}
+
+/// The compiled policy of one generation.
+pub struct Snapshot;
+
+impl Snapshot {
+    /// Its number.
+    pub fn generation(&self) -> Generation {
+        todo!()
+    }
+    /// Digest of its rows, hex.
+    pub fn digest(&self) -> &str {
+        todo!()
+    }
+    /// All listeners.
+    pub fn listeners(&self) -> &[Listener] {
+        todo!()
+    }
+    /// One listener; `None` when this generation has it no more.
+    pub fn listener(&self, id: ListenerId) -> Option<&Listener> {
+        let _ = id;
+        todo!()
+    }
+    /// All upstreams.
+    pub fn upstreams(&self) -> &[Upstream] {
+        todo!()
+    }
+    /// One upstream.
+    pub fn upstream(&self, id: UpstreamId) -> Option<&Upstream> {
+        let _ = id;
+        todo!()
+    }
+    /// The enabled user of that name.
+    pub fn user(&self, name: &str) -> Option<&User> {
+        let _ = name;
+        todo!()
+    }
+    /// True exactly when a rule or a balance needs the client id, so that an empty one must be replaced.
+    pub fn needs_client_id(&self, listener: ListenerId) -> bool {
+        let _ = listener;
+        todo!()
+    }
+    /// The name of a rule.
+    pub fn rule_name(&self, rule: RuleId) -> &str {
+        let _ = rule;
+        todo!()
+    }
+    /// May this session open, or stay open? Also gives its classes.
+    pub fn admit(&self, who: &Who<'_>) -> Result<Admission, Refusal> {
+        let _ = who;
+        todo!()
+    }
+    /// Judges one message. No allocation, no regular expression.
+    pub fn verdict(&self, classes: &Classes, vars: &Vars<'_>, request: &Request<'_>) -> Verdict {
+        let _ = (classes, vars, request);
+        todo!()
+    }
+    /// Judges one filter, share group taken off by the caller: granted exactly when every topic it can deliver is allowed.
+    pub fn subscribe(
+        &self,
+        classes: &Classes,
+        vars: &Vars<'_>,
+        filter: &str,
+        qos: QoS,
+        shared: bool,
+    ) -> Verdict {
+        let _ = (classes, vars, filter, qos, shared);
+        todo!()
+    }
+}

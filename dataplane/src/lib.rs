@@ -1,0 +1,10 @@
+//! The data plane of Sluice. One line for each room:
+
+/// The only caller of the operating system's clock.
+pub mod clock;
+/// What a shard counts.
+pub mod metrics;
+/// Sockets and bytes: io_uring, epoll, simulated.
+pub mod ring;
+/// What we do with one client.
+pub mod session;

@@ -1,0 +1,3 @@
+//! The program: arguments, start, wait for a signal.
+
+fn main() {}

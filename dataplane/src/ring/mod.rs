@@ -1,0 +1,173 @@
+//! Sockets and bytes: three engines (io_uring, epoll, simulated) behind one surface.
+//!
+//! Owns descriptors, kernel buffers and every operation in flight. It does not know what the bytes mean, keeps no
+//! deadlines and never blocks except in [`Ring::turn`]. It is the only module that may hold `unsafe`.
+//!
+//! # Invariants
+//!
+//! - **A lease never survives its turn.** The bytes of [`Event::Received`] are valid until the next call of
+//!   [`Ring::turn`], which first submits the sends that refer to them, and only then gives the buffers back.
+//! - **At most one send per socket is in flight.** The caller joins what a socket is owed in a turn into one
+//!   [`Ring::send`]; while a [`Ring::send_owned`] is in flight it appends to its own backlog instead.
+//! - **After [`Ring::close`] nothing more is heard of that [`SocketId`]**, whatever the kernel still completes. Memory of
+//!   an owned send stays put until the kernel is done with it.
+//! - **Short sends are told first.** All [`Event::SendShort`] and [`Event::SendFailed`] of a turn come before its other
+//!   events, with what the socket did not take already copied out of the leases.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use crate::clock::Time;
+
+/// One open socket of this ring. The epoch tells a reused index apart; stale ids are ignored everywhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SocketId {
+    /// Index, dense, bounded by `RingConfig::sockets_max`; the caller may use it for tables of its own.
+    pub index: u32,
+    /// Reuse counter of the index.
+    pub epoch: u32,
+}
+
+/// A listening socket handed to the ring, numbered by the caller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ListenSlot(pub u16);
+
+/// A kernel buffer with received bytes, valid until the next turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Lease {
+    /// Buffer number.
+    pub buffer: u32,
+    /// Bytes received.
+    pub len: u32,
+}
+
+/// Part of a send: bytes that the ring already holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// A range of a lease of this turn.
+    Lease { buffer: u32, range: Range<u32> },
+    /// Bytes copied by [`Ring::scratch`] this turn.
+    Scratch { chunk: u32, range: Range<u32> },
+}
+
+/// Where to connect to.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Target {
+    /// TCP.
+    Tcp(SocketAddr),
+    /// Unix stream socket.
+    Unix(PathBuf),
+}
+
+/// Why no more bytes will be received on a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The peer finished sending (FIN).
+    Eof,
+    /// The connection failed, by errno.
+    Failed(i32),
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Event {
+    /// A [`Ring::send`] was taken only in part (possibly not at all); `rest` is what is still owed, in order.
+    SendShort { socket: SocketId, rest: Vec<u8> },
+    /// A send failed for good; the socket is still open for [`Ring::close`].
+    SendFailed { socket: SocketId, errno: i32 },
+    /// A [`Ring::send_owned`] ended: how many bytes from its start were taken (at least 1), or errno. The buffer comes back.
+    SentOwned {
+        socket: SocketId,
+        buffer: Vec<u8>,
+        taken: Result<usize, i32>,
+    },
+    /// A connection was accepted. Nothing is received on it until [`Ring::receive`].
+    Accepted {
+        listener: ListenSlot,
+        socket: SocketId,
+        peer: IpAddr,
+    },
+    /// Accepting failed (EMFILE, ENOBUFS...). The ring accepts again by itself after a pause.
+    AcceptFailed { listener: ListenSlot, errno: i32 },
+    /// A [`Ring::connect`] succeeded.
+    Connected { socket: SocketId },
+    /// A [`Ring::connect`] failed; the id is closed already.
+    ConnectFailed { socket: SocketId, errno: i32 },
+    /// Bytes arrived.
+    Received { socket: SocketId, lease: Lease },
+    /// No more bytes will arrive.
+    Ended { socket: SocketId, end: End },
+    /// A [`Ring::pause`] took effect: nothing is received until [`Ring::receive`]. Bytes may have come before this.
+    Paused { socket: SocketId },
+    /// A [`Waker`] was used since the last turn.
+    Woken,
+}
+
+/// No free socket slot or descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// Wakes a ring from another thread; cheap to clone, coalesces.
+pub trait Wake: Send + Sync {
+    /// Makes the current or next [`Ring::turn`] return with [`Event::Woken`].
+    fn wake(&self);
+}
+
+/// The surface of an engine. Made on the thread that uses it; not `Send` once made.
+pub trait Ring {
+    /// Reads the clock of this engine.
+    fn now(&self) -> Time;
+
+    /// Starts accepting on a bound, listening, non-blocking socket.
+    fn listen(&mut self, listener: ListenSlot, socket: OwnedFd) -> io::Result<()>;
+    /// Stops accepting and closes the descriptor. Connections that were accepted by then are still delivered.
+    fn stop_listening(&mut self, listener: ListenSlot);
+
+    /// Begins a connection.
+    fn connect(&mut self, target: &Target) -> Result<SocketId, Full>;
+    /// Receives until paused or ended. No effect when receiving already. While buffers are short, sockets wait in turn.
+    fn receive(&mut self, socket: SocketId);
+    /// Stops receiving; what arrived before is still delivered, then [`Event::Paused`].
+    fn pause(&mut self, socket: SocketId);
+
+    /// Copies bytes into memory that stays valid until the sends of this turn are done.
+    fn scratch(&mut self, bytes: &[u8]) -> Piece;
+    /// Sends the pieces in order, without waiting. Silent when everything is taken; see [`Event::SendShort`].
+    fn send(&mut self, socket: SocketId, pieces: &[Piece]);
+    /// Sends `buffer[from..]`, waiting for room; completes after any progress with [`Event::SentOwned`].
+    fn send_owned(&mut self, socket: SocketId, buffer: Vec<u8>, from: usize);
+    /// Sends FIN after what was sent before.
+    fn shutdown_write(&mut self, socket: SocketId);
+    /// Closes; see the invariants.
+    fn close(&mut self, socket: SocketId);
+
+    /// One turn: submits, waits until something happens or `until` has passed (`None`: no limit), and appends events.
+    ///
+    /// `latency_budget_micros` above 0 lets the engine wait that long for further events once it has one.
+    fn turn(
+        &mut self,
+        until: Option<Time>,
+        latency_budget_micros: u32,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()>;
+
+    /// The bytes of a lease of this turn.
+    fn lease(&mut self, lease: Lease) -> &mut [u8];
+
+    /// A waker for other threads.
+    fn waker(&self) -> std::sync::Arc<dyn Wake>;
+}
+
+/// Sizes of a ring. All are bounds.
+#[derive(Clone, Debug)]
+pub struct RingConfig {
+    /// Sockets open at once (two for each session).
+    pub sockets_max: u32,
+    /// Receive buffers; a power of two.
+    pub buffers: u16,
+    /// Bytes of each receive buffer.
+    pub buffer_bytes: u32,
+}

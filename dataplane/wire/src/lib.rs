@@ -1,0 +1,8 @@
+//! Bytes to packets and back: the protocols Sluice speaks, as pure state.
+//!
+//! Owns every rule that a specification states about bytes. Does no I/O, reads no clock, draws no random number,
+//! logs nothing and holds no `unsafe`. It sits below `session`, which decides what the packets are for.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+pub mod mqtt;
