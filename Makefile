@@ -1,0 +1,41 @@
+# Everything one can do here. `.ci/run` calls only these.
+
+CARGO ?= cargo
+
+.PHONY: help run test ci fmt clippy build sim fuzz deny clean
+
+help: ## List the targets
+	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Start the data plane in front of a broker, show an allowed and a denied device, stay up until Ctrl-C
+	$(CARGO) build --locked --bins
+	@exec target/debug/sluice-quickstart
+
+test: ## Install what the tests need, build, and run every test
+	@.ci/needs
+	$(CARGO) build --locked --workspace --bins
+	$(CARGO) test --locked --workspace
+
+ci: ## What CI runs: format, lints, tests
+	@.ci/run
+
+fmt: ## Check the format
+	$(CARGO) fmt --all --check
+
+clippy: ## Lints, warnings denied
+	$(CARGO) clippy --locked --workspace --all-targets -- -D warnings
+
+build: ## Optimised binaries in target/release
+	$(CARGO) build --locked --release --bins
+
+sim: ## Simulate the shard; SEED=n replays one seed
+	$(if $(SEED),SLUICE_SIM_SEED=$(SEED)) $(CARGO) test --locked -p sluice-dataplane --test simulation -- --nocapture
+
+fuzz: ## Fuzz one decoder for a minute: make fuzz NAME=framer (needs cargo-bolero)
+	$(CARGO) bolero test -p sluice-fuzz $(NAME) -T 60s
+
+deny: ## Licences, advisories, sources (needs cargo-deny)
+	$(CARGO) deny check
+
+clean: ## Remove build output
+	$(CARGO) clean
