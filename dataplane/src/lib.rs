@@ -4,6 +4,8 @@
 pub mod clock;
 /// What a shard counts.
 pub mod metrics;
+/// What shards and the control thread share.
+pub mod node;
 /// Sockets and bytes: io_uring, epoll, simulated.
 pub mod ring;
 /// What we do with one client.

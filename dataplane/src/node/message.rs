@@ -1,0 +1,193 @@
+//! What control and a shard tell each other: two closed lists.
+//!
+//! Every message that concerns one session carries its [`SessionRef`]; an answer to a session that is over is dropped by
+//! its epoch. For each message the line "when the queue is full" says what the sender does.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use sluice_policy::{Generation, ListenerId};
+
+use super::directory::Directory;
+use crate::session::{AuthOutcome, Credentials};
+
+/// A shard by number, from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ShardId(pub u16);
+
+/// One session of a shard. The epoch tells a reused slot apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct SessionRef {
+    /// Slot number.
+    pub slot: u32,
+    /// Reuse counter of the slot.
+    pub epoch: u32,
+}
+
+/// Control to shard. When the queue is full: control keeps the message and sends it again on its next tick.
+#[derive(Debug)]
+pub enum ToShard {
+    /// Accept on this bound, listening, non-blocking socket.
+    Listen {
+        /// Whose sessions these are.
+        listener: ListenerId,
+        /// The socket; the shard owns it from here on.
+        socket: OwnedFd,
+    },
+    /// Stop accepting there and close the socket; open sessions stay.
+    StopListening {
+        /// Which one.
+        listener: ListenerId,
+    },
+    /// The answer to [`ToControl::Authenticate`].
+    Authenticated {
+        /// Who asked.
+        session: SessionRef,
+        /// What came out.
+        outcome: AuthOutcome,
+    },
+    /// Where endpoints are from now on. Sent before the policy that needs it is swapped in: a shard looks at the policy
+    /// first and into its mailbox second, so it never dials by a policy whose directory it has not seen.
+    Directory(Arc<Directory>),
+    /// End every session with this client id; answered with [`ToControl::Kicked`].
+    Kick {
+        /// Comes back in the answer.
+        request: u64,
+        /// Whose sessions.
+        client_id: Box<str>,
+    },
+    /// List sessions, in order of slots; answered with [`ToControl::Listed`].
+    List {
+        /// Comes back in the answer.
+        request: u64,
+        /// First slot to look at; 0 to begin.
+        from: u32,
+        /// At most this many; the shard also has a bound of its own.
+        limit: u32,
+    },
+    /// Accept nothing more, end every session spread over `within`; answered with [`ToControl::Drained`].
+    Drain {
+        /// Time until whatever is left is closed without a word.
+        within: Duration,
+    },
+    /// Answered with [`ToControl::Reported`].
+    Report {
+        /// Comes back in the answer.
+        request: u64,
+    },
+}
+
+/// Shard to control.
+#[derive(Debug)]
+pub enum ToControl {
+    /// Verify a password. When the queue is full: the session is told [`AuthOutcome::Busy`] (CONNACK 3 / 0x89), counted.
+    Authenticate {
+        /// Where the answer goes.
+        shard: ShardId,
+        /// Where the answer goes.
+        session: SessionRef,
+        /// The peer, for fairness between addresses.
+        peer: IpAddr,
+        /// What to verify.
+        credentials: Box<Credentials>,
+    },
+    /// Every session of the shard is judged by `generation`. When the queue is full: sent again in a later turn.
+    Acknowledged {
+        /// Who.
+        shard: ShardId,
+        /// What.
+        generation: Generation,
+    },
+    /// A [`ToShard::Listen`] failed. When the queue is full: sent again in a later turn.
+    ListenFailed {
+        /// Who.
+        shard: ShardId,
+        /// Which listener.
+        listener: ListenerId,
+        /// What the machine said.
+        error: io::Error,
+    },
+    /// Answer to [`ToShard::Kick`]. When the queue is full: sent again in a later turn.
+    Kicked {
+        /// Who.
+        shard: ShardId,
+        /// From the question.
+        request: u64,
+        /// Sessions ended.
+        sessions: u32,
+    },
+    /// Answer to [`ToShard::List`]. When the queue is full: sent again in a later turn.
+    Listed {
+        /// Who.
+        shard: ShardId,
+        /// From the question.
+        request: u64,
+        /// The sessions.
+        sessions: Vec<SessionInfo>,
+        /// Where to go on; `None` at the end.
+        next: Option<u32>,
+    },
+    /// Answer to [`ToShard::Report`]. When the queue is full: sent again in a later turn.
+    Reported {
+        /// Who.
+        shard: ShardId,
+        /// From the question.
+        request: u64,
+        /// Added latency in microseconds since the shard started.
+        latency: Box<Histogram<u64>>,
+        /// What the shard holds.
+        gauges: ShardGauges,
+    },
+    /// The drain is over: no session is open. When the queue is full: sent again in a later turn.
+    Drained {
+        /// Who.
+        shard: ShardId,
+        /// How it went.
+        outcome: DrainOutcome,
+    },
+}
+
+/// How a drain went.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DrainOutcome {
+    /// Sessions open when it began.
+    pub sessions: u32,
+    /// Of these, closed at the deadline without having finished.
+    pub cut_off: u32,
+}
+
+/// One line of a session list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionInfo {
+    /// Which.
+    pub session: SessionRef,
+    /// Where it came in.
+    pub listener: ListenerId,
+    /// Client id, once known.
+    pub client_id: Option<Box<str>>,
+    /// Verified user name.
+    pub username: Option<Box<str>>,
+    /// Peer address.
+    pub peer: IpAddr,
+    /// Age.
+    pub open_for: Duration,
+}
+
+/// What a shard holds at one moment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ShardGauges {
+    /// Sessions open (closing ones included).
+    pub sessions: u32,
+    /// Sessions whose CONNECT was accepted by the upstream path (an upstream connection exists).
+    pub connected: u32,
+    /// Bytes in backlogs.
+    pub backlog_bytes: u64,
+    /// Authentications waiting for an answer.
+    pub authenticating: u32,
+    /// Longest recent turn, in microseconds.
+    pub loop_lag_micros: u64,
+}

@@ -1,0 +1,22 @@
+//! What the shards and the control thread of one node share, and nothing more.
+//!
+//! There are three meeting points: the policy pointer (`sluice_policy::PolicyHandle`), one bounded [`mailbox`] each way
+//! per shard, and one fixed [`table`] of padded atomics. A [`directory`] (where each upstream's endpoints are) travels
+//! as a message. Nothing here does I/O or reads a clock. It sits above `session`, whose questions it carries, and below
+//! `shard` and `control`, which are its two users.
+
+/// Where the endpoints of each upstream are, and which cell of the table counts for them.
+pub mod directory;
+/// Bounded queues with a wake.
+pub mod mailbox;
+/// The closed lists of what control and a shard tell each other.
+pub mod message;
+/// Counts that hold for the whole node.
+pub mod table;
+
+pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
+pub use mailbox::{Inbox, Post, Undelivered, mailbox};
+pub use message::{
+    DrainOutcome, SessionInfo, SessionRef, ShardGauges, ShardId, ToControl, ToShard,
+};
+pub use table::{Address, Dialling, EndpointState, Permit, Refused, Table, TableConfig};
