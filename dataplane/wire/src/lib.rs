@@ -4,5 +4,11 @@
 //! logs nothing and holds no `unsafe`. It sits below `session`, which decides what the packets are for.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
+// Tests may index: a panic there is a failed test.
+#![cfg_attr(
+    not(test),
+    warn(clippy::indexing_slicing, clippy::cast_possible_truncation)
+)]
 
+mod cursor;
 pub mod mqtt;

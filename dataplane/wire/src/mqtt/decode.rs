@@ -1,26 +1,515 @@
 //! Packets from bytes. Strict: what the specification forbids is a [`Violation`], never a guess.
+//!
+//! Owns the order and the rules of the fields of every packet. Borrows all it returns; what was sent before is none of
+//! its business.
 
-use super::packet::{Connect, Packet, Publish, Side, Version};
+use super::codes;
+use super::framer::FixedHeader;
+use super::header::{self, DUP, RETAIN};
+use super::packet::{
+    Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, PacketKind, Publish, QoS, Side,
+    Suback, Subscribe, Unsuback, Unsubscribe, Version, Will,
+};
+use super::properties::{Place, Properties, PropertyId, read_properties, text};
+use super::topic::{FilterError, has_any, has_wildcard, parse_filter};
 use super::violation::Violation;
+use crate::cursor::Cursor;
 
-/// Decodes one whole packet sent by `side`.
+/// Decodes one whole packet sent by `side`. A CONNECT is read as the version that it names.
 pub fn decode<'a>(version: Version, side: Side, bytes: &'a [u8]) -> Result<Packet<'a>, Violation> {
-    let _ = (version, side, bytes);
-    todo!()
+    let (header, mut body) = open(version, side, bytes)?;
+    if body.rest().len() != header.remaining_bytes as usize {
+        return Err(Violation::RemainingLengthMismatch);
+    }
+    let fields = &mut body;
+    let packet = match header.kind {
+        PacketKind::Connect => Packet::Connect(connect(fields)?),
+        PacketKind::Connack => Packet::Connack(connack(version, fields)?),
+        PacketKind::Publish => Packet::Publish(publish(version, side, header, fields)?),
+        PacketKind::Puback => Packet::Puback(ack(
+            version,
+            fields,
+            codes::is_puback_or_pubrec,
+            Violation::PubackCodeUndefined,
+        )?),
+        PacketKind::Pubrec => Packet::Pubrec(ack(
+            version,
+            fields,
+            codes::is_puback_or_pubrec,
+            Violation::PubrecCodeUndefined,
+        )?),
+        PacketKind::Pubrel => Packet::Pubrel(ack(
+            version,
+            fields,
+            codes::is_pubrel_or_pubcomp,
+            Violation::PubrelCodeUndefined,
+        )?),
+        PacketKind::Pubcomp => Packet::Pubcomp(ack(
+            version,
+            fields,
+            codes::is_pubrel_or_pubcomp,
+            Violation::PubcompCodeUndefined,
+        )?),
+        PacketKind::Subscribe => Packet::Subscribe(subscribe(version, fields)?),
+        PacketKind::Suback => Packet::Suback(suback(version, fields)?),
+        PacketKind::Unsubscribe => Packet::Unsubscribe(unsubscribe(version, fields)?),
+        PacketKind::Unsuback => Packet::Unsuback(unsuback(version, fields)?),
+        PacketKind::Pingreq => Packet::Pingreq,
+        PacketKind::Pingresp => Packet::Pingresp,
+        PacketKind::Disconnect => Packet::Disconnect(disconnect(version, side, fields)?),
+        PacketKind::Auth => Packet::Auth(auth(side, fields)?),
+    };
+    if !body.is_empty() {
+        return Err(Violation::TrailingBytes);
+    }
+    Ok(packet)
 }
 
 /// Decodes a CONNECT, whose version is what it says.
 pub fn decode_connect(bytes: &[u8]) -> Result<Connect<'_>, Violation> {
-    let _ = bytes;
-    todo!()
+    match decode(Version::V5, Side::Client, bytes)? {
+        Packet::Connect(connect) => Ok(connect),
+        Packet::Connack(_)
+        | Packet::Publish(_)
+        | Packet::Puback(_)
+        | Packet::Pubrec(_)
+        | Packet::Pubrel(_)
+        | Packet::Pubcomp(_)
+        | Packet::Subscribe(_)
+        | Packet::Suback(_)
+        | Packet::Unsubscribe(_)
+        | Packet::Unsuback(_)
+        | Packet::Pingreq
+        | Packet::Pingresp
+        | Packet::Disconnect(_)
+        | Packet::Auth(_) => Err(Violation::FirstPacketNotConnect),
+    }
 }
 
-/// Decodes the head of a PUBLISH as [`super::Step::PublishHead`] gives it.
+/// Decodes the head of a PUBLISH as [`super::Step::PublishHead`] gives it. Bytes after the head are not looked at.
+#[inline]
 pub fn decode_publish_head<'a>(
     version: Version,
     side: Side,
     bytes: &'a [u8],
 ) -> Result<Publish<'a>, Violation> {
-    let _ = (version, side, bytes);
-    todo!()
+    let (header, mut body) = open(version, side, bytes)?;
+    if header.kind != PacketKind::Publish {
+        return Err(Violation::KindReserved);
+    }
+    publish_head(version, side, header, &mut body)
+}
+
+#[inline]
+fn open(
+    version: Version,
+    side: Side,
+    bytes: &[u8],
+) -> Result<(FixedHeader, Cursor<'_>), Violation> {
+    let header = header::parse(side, version, bytes)?.ok_or(Violation::RemainingLengthMismatch)?;
+    let body = bytes
+        .get(usize::from(header.header_bytes)..)
+        .unwrap_or_default();
+    Ok((header, Cursor::new(body)))
+}
+
+// --- CONNECT and CONNACK ---
+
+/// The bits of the CONNECT flags byte (section 3.1.2.3).
+mod connect_flag {
+    pub(super) const RESERVED: u8 = 0x01;
+    pub(super) const CLEAN_START: u8 = 0x02;
+    pub(super) const WILL: u8 = 0x04;
+    pub(super) const WILL_RETAIN: u8 = 0x20;
+    pub(super) const PASSWORD: u8 = 0x40;
+    pub(super) const USERNAME: u8 = 0x80;
+}
+
+fn connect<'a>(fields: &mut Cursor<'a>) -> Result<Connect<'a>, Violation> {
+    let version = protocol(fields)?;
+    let flags = fields.u8().ok_or(Violation::FieldPastEnd)?;
+    check_connect_flags(version, flags)?;
+    let keep_alive_secs = fields.u16().ok_or(Violation::FieldPastEnd)?;
+    let properties = read_properties(fields, version, Place::Connect)?;
+    let client_id = string(fields)?;
+    let will = if flags & connect_flag::WILL == 0 {
+        None
+    } else {
+        Some(will(version, flags, fields)?)
+    };
+    // MQTT 3.1 section 3.1: the remaining length takes precedence over these two flags; the field may be missing.
+    let is_there = |flag: u8, fields: &Cursor<'_>| {
+        flags & flag != 0 && !(version == Version::V31 && fields.is_empty())
+    };
+    let username = if is_there(connect_flag::USERNAME, fields) {
+        Some(string(fields)?)
+    } else {
+        None
+    };
+    let password = if is_there(connect_flag::PASSWORD, fields) {
+        Some(fields.prefixed().ok_or(Violation::FieldPastEnd)?)
+    } else {
+        None
+    };
+    Ok(Connect {
+        version,
+        clean_start: flags & connect_flag::CLEAN_START != 0,
+        keep_alive_secs,
+        properties,
+        client_id,
+        will,
+        username,
+        password,
+    })
+}
+
+fn protocol(fields: &mut Cursor<'_>) -> Result<Version, Violation> {
+    let name = fields.prefixed().ok_or(Violation::FieldPastEnd)?;
+    let is_old_name = match name {
+        b"MQTT" => false,
+        b"MQIsdp" => true,
+        _ => return Err(Violation::ProtocolNameUnknown),
+    };
+    let level = fields.u8().ok_or(Violation::FieldPastEnd)?;
+    match (level, is_old_name) {
+        (3, true) => Ok(Version::V31),
+        (4, false) => Ok(Version::V311),
+        (5, false) => Ok(Version::V5),
+        (3..=5, _) => Err(Violation::ProtocolNameLevelMismatch),
+        _ => Err(Violation::ProtocolLevelUnknown),
+    }
+}
+
+fn check_connect_flags(version: Version, flags: u8) -> Result<(), Violation> {
+    let is_set = |flag| flags & flag != 0;
+    if is_set(connect_flag::RESERVED) {
+        return Err(Violation::ConnectReservedFlag);
+    }
+    if is_set(connect_flag::WILL) {
+        if will_qos(flags).is_none() {
+            return Err(Violation::WillQos3);
+        }
+    } else if will_qos(flags) != Some(QoS::AtMostOnce) {
+        return Err(Violation::WillQosWithoutWill);
+    } else if is_set(connect_flag::WILL_RETAIN) {
+        return Err(Violation::WillRetainWithoutWill);
+    }
+    if version < Version::V5 && is_set(connect_flag::PASSWORD) && !is_set(connect_flag::USERNAME) {
+        return Err(Violation::PasswordWithoutUsername);
+    }
+    Ok(())
+}
+
+fn will_qos(flags: u8) -> Option<QoS> {
+    QoS::from_bits(flags >> 3)
+}
+
+fn will<'a>(version: Version, flags: u8, fields: &mut Cursor<'a>) -> Result<Will<'a>, Violation> {
+    let properties = read_properties(fields, version, Place::Will)?;
+    let topic = string(fields)?;
+    if topic.is_empty() {
+        return Err(Violation::WillTopicEmpty);
+    }
+    if has_wildcard(topic) {
+        return Err(Violation::WillTopicHasWildcard);
+    }
+    Ok(Will {
+        qos: will_qos(flags).ok_or(Violation::WillQos3)?,
+        retain: flags & connect_flag::WILL_RETAIN != 0,
+        properties,
+        topic,
+        payload: fields.prefixed().ok_or(Violation::FieldPastEnd)?,
+    })
+}
+
+fn connack<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Connack<'a>, Violation> {
+    let flags = fields.u8().ok_or(Violation::FieldPastEnd)?;
+    let code = fields.u8().ok_or(Violation::FieldPastEnd)?;
+    if flags > 1 {
+        return Err(Violation::ConnackReservedFlags);
+    }
+    if !codes::is_connack(version, code) {
+        return Err(Violation::ConnackCodeUndefined);
+    }
+    let session_present = flags == 1;
+    if session_present && code != 0 {
+        return Err(Violation::SessionPresentOnRefusal);
+    }
+    Ok(Connack {
+        session_present,
+        code,
+        properties: read_properties(fields, version, Place::Connack)?,
+    })
+}
+
+// --- PUBLISH and its acknowledgements ---
+
+fn publish<'a>(
+    version: Version,
+    side: Side,
+    header: FixedHeader,
+    fields: &mut Cursor<'a>,
+) -> Result<Publish<'a>, Violation> {
+    let head = publish_head(version, side, header, fields)?;
+    let payload = fields.rest();
+    // All that is left is payload.
+    *fields = Cursor::new(&[]);
+    Ok(Publish { payload, ..head })
+}
+
+#[inline]
+fn publish_head<'a>(
+    version: Version,
+    side: Side,
+    header: FixedHeader,
+    fields: &mut Cursor<'a>,
+) -> Result<Publish<'a>, Violation> {
+    let before = fields.rest().len();
+    let topic = publish_topic(fields)?;
+    let qos = QoS::from_bits(header.flags >> 1).ok_or(Violation::PublishQos3)?;
+    let packet_id = match qos {
+        QoS::AtMostOnce => None,
+        QoS::AtLeastOnce | QoS::ExactlyOnce => Some(packet_id(fields)?),
+    };
+    let properties = read_properties(fields, version, Place::Publish(side))?;
+    if topic.is_empty() {
+        if version < Version::V5 {
+            return Err(Violation::PublishTopicEmpty);
+        }
+        if properties.number(PropertyId::TopicAlias).is_none() {
+            return Err(Violation::PublishTopicMissing);
+        }
+    }
+    // A head lies within one packet, so its length fits.
+    let head_bytes = u32::try_from(before - fields.rest().len()).unwrap_or(u32::MAX);
+    Ok(Publish {
+        dup: header.flags & DUP != 0,
+        qos,
+        retain: header.flags & RETAIN != 0,
+        topic,
+        packet_id,
+        properties,
+        payload: &[],
+        payload_bytes: header
+            .remaining_bytes
+            .checked_sub(head_bytes)
+            .ok_or(Violation::PublishHeadPastEnd)?,
+    })
+}
+
+/// A topic name, looked through once for all that it must not have.
+#[inline]
+fn publish_topic<'a>(fields: &mut Cursor<'a>) -> Result<&'a str, Violation> {
+    let bytes = fields.prefixed().ok_or(Violation::FieldPastEnd)?;
+    let topic = core::str::from_utf8(bytes).map_err(|_| Violation::StringNotUtf8)?;
+    if has_any(bytes, |byte| matches!(byte, b'+' | b'#' | 0)) {
+        return Err(if bytes.contains(&0) {
+            Violation::StringHasNul
+        } else {
+            Violation::PublishTopicHasWildcard
+        });
+    }
+    Ok(topic)
+}
+
+/// PUBACK, PUBREC, PUBREL, PUBCOMP: in version 5 the properties, or the code too, may be left out.
+fn ack<'a>(
+    version: Version,
+    fields: &mut Cursor<'a>,
+    is_defined: fn(u8) -> bool,
+    undefined: Violation,
+) -> Result<Ack<'a>, Violation> {
+    let packet_id = packet_id(fields)?;
+    let (code, properties) = code_and_properties(version, fields, Place::Ack)?;
+    if !is_defined(code) {
+        return Err(undefined);
+    }
+    Ok(Ack {
+        packet_id,
+        code,
+        properties,
+    })
+}
+
+/// The optional tail of version 5: nothing, a code, or a code and properties (sections 3.4.2.1, 3.14.2.1, 3.15.2.1).
+fn code_and_properties<'a>(
+    version: Version,
+    fields: &mut Cursor<'a>,
+    place: Place,
+) -> Result<(u8, Properties<'a>), Violation> {
+    if version < Version::V5 {
+        return Ok((0, Properties::EMPTY));
+    }
+    let Some(code) = fields.u8() else {
+        return Ok((0, Properties::EMPTY));
+    };
+    if fields.is_empty() {
+        return Ok((code, Properties::EMPTY));
+    }
+    Ok((code, read_properties(fields, version, place)?))
+}
+
+// --- SUBSCRIBE, UNSUBSCRIBE and their acknowledgements ---
+
+fn subscribe<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Subscribe<'a>, Violation> {
+    let packet_id = packet_id(fields)?;
+    let properties = read_properties(fields, version, Place::Subscribe)?;
+    let body = fields.rest();
+    if body.is_empty() {
+        return Err(Violation::SubscribeNoFilter);
+    }
+    while !fields.is_empty() {
+        let is_shared = filter(fields)?;
+        let options = fields.u8().ok_or(Violation::FieldPastEnd)?;
+        check_options(version, options, is_shared)?;
+    }
+    Ok(Subscribe {
+        packet_id,
+        properties,
+        body,
+    })
+}
+
+fn check_options(version: Version, options: u8, is_shared: bool) -> Result<(), Violation> {
+    let reserved = if version < Version::V5 { 0xfc } else { 0xc0 };
+    if options & reserved != 0 {
+        return Err(Violation::SubscribeOptionsReserved);
+    }
+    if QoS::from_bits(options).is_none() {
+        return Err(Violation::SubscribeQos3);
+    }
+    if options & 0x30 == 0x30 {
+        return Err(Violation::RetainHandling3);
+    }
+    if is_shared && options & 0x04 != 0 {
+        return Err(Violation::NoLocalOnShared);
+    }
+    Ok(())
+}
+
+fn unsubscribe<'a>(
+    version: Version,
+    fields: &mut Cursor<'a>,
+) -> Result<Unsubscribe<'a>, Violation> {
+    let packet_id = packet_id(fields)?;
+    let properties = read_properties(fields, version, Place::Unsubscribe)?;
+    let body = fields.rest();
+    if body.is_empty() {
+        return Err(Violation::UnsubscribeNoFilter);
+    }
+    while !fields.is_empty() {
+        filter(fields)?;
+    }
+    Ok(Unsubscribe {
+        packet_id,
+        properties,
+        body,
+    })
+}
+
+/// Reads one filter; true when it is a shared subscription.
+fn filter(fields: &mut Cursor<'_>) -> Result<bool, Violation> {
+    match parse_filter(string(fields)?) {
+        Ok(filter) => Ok(filter.share_group.is_some()),
+        Err(error) => Err(match error {
+            FilterError::Empty => Violation::FilterEmpty,
+            FilterError::Nul => Violation::StringHasNul,
+            // Two bytes of length cannot say so much.
+            FilterError::TooLong => Violation::FieldPastEnd,
+            FilterError::MultiLevelNotLast | FilterError::MultiLevelNotAlone => {
+                Violation::FilterMultiLevel
+            }
+            FilterError::WildcardNotAlone => Violation::FilterSingleLevel,
+            FilterError::ShareGroup => Violation::FilterShareName,
+            FilterError::ShareWithoutFilter => Violation::FilterShareWithoutFilter,
+        }),
+    }
+}
+
+fn suback<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Suback<'a>, Violation> {
+    let packet_id = packet_id(fields)?;
+    let properties = read_properties(fields, version, Place::Ack)?;
+    let codes = all_codes(fields);
+    if codes.is_empty() {
+        return Err(Violation::SubackNoCode);
+    }
+    if !codes.iter().all(|&code| codes::is_suback(version, code)) {
+        return Err(Violation::SubackCodeUndefined);
+    }
+    Ok(Suback {
+        packet_id,
+        properties,
+        codes,
+    })
+}
+
+fn unsuback<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Unsuback<'a>, Violation> {
+    let packet_id = packet_id(fields)?;
+    if version < Version::V5 {
+        // No payload: what follows is found to be trailing.
+        return Ok(Unsuback {
+            packet_id,
+            properties: Properties::EMPTY,
+            codes: &[],
+        });
+    }
+    let properties = read_properties(fields, version, Place::Ack)?;
+    let codes = all_codes(fields);
+    if codes.is_empty() {
+        return Err(Violation::UnsubackNoCode);
+    }
+    if !codes.iter().all(|&code| codes::is_unsuback(code)) {
+        return Err(Violation::UnsubackCodeUndefined);
+    }
+    Ok(Unsuback {
+        packet_id,
+        properties,
+        codes,
+    })
+}
+
+fn all_codes<'a>(fields: &mut Cursor<'a>) -> &'a [u8] {
+    let codes = fields.rest();
+    *fields = Cursor::new(&[]);
+    codes
+}
+
+// --- DISCONNECT and AUTH ---
+
+fn disconnect<'a>(
+    version: Version,
+    side: Side,
+    fields: &mut Cursor<'a>,
+) -> Result<Disconnect<'a>, Violation> {
+    let (code, properties) = code_and_properties(version, fields, Place::Disconnect(side))?;
+    if !codes::is_disconnect(side, code) {
+        return Err(Violation::DisconnectCodeUndefined);
+    }
+    Ok(Disconnect { code, properties })
+}
+
+/// Only a packet without code and properties may go without a method: section 3.15.2.1 allows the short form although
+/// section 3.15.2.2.2 asks for the method.
+fn auth<'a>(side: Side, fields: &mut Cursor<'a>) -> Result<Auth<'a>, Violation> {
+    let is_short = fields.is_empty();
+    let (code, properties) = code_and_properties(Version::V5, fields, Place::Auth)?;
+    if !codes::is_auth(side, code) {
+        return Err(Violation::AuthCodeUndefined);
+    }
+    if !is_short && properties.text(PropertyId::AuthenticationMethod).is_none() {
+        return Err(Violation::AuthWithoutMethod);
+    }
+    Ok(Auth { code, properties })
+}
+
+// --- fields ---
+
+#[inline]
+fn packet_id(fields: &mut Cursor<'_>) -> Result<PacketId, Violation> {
+    let id = fields.u16().ok_or(Violation::FieldPastEnd)?;
+    PacketId::new(id).ok_or(Violation::PacketIdZero)
+}
+
+fn string<'a>(fields: &mut Cursor<'a>) -> Result<&'a str, Violation> {
+    text(fields.prefixed().ok_or(Violation::FieldPastEnd)?)
 }

@@ -2,21 +2,27 @@
 //!
 //! One path for the three versions, with a [`Version`] value; never two trees.
 
+mod codes;
 mod decode;
 mod encode;
 mod framer;
+mod header;
 mod packet;
 mod properties;
 mod topic;
 mod violation;
 
 pub use decode::{decode, decode_connect, decode_publish_head};
-pub use encode::encode;
+pub use encode::{
+    PropertyEdit, TooLong, encode, encode_connack, encode_connect, encode_publish_head,
+    encode_subscribe, encode_unsubscribe,
+};
 pub use framer::{At, FixedHeader, Framer, Step};
 pub use packet::{
     Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, PacketKind, Publish, QoS, Side,
-    Suback, Subscribe, SubscribeFilter, Unsuback, Unsubscribe, Version, Will,
+    Suback, Subscribe, SubscribeFilter, SubscribeFilters, Unsuback, Unsubscribe,
+    UnsubscribeFilters, Version, Will,
 };
-pub use properties::{Properties, Property, PropertyId};
+pub use properties::{Properties, PropertiesBuf, Property, PropertyId};
 pub use topic::{Filter, FilterError, TopicName, filter_matches, is_topic_name, parse_filter};
 pub use violation::{ReasonCode, Violation};

@@ -1,6 +1,8 @@
 //! The packets as borrowed views. Owns no bytes: every field points into the packet that was decoded.
 
+use super::encode::{TooLong, append_prefixed, append_subscribe_filter};
 use super::properties::Properties;
+use crate::cursor::Cursor;
 
 /// The protocol version a CONNECT names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -246,18 +248,223 @@ pub struct Auth<'a> {
     pub properties: Properties<'a>,
 }
 
+impl PacketKind {
+    /// Every kind, in the order of its number.
+    pub const ALL: &'static [Self] = &[
+        Self::Connect,
+        Self::Connack,
+        Self::Publish,
+        Self::Puback,
+        Self::Pubrec,
+        Self::Pubrel,
+        Self::Pubcomp,
+        Self::Subscribe,
+        Self::Suback,
+        Self::Unsubscribe,
+        Self::Unsuback,
+        Self::Pingreq,
+        Self::Pingresp,
+        Self::Disconnect,
+        Self::Auth,
+    ];
+
+    /// The kind with this number; 0 has none.
+    #[inline]
+    pub const fn from_number(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::Connect,
+            2 => Self::Connack,
+            3 => Self::Publish,
+            4 => Self::Puback,
+            5 => Self::Pubrec,
+            6 => Self::Pubrel,
+            7 => Self::Pubcomp,
+            8 => Self::Subscribe,
+            9 => Self::Suback,
+            10 => Self::Unsubscribe,
+            11 => Self::Unsuback,
+            12 => Self::Pingreq,
+            13 => Self::Pingresp,
+            14 => Self::Disconnect,
+            15 => Self::Auth,
+            _ => return None,
+        })
+    }
+
+    /// The number on the wire.
+    #[inline]
+    pub const fn number(self) -> u8 {
+        self as u8
+    }
+}
+
+impl QoS {
+    /// The QoS of the two low bits; 3 is none.
+    #[inline]
+    pub const fn from_bits(bits: u8) -> Option<Self> {
+        match bits & 3 {
+            0 => Some(Self::AtMostOnce),
+            1 => Some(Self::AtLeastOnce),
+            2 => Some(Self::ExactlyOnce),
+            _ => None,
+        }
+    }
+
+    /// 0, 1 or 2.
+    #[inline]
+    pub const fn bits(self) -> u8 {
+        self as u8
+    }
+}
+
+impl Version {
+    /// The protocol level that CONNECT names.
+    #[inline]
+    pub const fn level(self) -> u8 {
+        match self {
+            Self::V31 => 3,
+            Self::V311 => 4,
+            Self::V5 => 5,
+        }
+    }
+}
+
+impl Packet<'_> {
+    /// Which kind of packet it is.
+    pub fn kind(&self) -> PacketKind {
+        match self {
+            Self::Connect(_) => PacketKind::Connect,
+            Self::Connack(_) => PacketKind::Connack,
+            Self::Publish(_) => PacketKind::Publish,
+            Self::Puback(_) => PacketKind::Puback,
+            Self::Pubrec(_) => PacketKind::Pubrec,
+            Self::Pubrel(_) => PacketKind::Pubrel,
+            Self::Pubcomp(_) => PacketKind::Pubcomp,
+            Self::Subscribe(_) => PacketKind::Subscribe,
+            Self::Suback(_) => PacketKind::Suback,
+            Self::Unsubscribe(_) => PacketKind::Unsubscribe,
+            Self::Unsuback(_) => PacketKind::Unsuback,
+            Self::Pingreq => PacketKind::Pingreq,
+            Self::Pingresp => PacketKind::Pingresp,
+            Self::Disconnect(_) => PacketKind::Disconnect,
+            Self::Auth(_) => PacketKind::Auth,
+        }
+    }
+}
+
 impl<'a> Subscribe<'a> {
+    /// A SUBSCRIBE with the filters of `filters`, which must not be empty for the packet to be legal.
+    pub fn new(
+        packet_id: PacketId,
+        properties: Properties<'a>,
+        filters: &'a SubscribeFilters,
+    ) -> Self {
+        Self {
+            packet_id,
+            properties,
+            body: &filters.bytes,
+        }
+    }
+
     /// The filters in order. Cannot fail: decoding has validated them.
     pub fn filters(&self) -> impl Iterator<Item = SubscribeFilter<'a>> + use<'a> {
-        let _ = self.body;
-        core::iter::empty()
+        let mut cursor = Cursor::new(self.body);
+        core::iter::from_fn(move || {
+            let filter = core::str::from_utf8(cursor.prefixed()?).ok()?;
+            let options = cursor.u8()?;
+            Some(SubscribeFilter {
+                filter,
+                qos: QoS::from_bits(options)?,
+                options,
+            })
+        })
+    }
+}
+
+impl<'a> SubscribeFilter<'a> {
+    /// A filter with a QoS and no other option.
+    pub fn new(filter: &'a str, qos: QoS) -> Self {
+        Self {
+            filter,
+            qos,
+            options: qos.bits(),
+        }
+    }
+
+    /// The options byte to send: [`Self::options`] with the QoS bits of [`Self::qos`], which may have been lowered.
+    pub fn options_with_qos(&self) -> u8 {
+        (self.options & !3) | self.qos.bits()
+    }
+
+    /// No Local (version 5).
+    pub fn is_no_local(&self) -> bool {
+        self.options & 0x04 != 0
+    }
+
+    /// Retain As Published (version 5).
+    pub fn is_retain_as_published(&self) -> bool {
+        self.options & 0x08 != 0
+    }
+
+    /// Retain Handling, 0 to 2 (version 5).
+    pub fn retain_handling(&self) -> u8 {
+        (self.options >> 4) & 3
     }
 }
 
 impl<'a> Unsubscribe<'a> {
+    /// An UNSUBSCRIBE with the filters of `filters`, which must not be empty for the packet to be legal.
+    pub fn new(
+        packet_id: PacketId,
+        properties: Properties<'a>,
+        filters: &'a UnsubscribeFilters,
+    ) -> Self {
+        Self {
+            packet_id,
+            properties,
+            body: &filters.bytes,
+        }
+    }
+
     /// The filters in order. Cannot fail: decoding has validated them.
     pub fn filters(&self) -> impl Iterator<Item = &'a str> + use<'a> {
-        let _ = self.body;
-        core::iter::empty()
+        let mut cursor = Cursor::new(self.body);
+        core::iter::from_fn(move || core::str::from_utf8(cursor.prefixed()?).ok())
+    }
+}
+
+/// Filters of a SUBSCRIBE under construction.
+#[derive(Clone, Debug, Default)]
+pub struct SubscribeFilters {
+    bytes: Vec<u8>,
+}
+
+impl SubscribeFilters {
+    /// No filters yet.
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new() }
+    }
+
+    /// Appends a filter with its options.
+    pub fn push(&mut self, filter: &SubscribeFilter<'_>) -> Result<(), TooLong> {
+        append_subscribe_filter(&mut self.bytes, filter)
+    }
+}
+
+/// Filters of an UNSUBSCRIBE under construction.
+#[derive(Clone, Debug, Default)]
+pub struct UnsubscribeFilters {
+    bytes: Vec<u8>,
+}
+
+impl UnsubscribeFilters {
+    /// No filters yet.
+    pub const fn new() -> Self {
+        Self { bytes: Vec::new() }
+    }
+
+    /// Appends a filter.
+    pub fn push(&mut self, filter: &str) -> Result<(), TooLong> {
+        append_prefixed(&mut self.bytes, filter.as_bytes())
     }
 }
