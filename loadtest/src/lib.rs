@@ -1,1 +1,17 @@
-//! Test peers and end-to-end tests.
+//! Test peers of Sluice: a scriptable stub broker, a raw MQTT client and the harness that starts real programs.
+//!
+//! Nothing here is used by the data plane. The packet builders are deliberately independent of `sluice-wire`: an encoder
+//! shared with the code under test would hide its mistakes, and a test must be able to say illegal things.
+
+/// A raw MQTT client: sends packets or bytes, expects whole packets.
+pub mod client;
+/// Starts Mosquitto and the data plane on free ports and stops them again.
+pub mod harness;
+/// Bytes of MQTT packets, legal and illegal ones.
+pub mod packet;
+/// The one generous timeout, and waiting for events under it.
+pub mod patience;
+/// TCP or Unix stream behind one type.
+pub mod stream;
+/// A broker that does what it is told.
+pub mod stub;

@@ -1,0 +1,155 @@
+//! The data plane under test: started with a policy, asked over its admin server, told with signals.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, bail};
+use rustix::process::Signal;
+
+use super::admin::{HttpAnswer, Metrics, http_get};
+use super::matrix::Cell;
+use super::process::{Program, Running, sibling};
+use crate::patience::until;
+use crate::stream::Address;
+
+/// How to start it.
+#[derive(Clone, Debug)]
+pub struct Setup<'a> {
+    /// Engine and shards.
+    pub cell: Cell,
+    /// The policy document.
+    pub policy: &'a str,
+    /// More arguments.
+    pub args: &'a [&'a str],
+}
+
+/// A running data plane.
+#[derive(Debug)]
+pub struct DataPlane {
+    running: Running,
+    admin: SocketAddr,
+    policy_file: PathBuf,
+}
+
+impl DataPlane {
+    /// Starts it with its policy file in `folder` and waits until it is ready.
+    pub fn start(folder: &Path, setup: &Setup<'_>) -> anyhow::Result<Self> {
+        let this = Self::start_unready(folder, setup)?;
+        let mut answer = HttpAnswer {
+            status: 0,
+            body: String::new(),
+        };
+        let has_become_ready = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            until("the data plane is ready", || {
+                answer = http_get(this.admin, "/readyz").ok()?;
+                (answer.status == 200).then_some(())
+            });
+        }));
+        if has_become_ready.is_err() {
+            bail!("/readyz says {answer:?}\n{}", this.running.log_tail(60));
+        }
+        Ok(this)
+    }
+
+    /// Starts it and waits only for its admin server.
+    pub fn start_unready(folder: &Path, setup: &Setup<'_>) -> anyhow::Result<Self> {
+        let policy_file = folder.join("policy.yaml");
+        std::fs::write(&policy_file, setup.policy)?;
+        let running = Program::new("sluice-dataplane", sibling("sluice-dataplane")?)
+            .arg("--policy")
+            .arg(&policy_file)
+            .args(["--admin", "127.0.0.1:0"])
+            .args(["--engine", setup.cell.engine.name()])
+            .args(["--shards", &setup.cell.shards.to_string()])
+            .args(setup.args)
+            .start()?;
+        let admin = running.wait_log(0, "the address of its admin server", |line| {
+            if !line.contains("admin") {
+                return None;
+            }
+            line.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'))
+                .find_map(|word| word.parse::<SocketAddr>().ok())
+                .filter(|address| address.port() != 0)
+        })?;
+        Ok(Self {
+            running,
+            admin,
+            policy_file,
+        })
+    }
+
+    /// Where a listener really listens.
+    pub fn listener(&self, name: &str) -> anyhow::Result<Address> {
+        let answer = http_get(self.admin, "/listeners")?;
+        let page: serde_json::Value = serde_json::from_str(&answer.body)?;
+        find_listener(&page, name)
+            .map(Address::Tcp)
+            .with_context(|| format!("no listener {name:?} in {}", answer.body))
+    }
+
+    /// Address of the admin server.
+    pub fn admin(&self) -> SocketAddr {
+        self.admin
+    }
+
+    /// GET of a page.
+    pub fn get(&self, path: &str) -> anyhow::Result<HttpAnswer> {
+        http_get(self.admin, path)
+    }
+
+    /// `/metrics`.
+    pub fn metrics(&self) -> anyhow::Result<Metrics> {
+        Ok(Metrics::new(http_get(self.admin, "/metrics")?.body))
+    }
+
+    /// Waits until the sum of a series satisfies `is_right` and gives it.
+    #[track_caller]
+    pub fn wait_metric(
+        &self,
+        name: &str,
+        labels: &[(&str, &str)],
+        is_right: impl Fn(f64) -> bool,
+    ) -> f64 {
+        until(&format!("{name}{labels:?} is as expected"), || {
+            let sum = self.metrics().ok()?.sum(name, labels).unwrap_or(0.0);
+            is_right(sum).then_some(sum)
+        })
+    }
+
+    /// Puts another policy in its place in one step and sends SIGHUP.
+    pub fn replace_policy(&self, policy: &str) -> anyhow::Result<()> {
+        let beside = self.policy_file.with_extension("next");
+        std::fs::write(&beside, policy)?;
+        std::fs::rename(&beside, &self.policy_file)?;
+        self.running.signal(Signal::HUP)
+    }
+
+    /// The policy file.
+    pub fn policy_file(&self) -> &Path {
+        &self.policy_file
+    }
+
+    /// The process.
+    pub fn running(&self) -> &Running {
+        &self.running
+    }
+
+    /// The process, to wait for its end.
+    pub fn running_mut(&mut self) -> &mut Running {
+        &mut self.running
+    }
+}
+
+fn find_listener(page: &serde_json::Value, name: &str) -> Option<SocketAddr> {
+    use serde_json::Value;
+    match page {
+        Value::Array(items) => items.iter().find_map(|item| find_listener(item, name)),
+        Value::Object(fields) => {
+            if fields.get("name").and_then(Value::as_str) == Some(name) {
+                return fields.get("address")?.as_str()?.parse().ok();
+            }
+            fields.values().find_map(|value| find_listener(value, name))
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => None,
+    }
+}
