@@ -11,8 +11,19 @@
 //!   [`Ring::send`]; while a [`Ring::send_owned`] is in flight it appends to its own backlog instead.
 //! - **After [`Ring::close`] nothing more is heard of that [`SocketId`]**, whatever the kernel still completes. Memory of
 //!   an owned send stays put until the kernel is done with it.
+//! - **A pause is answered once**, by [`Event::Paused`] or, when the receive ended by itself, by [`Event::Ended`]; not at all
+//!   when [`Ring::receive`] took it back or the socket was closed before.
+//! - **FIN comes last.** It waits for the send of its turn, for an owned send in flight, and for what came back as short
+//!   until owned sends have taken that much.
 //! - **Short sends are told first.** All [`Event::SendShort`] and [`Event::SendFailed`] of a turn come before its other
 //!   events, with what the socket did not take already copied out of the leases.
+
+mod buffers;
+mod enter;
+mod lifecycle;
+mod socket;
+mod uring;
+mod wake;
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -20,6 +31,8 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use self::socket::{listen_tcp, listen_unix, local_address};
+pub use self::uring::Uring;
 use crate::clock::Time;
 
 /// One open socket of this ring. The epoch tells a reused index apart; stale ids are ignored everywhere.
@@ -84,13 +97,15 @@ pub enum Event {
         buffer: Vec<u8>,
         taken: Result<usize, i32>,
     },
-    /// A connection was accepted. Nothing is received on it until [`Ring::receive`].
+    /// A connection was accepted. Nothing is received on it until [`Ring::receive`]. A Unix peer counts as 127.0.0.1, an
+    /// IPv4-mapped IPv6 address as IPv4.
     Accepted {
         listener: ListenSlot,
         socket: SocketId,
         peer: IpAddr,
     },
-    /// Accepting failed (EMFILE, ENOBUFS...). The ring accepts again by itself after a pause.
+    /// Accepting failed. The ring accepts again by itself: after a pause (EMFILE, ENFILE, ENOMEM: meanwhile what waited was
+    /// turned away), or at once (ENOBUFS: this one connection found no free slot and was closed).
     AcceptFailed { listener: ListenSlot, errno: i32 },
     /// A [`Ring::connect`] succeeded.
     Connected { socket: SocketId },
@@ -128,20 +143,26 @@ pub trait Ring {
 
     /// Begins a connection.
     fn connect(&mut self, target: &Target) -> Result<SocketId, Full>;
-    /// Receives until paused or ended. No effect when receiving already. While buffers are short, sockets wait in turn.
+    /// Receives until paused or ended. No effect when receiving already, or after [`Event::Ended`]. Takes back a pause that
+    /// was not answered yet. While buffers are short, sockets wait in turn.
     fn receive(&mut self, socket: SocketId);
-    /// Stops receiving; what arrived before is still delivered, then [`Event::Paused`].
+    /// Stops receiving; what arrived before is still delivered, then [`Event::Paused`]. No effect, and no answer, when not
+    /// receiving.
     fn pause(&mut self, socket: SocketId);
 
     /// Copies bytes into memory that stays valid until the sends of this turn are done.
     fn scratch(&mut self, bytes: &[u8]) -> Piece;
     /// Sends the pieces in order, without waiting. Silent when everything is taken; see [`Event::SendShort`].
+    ///
+    /// A second call for the same socket in one turn joins the first. While an owned send is in flight nothing is sent and
+    /// all of it comes back as short. Pieces that name nothing of this turn are left out.
     fn send(&mut self, socket: SocketId, pieces: &[Piece]);
-    /// Sends `buffer[from..]`, waiting for room; completes after any progress with [`Event::SentOwned`].
+    /// Sends `buffer[from..]`, waiting for room; completes after any progress with [`Event::SentOwned`]. Must not follow a
+    /// [`Ring::send`] of the same socket in the same turn.
     fn send_owned(&mut self, socket: SocketId, buffer: Vec<u8>, from: usize);
-    /// Sends FIN after what was sent before.
+    /// Sends FIN after what was sent before; see the invariants. Asking again has no effect.
     fn shutdown_write(&mut self, socket: SocketId);
-    /// Closes; see the invariants.
+    /// Closes, after the sends of this turn; see the invariants.
     fn close(&mut self, socket: SocketId);
 
     /// One turn: submits, waits until something happens or `until` has passed (`None`: no limit), and appends events.
@@ -156,6 +177,9 @@ pub trait Ring {
 
     /// The bytes of a lease of this turn.
     fn lease(&mut self, lease: Lease) -> &mut [u8];
+
+    /// How often this engine has waited in the kernel (or, simulated, would have).
+    fn enters(&self) -> u64;
 
     /// A waker for other threads.
     fn waker(&self) -> std::sync::Arc<dyn Wake>;
