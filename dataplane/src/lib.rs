@@ -10,3 +10,5 @@ pub mod node;
 pub mod ring;
 /// What we do with one client.
 pub mod session;
+/// Which endpoint, how often, how long: the broker's side.
+pub mod upstream;
