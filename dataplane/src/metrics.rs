@@ -36,6 +36,86 @@ counters! {
     DeliveryForwarded => "sluice_publish_total" { "direction": "down", "result": "forwarded" };
     /// PUBLISH packets from the upstream that policy refused.
     DeliveryDenied => "sluice_publish_total" { "direction": "down", "result": "denied" };
+    /// CONNECT packets received.
+    ConnectReceived => "sluice_connect_received_total" {};
+    /// Client ids that were assigned because a rule or the balancing needs one.
+    ClientIdAssigned => "sluice_client_ids_assigned_total" {};
+    /// Wills refused at CONNECT.
+    WillDenied => "sluice_wills_total" { "result": "denied" };
+    /// Wills kept from being published: forbidden by then, or suppressed by a drain.
+    WillSuppressed => "sluice_wills_total" { "result": "suppressed" };
+    /// Messages of clients refused: no rule allows them.
+    DeniedNotAuthorized => "sluice_publish_denied_total" { "reason": "not_authorized" };
+    /// Messages of clients refused: RETAIN.
+    DeniedRetain => "sluice_publish_denied_total" { "reason": "retain" };
+    /// Messages of clients refused: QoS.
+    DeniedQos => "sluice_publish_denied_total" { "reason": "qos" };
+    /// Messages of clients refused: length.
+    DeniedPayload => "sluice_publish_denied_total" { "reason": "payload" };
+    /// Deliveries dropped because the client takes no packet of that length.
+    DeliveryTooLarge => "sluice_publish_total" { "direction": "down", "result": "too_large" };
+    /// Filters of SUBSCRIBE that went upstream.
+    SubscribeForwarded => "sluice_subscribe_filters_total" { "result": "forwarded" };
+    /// Filters of SUBSCRIBE that were refused.
+    SubscribeDenied => "sluice_subscribe_filters_total" { "result": "denied" };
+    /// Messages, wills and filters whose QoS was lowered.
+    QosLowered => "sluice_edits_total" { "edit": "qos_lowered" };
+    /// Messages and wills whose RETAIN flag was cleared.
+    RetainStripped => "sluice_edits_total" { "edit": "retain_stripped" };
+    /// Acknowledgements sent by the proxy in the place of a peer.
+    AcknowledgementsOwned => "sluice_acknowledgements_owned_total" {};
+    /// PINGREQ sent upstream because everything of the client was absorbed.
+    PingsOriginated => "sluice_pings_originated_total" {};
+    /// Decisions that a shadow rule would have made otherwise.
+    ShadowConnect => "sluice_shadow_total" { "action": "connect" };
+    /// As above.
+    ShadowPublish => "sluice_shadow_total" { "action": "publish" };
+    /// As above.
+    ShadowSubscribe => "sluice_shadow_total" { "action": "subscribe" };
+    /// As above.
+    ShadowReceive => "sluice_shadow_total" { "action": "receive" };
+    /// Sessions ended; the cause of that name.
+    EndedClientDisconnect => "sluice_sessions_ended_total" { "cause": "client_disconnect" };
+    /// Sessions ended; the cause of that name.
+    EndedClientGone => "sluice_sessions_ended_total" { "cause": "client_gone" };
+    /// Sessions ended; the cause of that name.
+    EndedUpstreamGone => "sluice_sessions_ended_total" { "cause": "upstream_gone" };
+    /// Sessions ended; the cause of that name.
+    EndedUpstreamDisconnect => "sluice_sessions_ended_total" { "cause": "upstream_disconnect" };
+    /// Sessions ended; the cause of that name.
+    EndedUpstreamRefused => "sluice_sessions_ended_total" { "cause": "upstream_refused" };
+    /// Sessions ended; the cause of that name.
+    EndedUpstreamUnavailable => "sluice_sessions_ended_total" { "cause": "upstream_unavailable" };
+    /// Sessions ended; the cause of that name.
+    EndedUpstreamStalled => "sluice_sessions_ended_total" { "cause": "upstream_stalled" };
+    /// Sessions ended; the cause of that name.
+    EndedViolation => "sluice_sessions_ended_total" { "cause": "violation" };
+    /// Sessions ended; the cause of that name.
+    EndedUpstreamViolation => "sluice_sessions_ended_total" { "cause": "upstream_violation" };
+    /// Sessions ended; the cause of that name.
+    EndedUnauthenticated => "sluice_sessions_ended_total" { "cause": "unauthenticated" };
+    /// Sessions ended; the cause of that name.
+    EndedDenied => "sluice_sessions_ended_total" { "cause": "denied" };
+    /// Sessions ended; the cause of that name.
+    EndedRefused => "sluice_sessions_ended_total" { "cause": "refused" };
+    /// Sessions ended; the cause of that name.
+    EndedListenerGone => "sluice_sessions_ended_total" { "cause": "listener_gone" };
+    /// Sessions ended; the cause of that name.
+    EndedBusy => "sluice_sessions_ended_total" { "cause": "busy" };
+    /// Sessions ended; the cause of that name.
+    EndedConnectTimeout => "sluice_sessions_ended_total" { "cause": "connect_timeout" };
+    /// Sessions ended; the cause of that name.
+    EndedPacketTimeout => "sluice_sessions_ended_total" { "cause": "packet_timeout" };
+    /// Sessions ended; the cause of that name.
+    EndedKeepAlive => "sluice_sessions_ended_total" { "cause": "keep_alive" };
+    /// Sessions ended; the cause of that name.
+    EndedWriteStall => "sluice_sessions_ended_total" { "cause": "write_stall" };
+    /// Sessions ended; the cause of that name.
+    EndedKicked => "sluice_sessions_ended_total" { "cause": "kicked" };
+    /// Sessions ended; the cause of that name.
+    EndedDrained => "sluice_sessions_ended_total" { "cause": "drained" };
+    /// Sessions ended; the cause of that name.
+    EndedOverload => "sluice_sessions_ended_total" { "cause": "overload" };
 }
 
 /// One shard's counters. Written by that shard only, so an addition is a load and a store.

@@ -2,14 +2,60 @@
 //!
 //! Owns the meaning of both byte streams of a session. Makes no system call, reads no clock, knows no socket. The shard
 //! calls one `handle_*`, then carries out every [`Output`] in order, then may call the next.
+//!
+//! ```text
+//!             CONNECT judged              verified                dialled            CONNACK 0
+//!  Connecting ──────────────▶ Authenticating ─────▶ Dialling ─────────────▶ Connack ──────────▶ Open
+//!      │         └── anonymous ──────────────────────▲ │                      │                  │
+//!      └──────────────┴────────────────────────────────┴───── any Cause ──────┴──────────────────┴──▶ Ended
+//! ```
+//!
+//! # Invariants
+//!
+//! - **Nothing upstream is spent on a stranger.** [`Output::Dial`] comes after CONNECT was parsed, authenticated,
+//!   admitted, and its will judged.
+//! - **One writer per direction.** What goes to a side is the other side's packets plus packets the proxy originates; the
+//!   latter are written exactly when no forwarded PUBLISH is half way, and queue (bounded) otherwise.
+//! - **A PUBLISH is judged once**, when its head is complete; its payload follows that verdict whatever happens later.
+//! - **After [`Output::Close`] nothing more is output**; every `handle_*` of an ended session does nothing.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `lane.rs` | one direction of the byte stream: cutting, forwarding, packets of our own |
+//! | `connect.rs`, `connack.rs` | how a session opens: who is it, what is told to either side |
+//! | `publish.rs`, `alias.rs`, `acks.rs` | messages, their topic aliases, and the acknowledgements that the proxy owns |
+//! | `subscribe.rs` | SUBSCRIBE and its merged SUBACK |
+//! | `deadlines.rs` | keep alive and every other timer |
+//! | `close.rs` | the table of how a session ends |
+//! | `rewrite.rs` | packets written by hand, and edits of property lists |
+
+mod acks;
+mod alias;
+mod close;
+mod connack;
+mod connect;
+mod deadlines;
+mod lane;
+mod publish;
+mod rewrite;
+mod subscribe;
 
 use std::net::IpAddr;
 use std::ops::Range;
 
-use sluice_policy::{ListenerId, Snapshot, UpstreamId, Verifier};
+use sluice_policy::{
+    Action, Classes, Decision, Generation, ListenerId, Request, RuleId, Snapshot, UpstreamId, Vars,
+    Verdict, Verifier,
+};
+use sluice_wire::mqtt::{Disconnect, Packet, QoS, Version, Violation, decode};
 
 use crate::clock::Time;
-use crate::metrics::Counters;
+use crate::metrics::{Counter, Counters};
+
+use lane::Route;
+
+pub use close::Cause;
+pub use deadlines::Deadline;
 
 /// A side of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +64,17 @@ pub enum Side {
     Downstream,
     /// The broker.
     Upstream,
+}
+
+impl Side {
+    /// The opposite side.
+    #[must_use]
+    pub fn other(self) -> Self {
+        match self {
+            Self::Downstream => Self::Upstream,
+            Self::Upstream => Self::Downstream,
+        }
+    }
 }
 
 /// Everything a session may look at during one call.
@@ -32,6 +89,27 @@ pub struct Context<'a> {
     pub counters: &'a Counters,
     /// The shard's seeded generator (assigned client ids).
     pub random: &'a mut dyn FnMut() -> u64,
+    /// Told of every decision, when set; it samples. `None` costs one branch.
+    pub decisions: Option<&'a mut dyn FnMut(&DecisionRecord<'_>)>,
+}
+
+/// One decision, for the sampled log. Never holds a payload or a secret.
+#[derive(Clone, Copy, Debug)]
+pub struct DecisionRecord<'a> {
+    /// What was asked.
+    pub action: Action,
+    /// Who asked; empty when the id is not known.
+    pub client_id: &'a str,
+    /// The verified user, if any.
+    pub username: Option<&'a str>,
+    /// Topic name or filter; empty for a CONNECT.
+    pub topic: &'a str,
+    /// Allow or deny.
+    pub decision: Decision,
+    /// The rule that decided; `None` is the default decision.
+    pub rule: Option<RuleId>,
+    /// The shadow rule that would have decided otherwise.
+    pub shadow: Option<RuleId>,
 }
 
 /// What the shard must do, in order.
@@ -45,7 +123,7 @@ pub enum Output {
     Authenticate(Box<Credentials>),
     /// Connect to the upstream, then call `handle_dialled`.
     Dial { upstream: UpstreamId, key: u64 },
-    /// Stop or resume reading a side (besides what backpressure does).
+    /// Stop reading a side (besides what backpressure does). What was received before still comes to the session.
     PauseReading(Side),
     /// Resume reading a side.
     ResumeReading(Side),
@@ -61,6 +139,12 @@ pub struct Credentials {
     pub password: Vec<u8>,
     /// What is stored; `None` when the user is unknown: a dummy is verified so that the answer takes as long.
     pub verifier: Option<Verifier>,
+}
+
+impl Drop for Credentials {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.password);
+    }
 }
 
 impl std::fmt::Debug for Credentials {
@@ -89,127 +173,497 @@ pub struct Outputs {
     pub bytes: Vec<u8>,
 }
 
-/// Why a session ended: the rows of the table of design D21. One counter each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Cause {
-    /// DISCONNECT from the client.
-    ClientDisconnect,
-    /// FIN or reset from the client without DISCONNECT.
-    ClientGone,
-    /// DISCONNECT, FIN or reset from the broker after CONNACK.
-    UpstreamGone,
-    /// The broker refused the CONNECT; its CONNACK was passed on.
-    UpstreamRefused,
-    /// No upstream could be reached: 3 / 0x88.
-    UpstreamUnavailable,
-    /// The client broke the protocol.
-    Violation(sluice_wire::mqtt::Violation),
-    /// The broker broke the protocol.
-    UpstreamViolation(sluice_wire::mqtt::Violation),
-    /// CONNECT was refused: credentials.
-    Unauthenticated,
-    /// CONNECT was refused, or the session was ended, by policy.
-    Denied,
-    /// Client id, version or will refused at CONNECT.
-    Refused,
-    /// Hashing queue full: 3 / 0x89.
-    Busy,
-    /// No CONNECT in time.
-    ConnectTimeout,
-    /// A packet once begun was not finished in time.
-    PacketTimeout,
-    /// Keep alive ran out: 0x8d.
-    KeepAlive,
-    /// The client does not take what it is owed.
-    WriteStall,
-    /// Kick: 0x98.
-    Kicked,
-    /// Drain: 0x8b.
-    Drained,
-    /// A bound of ours was reached: backlog budget, owned acknowledgements, aliases.
-    Overload,
-}
-
-/// What a deadline of [`Session::poll_timeout`] is for.
+/// Where a session stands; the diagram is in the module documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Deadline {
-    /// CONNECT must have arrived.
-    Connect,
-    /// A begun packet must be finished.
-    Packet,
-    /// Keep alive, one and a half times.
-    KeepAlive,
-    /// Nothing went upstream for the interval: send PINGREQ.
-    UpstreamPing,
+enum Phase {
+    /// CONNECT has not come.
+    Connecting,
+    /// The password is being verified off the shard.
+    Authenticating,
+    /// The upstream is being dialled.
+    Dialling,
+    /// CONNECT was sent upstream; its CONNACK has not come.
+    Connack,
+    /// CONNACK said yes and was passed on.
+    Open,
+    /// [`Output::Close`] was output.
+    Ended,
 }
 
 /// One client. See the module documentation.
 pub struct Session {
+    phase: Phase,
+    /// Of the CONNECT; meaningless while [`Phase::Connecting`].
+    version: Version,
     listener: ListenerId,
     peer: IpAddr,
+    /// What comes from the client.
+    down: lane::Lane,
+    /// What comes from the broker.
+    up: lane::Lane,
+    identity: Identity,
+    generation: Generation,
+    classes: Classes,
+    timers: deadlines::Timers,
+    /// The longest packet either side may send us: the listener's limit when the session opened.
+    packet_bytes_max: u32,
+    /// The longest packet the client takes.
+    delivery_bytes_max: u32,
+    /// The longest packet the upstream takes (as told to the client).
+    upward_bytes_max: u32,
+    /// Topic aliases the client may use, as told to it.
+    alias_max_up: u16,
+    /// Topic aliases the broker may use, as told to it.
+    alias_max_down: u16,
+    /// Flows of acknowledgements owned at once, per direction.
+    receive_max: u16,
+    /// True exactly when authentication is left to the upstream, so that AUTH packets pass.
+    upstream_auth: bool,
+    /// True exactly when the client id was assigned here, so that a client of version 5 is to be told.
+    assigned_client_id: bool,
+    /// The will as it was sent upstream.
+    will: Option<Box<connect::WillRecord>>,
+    /// Everything that an idle session does not have.
+    rare: Option<Box<Rare>>,
+}
+
+/// What few sessions need, or needed only for a while. Dropped when nothing of it is in use.
+#[derive(Default)]
+struct Rare {
+    /// The CONNECT, until it was sent upstream.
+    connect: connect::KeptConnect,
+    /// What the client sent after CONNECT and before CONNACK, from a packet boundary on.
+    held: Vec<u8>,
+    /// True exactly when `held` made us pause reading the client.
+    paused: bool,
+    /// PINGRESPs of the upstream that answer a PINGREQ of ours.
+    pings_owned: u8,
+    /// Originated packets that wait for a boundary, towards the client and the upstream.
+    queue_down: Vec<u8>,
+    queue_up: Vec<u8>,
+    /// Acknowledgements of messages that the client, and the broker, published.
+    owned_up: acks::Owned,
+    owned_down: acks::Owned,
+    /// SUBSCRIBEs forwarded without some of their filters.
+    subscribes: subscribe::Pending,
+    /// Topic aliases of the client, and of the broker.
+    alias_up: Option<Box<alias::Aliases>>,
+    alias_down: Option<Box<alias::Aliases>>,
+}
+
+impl Rare {
+    fn is_unused(&self) -> bool {
+        self.connect.is_empty()
+            && self.held.is_empty()
+            && !self.paused
+            && self.pings_owned == 0
+            && self.queue_down.is_empty()
+            && self.queue_up.is_empty()
+            && self.owned_up.is_empty()
+            && self.owned_down.is_empty()
+            && self.subscribes.is_empty()
+            && self.alias_up.is_none()
+            && self.alias_down.is_none()
+    }
+}
+
+/// Client id and verified user name in one allocation.
+#[derive(Default)]
+struct Identity {
+    text: Box<str>,
+    client_id_bytes: u16,
+    has_username: bool,
+}
+
+impl Identity {
+    fn new(client_id: &str, username: Option<&str>) -> Self {
+        let mut text = String::with_capacity(client_id.len() + username.map_or(0, str::len));
+        text.push_str(client_id);
+        text.push_str(username.unwrap_or_default());
+        Self {
+            text: text.into_boxed_str(),
+            // An MQTT string is at most 65,535 bytes long.
+            client_id_bytes: u16::try_from(client_id.len()).unwrap_or(u16::MAX),
+            has_username: username.is_some(),
+        }
+    }
+
+    fn split(&self) -> (&str, &str) {
+        self.text
+            .split_at_checked(usize::from(self.client_id_bytes))
+            .unwrap_or_default()
+    }
+
+    fn client_id(&self) -> &str {
+        self.split().0
+    }
+
+    fn username(&self) -> Option<&str> {
+        self.has_username.then(|| self.split().1)
+    }
+
+    fn vars(&self) -> Vars<'_> {
+        let (client_id, username) = self.split();
+        Vars {
+            client_id,
+            username,
+        }
+    }
 }
 
 impl Session {
     /// A connection was accepted on `listener`.
     pub fn accepted(context: &mut Context<'_>, listener: ListenerId, peer: IpAddr) -> Self {
-        let _ = context;
-        Self { listener, peer }
+        let limits = context.snapshot.listener(listener).map(|row| &row.limits);
+        let connect_bytes_max = limits.map_or(0, |limits| limits.connect_bytes_max);
+        Self {
+            phase: Phase::Connecting,
+            version: Version::V311,
+            listener,
+            peer,
+            down: lane::Lane::client(connect_bytes_max),
+            up: lane::Lane::server(),
+            identity: Identity::default(),
+            generation: Generation::default(),
+            classes: Classes::default(),
+            timers: deadlines::Timers::accepted(context.now, limits),
+            packet_bytes_max: limits.map_or(0, |limits| limits.packet_bytes_max),
+            delivery_bytes_max: u32::MAX,
+            upward_bytes_max: u32::MAX,
+            alias_max_up: 0,
+            alias_max_down: 0,
+            receive_max: limits.map_or(1, |limits| limits.receive_max.max(1)),
+            upstream_auth: false,
+            assigned_client_id: false,
+            will: None,
+            rare: None,
+        }
     }
 
     /// Bytes arrived from `side`.
     pub fn handle_bytes(&mut self, context: &mut Context<'_>, side: Side, lease: &mut [u8]) {
-        let _ = (context, side, lease, self.listener, self.peer);
-        todo!()
+        if !self.is_current(context) || lease.is_empty() {
+            return;
+        }
+        if side == Side::Downstream {
+            self.timers.heard(context.now);
+        }
+        self.pump(context, side, &mut lane::Input::lease(lease));
+        self.tidy();
     }
+
     /// `side` finished sending or failed.
     pub fn handle_closed(&mut self, context: &mut Context<'_>, side: Side) {
-        let _ = (context, side);
-        todo!()
+        if !self.is_current(context) {
+            return;
+        }
+        let cause = match (side, self.phase) {
+            (Side::Downstream, _) => Cause::ClientGone,
+            (Side::Upstream, Phase::Open) => Cause::UpstreamGone,
+            (
+                Side::Upstream,
+                Phase::Connecting
+                | Phase::Authenticating
+                | Phase::Dialling
+                | Phase::Connack
+                | Phase::Ended,
+            ) => Cause::UpstreamUnavailable,
+        };
+        self.end(context, cause);
     }
+
     /// The answer to [`Output::Authenticate`].
     pub fn handle_authenticated(&mut self, context: &mut Context<'_>, outcome: AuthOutcome) {
-        let _ = (context, outcome);
-        todo!()
+        if self.phase == Phase::Authenticating {
+            self.authenticated(context, outcome);
+            self.tidy();
+        }
     }
+
     /// The answer to [`Output::Dial`]: true when connected, false when every attempt failed.
     pub fn handle_dialled(&mut self, context: &mut Context<'_>, connected: bool) {
-        let _ = (context, connected);
-        todo!()
+        if !self.is_current(context) || self.phase != Phase::Dialling {
+            return;
+        }
+        if connected {
+            self.send_connect(context);
+        } else {
+            self.end(context, Cause::UpstreamUnavailable);
+        }
+        self.tidy();
     }
+
     /// The deadline of [`Session::poll_timeout`] has passed (or is checked early: must be harmless).
     pub fn handle_timeout(&mut self, context: &mut Context<'_>) {
-        let _ = context;
-        todo!()
+        if self.is_current(context) {
+            self.check_deadlines(context);
+            self.tidy();
+        }
     }
-    /// The snapshot of `context` is another one than the session was judged by. Called before any table is read.
+
+    /// The snapshot of `context` is another one than the session was judged by. Called before any table is read; every
+    /// other `handle_*` sees to it by itself, so only a session that is idle needs the call.
     pub fn handle_generation(&mut self, context: &mut Context<'_>) {
-        let _ = context;
-        todo!()
+        self.is_current(context);
+        self.tidy();
     }
+
     /// An operator ends the session (`Kicked`), we drain (`Drained`), the shard found a write stall or overload.
     pub fn handle_end(&mut self, context: &mut Context<'_>, cause: Cause) {
-        let _ = (context, cause);
-        todo!()
+        if self.is_current(context) {
+            self.end(context, cause);
+        }
     }
+
     /// The shard holds reading of `side` back (or lets it go on): the keep-alive timer of that side is suspended.
     pub fn handle_held(&mut self, context: &mut Context<'_>, side: Side, held: bool) {
-        let _ = (context, side, held);
-        todo!()
+        self.hold_timers(context.now, side, held);
     }
-    /// When to call `handle_timeout`, and why.
+
+    /// When to call `handle_timeout`, and why. Cheap: computed from stored times.
     pub fn poll_timeout(&self) -> Option<(Time, Deadline)> {
-        None
+        self.next_deadline()
     }
-    /// The generation the session was last judged by; `None` before CONNECT.
-    pub fn generation(&self) -> Option<sluice_policy::Generation> {
-        None
+
+    /// The generation the session was last judged by; `None` before it was admitted and after its end.
+    pub fn generation(&self) -> Option<Generation> {
+        self.is_judged().then_some(self.generation)
     }
+
     /// The client id, once known.
     pub fn client_id(&self) -> Option<&str> {
-        None
+        let client_id = self.identity.client_id();
+        (!client_id.is_empty()).then_some(client_id)
     }
+
     /// The verified user name.
     pub fn username(&self) -> Option<&str> {
-        None
+        self.identity.username()
+    }
+
+    /// The listener it came in on.
+    pub fn listener(&self) -> ListenerId {
+        self.listener
+    }
+
+    /// The address it came from.
+    pub fn peer(&self) -> IpAddr {
+        self.peer
+    }
+
+    /// The protocol version, once CONNECT has come.
+    pub fn version(&self) -> Option<Version> {
+        (self.phase != Phase::Connecting).then_some(self.version)
+    }
+
+    /// True exactly when CONNACK said yes and the session has not ended.
+    pub fn is_open(&self) -> bool {
+        self.phase == Phase::Open
+    }
+
+    /// True exactly when [`Output::Close`] was output.
+    pub fn is_ended(&self) -> bool {
+        self.phase == Phase::Ended
+    }
+}
+
+/// What the files beside this one share.
+impl Session {
+    /// True exactly when `classes` hold what the snapshot of `generation` said.
+    fn is_judged(&self) -> bool {
+        match self.phase {
+            Phase::Dialling | Phase::Connack | Phase::Open => true,
+            Phase::Connecting | Phase::Authenticating | Phase::Ended => false,
+        }
+    }
+
+    /// Brings a session of an older generation up to date. True exactly when it is still there.
+    fn is_current(&mut self, context: &mut Context<'_>) -> bool {
+        if self.is_judged() && self.generation != context.snapshot.generation() {
+            self.admit_again(context);
+        }
+        self.phase != Phase::Ended
+    }
+
+    fn rare(&mut self) -> &mut Rare {
+        self.rare.get_or_insert_default()
+    }
+
+    /// Gives memory back that nothing uses any more.
+    fn tidy(&mut self) {
+        if self.rare.as_ref().is_some_and(|rare| rare.is_unused()) {
+            self.rare = None;
+        }
+    }
+
+    /// True exactly when packets of the client are read although CONNACK has not come: AUTH, when the upstream
+    /// authenticates. What was sent ahead of that stays held, or the order would be lost.
+    fn takes_auth(&self) -> bool {
+        self.upstream_auth
+            && self.phase == Phase::Connack
+            && self.rare.as_ref().is_none_or(|rare| rare.held.is_empty())
+    }
+
+    /// What becomes of a packet other than PUBLISH.
+    fn route(&mut self, context: &mut Context<'_>, from: Side, bytes: &[u8]) -> Route {
+        if self.phase == Phase::Connecting {
+            return self.connect(context, bytes);
+        }
+        let packet = match decode(self.version, lane::speaker(from), bytes) {
+            Ok(packet) => packet,
+            Err(violation) => {
+                self.broken(context, from, violation);
+                return Route::Absorb;
+            }
+        };
+        let first_byte = bytes.first().copied().unwrap_or_default();
+        let violation = match (self.phase, packet) {
+            (_, Packet::Auth(_)) if self.upstream_auth => return Route::Forward,
+            (_, Packet::Auth(_)) => Violation::AuthNotNegotiated,
+            (_, Packet::Disconnect(disconnect)) => {
+                return self.disconnect(context, from, &disconnect);
+            }
+            (Phase::Connack, Packet::Connack(connack)) => return self.connack(context, &connack),
+            (_, Packet::Connack(_)) => Violation::SecondConnack,
+            (Phase::Open, Packet::Puback(ack)) => return self.puback(context, from, &ack),
+            (Phase::Open, Packet::Pubrec(ack)) => return self.pubrec(from, &ack),
+            (Phase::Open, Packet::Pubrel(ack)) => return self.pubrel(context, from, &ack),
+            (Phase::Open, Packet::Subscribe(subscribe)) => {
+                return self.subscribe(context, first_byte, &subscribe);
+            }
+            (Phase::Open, Packet::Suback(suback)) => return self.suback(context, &suback),
+            (Phase::Open, Packet::Pingresp) if self.swallows_pingresp() => return Route::Absorb,
+            (
+                Phase::Open,
+                Packet::Pubcomp(_)
+                | Packet::Unsubscribe(_)
+                | Packet::Unsuback(_)
+                | Packet::Pingreq
+                | Packet::Pingresp,
+            ) => return Route::Forward,
+            // A framer gives no PUBLISH as a whole packet, and CONNECT only as the first.
+            (_, Packet::Connect(_) | Packet::Publish(_)) => Violation::SecondConnect,
+            (
+                _,
+                Packet::Puback(_)
+                | Packet::Pubrec(_)
+                | Packet::Pubrel(_)
+                | Packet::Pubcomp(_)
+                | Packet::Subscribe(_)
+                | Packet::Suback(_)
+                | Packet::Unsubscribe(_)
+                | Packet::Unsuback(_)
+                | Packet::Pingreq
+                | Packet::Pingresp,
+            ) => Violation::AuthNotNegotiated,
+        };
+        self.broken(context, from, violation);
+        Route::Absorb
+    }
+
+    /// DISCONNECT: the client's goes on as it is, unless it would set off a will that the current generation forbids.
+    fn disconnect(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        disconnect: &Disconnect<'_>,
+    ) -> Route {
+        if from == Side::Upstream {
+            return Route::Last(Cause::UpstreamDisconnect);
+        }
+        if disconnect.code == 0 || !self.is_will_forbidden(context) {
+            return Route::Last(Cause::ClientDisconnect);
+        }
+        let mut body = vec![0];
+        rewrite::put_properties(&mut body, self.version, disconnect.properties.as_bytes());
+        context.out.write_with(Side::Upstream, |buffer| {
+            rewrite::put_packet(buffer, 0xe0, &body);
+        });
+        context.counters.add(Counter::WillSuppressed, 1);
+        self.end(context, Cause::ClientDisconnect);
+        Route::Absorb
+    }
+
+    /// Asks the policy about one message, and tells who wants to know.
+    fn judge(
+        &self,
+        context: &mut Context<'_>,
+        action: Action,
+        topic: &str,
+        message: Message,
+    ) -> Verdict {
+        let request = Request {
+            action,
+            topic,
+            qos: message.qos,
+            retain: message.retain,
+            payload_bytes: message.payload_bytes,
+        };
+        let verdict = context
+            .snapshot
+            .verdict(&self.classes, &self.identity.vars(), &request);
+        self.note(context, action, topic, &verdict);
+        verdict
+    }
+
+    /// Counts and records a verdict.
+    fn note(&self, context: &mut Context<'_>, action: Action, topic: &str, verdict: &Verdict) {
+        if verdict.shadow.is_some() {
+            context.counters.add(shadow_counter(action), 1);
+        }
+        if let Some(decisions) = context.decisions.as_mut() {
+            decisions(&DecisionRecord {
+                action,
+                client_id: self.identity.client_id(),
+                username: self.identity.username(),
+                topic,
+                decision: verdict.decision,
+                rule: verdict.rule,
+                shadow: verdict.shadow,
+            });
+        }
+    }
+}
+
+/// What a verdict needs to know of a message besides its topic.
+#[derive(Clone, Copy)]
+struct Message {
+    qos: QoS,
+    retain: bool,
+    payload_bytes: u32,
+}
+
+fn shadow_counter(action: Action) -> Counter {
+    match action {
+        Action::Connect => Counter::ShadowConnect,
+        Action::Publish => Counter::ShadowPublish,
+        Action::Subscribe => Counter::ShadowSubscribe,
+        Action::Receive => Counter::ShadowReceive,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// 1 KiB per idle session is the budget; the shard's slot and the timer entry need their part of it.
+    #[test]
+    fn idle_session_is_small() {
+        assert!(
+            size_of::<Session>() <= 420,
+            "Session has grown to {} bytes",
+            size_of::<Session>()
+        );
+    }
+
+    #[test]
+    fn identity_splits_where_it_was_joined() {
+        let both = Identity::new("dévice", Some("üser"));
+        assert_eq!(both.client_id(), "dévice");
+        assert_eq!(both.username(), Some("üser"));
+        let anonymous = Identity::new("", None);
+        assert_eq!(anonymous.client_id(), "");
+        assert_eq!(anonymous.username(), None);
+        assert_eq!(Identity::new("", Some("")).username(), Some(""));
     }
 }

@@ -1,0 +1,319 @@
+//! How a session ends: one table from cause to bytes down, bytes up, and what becomes of the will.
+//!
+//! Owns the only place that outputs [`Output::Close`]. The will is the broker's to publish: closing the upstream without
+//! DISCONNECT publishes it, a DISCONNECT sent first suppresses it. So the table only says when DISCONNECT goes up first:
+//! when the current generation would refuse the will as a message, and when a drain is set to suppress wills.
+
+use sluice_policy::{Decision, Refusal};
+use sluice_wire::mqtt::{ReasonCode, Version, Violation};
+
+use super::{Context, Output, Phase, Session, Side, rewrite};
+use crate::metrics::Counter;
+
+/// Why a session ended: the rows of the table below. One counter each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Cause {
+    /// DISCONNECT from the client.
+    ClientDisconnect,
+    /// FIN or reset from the client without DISCONNECT.
+    ClientGone,
+    /// FIN or reset from the broker after CONNACK, without DISCONNECT.
+    UpstreamGone,
+    /// DISCONNECT from the broker, which was passed on.
+    UpstreamDisconnect,
+    /// The broker refused the CONNECT; its CONNACK was passed on.
+    UpstreamRefused,
+    /// No upstream could be reached, or it gave no CONNACK: 3 / 0x88.
+    UpstreamUnavailable,
+    /// The broker began a packet and did not finish it in time.
+    UpstreamStalled,
+    /// The client broke the protocol.
+    Violation(Violation),
+    /// The broker broke the protocol.
+    UpstreamViolation(Violation),
+    /// CONNECT was refused: credentials.
+    Unauthenticated,
+    /// CONNECT was refused, or the session was ended, by policy.
+    Denied,
+    /// Client id, version or authentication method refused at CONNECT.
+    Refused,
+    /// The listener is gone from the policy.
+    ListenerGone,
+    /// Hashing queue full: 3 / 0x89.
+    Busy,
+    /// No CONNECT in time.
+    ConnectTimeout,
+    /// A packet once begun was not finished in time.
+    PacketTimeout,
+    /// Keep alive ran out: 0x8d.
+    KeepAlive,
+    /// The client does not take what it is owed.
+    WriteStall,
+    /// Kick: 0x98.
+    Kicked,
+    /// Drain: 0x8b.
+    Drained,
+    /// A bound of ours was reached: backlog budget, owned acknowledgements, aliases.
+    Overload,
+}
+
+/// What a client is told: before CONNACK a return code (3.x) or reason code (5), afterwards a DISCONNECT (5 only).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Farewell {
+    /// CONNACK of 3.1 and 3.1.1; `None` closes without a word.
+    connack_3: Option<u8>,
+    /// CONNACK of 5.
+    connack_5: Option<ReasonCode>,
+    /// DISCONNECT of 5.
+    disconnect_5: Option<ReasonCode>,
+}
+
+impl Farewell {
+    const SILENT: Self = Self {
+        connack_3: None,
+        connack_5: None,
+        disconnect_5: None,
+    };
+
+    const fn new(connack_3: u8, connack_5: ReasonCode, disconnect_5: ReasonCode) -> Self {
+        Self {
+            connack_3: Some(connack_3),
+            connack_5: Some(connack_5),
+            disconnect_5: Some(disconnect_5),
+        }
+    }
+}
+
+impl Cause {
+    /// The table. MQTT 3.1.1 [MQTT-3.1.4-1] wants no CONNACK for a malformed CONNECT, hence no code for violations.
+    fn farewell(self) -> Farewell {
+        use ReasonCode as R;
+        match self {
+            Self::ClientDisconnect
+            | Self::ClientGone
+            | Self::UpstreamDisconnect
+            | Self::UpstreamRefused => Farewell::SILENT,
+            // Nothing was said yet, or nothing is taken any more.
+            Self::ConnectTimeout | Self::WriteStall => Farewell::SILENT,
+            Self::UpstreamGone
+            | Self::UpstreamUnavailable
+            | Self::UpstreamStalled
+            | Self::UpstreamViolation(_) => {
+                Farewell::new(3, R::ServerUnavailable, R::UnspecifiedError)
+            }
+            Self::Violation(violation) => Farewell {
+                connack_3: None,
+                connack_5: Some(violation.reason_code()),
+                disconnect_5: Some(violation.reason_code()),
+            },
+            Self::Unauthenticated => Farewell::new(4, R::BadUserNameOrPassword, R::NotAuthorized),
+            Self::Denied => Farewell::new(5, R::NotAuthorized, R::NotAuthorized),
+            Self::Refused => Farewell::new(2, R::ClientIdentifierNotValid, R::NotAuthorized),
+            Self::ListenerGone => Farewell::new(3, R::ServerUnavailable, R::AdministrativeAction),
+            Self::Busy => Farewell::new(3, R::ServerBusy, R::ServerBusy),
+            Self::PacketTimeout => Farewell::new(3, R::UnspecifiedError, R::UnspecifiedError),
+            Self::KeepAlive => Farewell::new(3, R::UnspecifiedError, R::KeepAliveTimeout),
+            Self::Kicked => Farewell::new(5, R::NotAuthorized, R::AdministrativeAction),
+            Self::Drained => Farewell::new(3, R::ServerUnavailable, R::ServerShuttingDown),
+            Self::Overload => Farewell::new(3, R::ServerBusy, R::QuotaExceeded),
+        }
+    }
+
+    /// Its counter.
+    pub fn counter(self) -> Counter {
+        match self {
+            Self::ClientDisconnect => Counter::EndedClientDisconnect,
+            Self::ClientGone => Counter::EndedClientGone,
+            Self::UpstreamGone => Counter::EndedUpstreamGone,
+            Self::UpstreamDisconnect => Counter::EndedUpstreamDisconnect,
+            Self::UpstreamRefused => Counter::EndedUpstreamRefused,
+            Self::UpstreamUnavailable => Counter::EndedUpstreamUnavailable,
+            Self::UpstreamStalled => Counter::EndedUpstreamStalled,
+            Self::Violation(_) => Counter::EndedViolation,
+            Self::UpstreamViolation(_) => Counter::EndedUpstreamViolation,
+            Self::Unauthenticated => Counter::EndedUnauthenticated,
+            Self::Denied => Counter::EndedDenied,
+            Self::Refused => Counter::EndedRefused,
+            Self::ListenerGone => Counter::EndedListenerGone,
+            Self::Busy => Counter::EndedBusy,
+            Self::ConnectTimeout => Counter::EndedConnectTimeout,
+            Self::PacketTimeout => Counter::EndedPacketTimeout,
+            Self::KeepAlive => Counter::EndedKeepAlive,
+            Self::WriteStall => Counter::EndedWriteStall,
+            Self::Kicked => Counter::EndedKicked,
+            Self::Drained => Counter::EndedDrained,
+            Self::Overload => Counter::EndedOverload,
+        }
+    }
+}
+
+impl Session {
+    /// Ends the session as the table says.
+    pub(super) fn end(&mut self, context: &mut Context<'_>, cause: Cause) {
+        self.end_with(context, cause, cause.farewell());
+    }
+
+    /// Ends the session with another DISCONNECT reason than the cause has by itself.
+    pub(super) fn end_telling(
+        &mut self,
+        context: &mut Context<'_>,
+        cause: Cause,
+        reason: ReasonCode,
+    ) {
+        let farewell = Farewell {
+            disconnect_5: Some(reason),
+            ..cause.farewell()
+        };
+        self.end_with(context, cause, farewell);
+    }
+
+    /// Ends a session that has no CONNACK yet, with these codes.
+    pub(super) fn refuse_connect(
+        &mut self,
+        context: &mut Context<'_>,
+        cause: Cause,
+        code_3: u8,
+        code_5: ReasonCode,
+    ) {
+        self.end_with(context, cause, Farewell::new(code_3, code_5, code_5));
+    }
+
+    /// Ends the session because policy does not admit it, whether at CONNECT or later.
+    pub(super) fn refuse_admission(&mut self, context: &mut Context<'_>, refusal: Refusal) {
+        use ReasonCode as R;
+        let (cause, code_3, code_5, disconnect) = match refusal {
+            Refusal::ClientIdentifier => (
+                Cause::Refused,
+                2,
+                R::ClientIdentifierNotValid,
+                R::NotAuthorized,
+            ),
+            Refusal::Version => (
+                Cause::Refused,
+                1,
+                R::UnsupportedProtocolVersion,
+                R::NotAuthorized,
+            ),
+            Refusal::Credentials => (
+                Cause::Unauthenticated,
+                4,
+                R::BadUserNameOrPassword,
+                R::NotAuthorized,
+            ),
+            Refusal::NotAuthorized => (Cause::Denied, 5, R::NotAuthorized, R::NotAuthorized),
+            Refusal::ListenerGone => (
+                Cause::ListenerGone,
+                3,
+                R::ServerUnavailable,
+                R::AdministrativeAction,
+            ),
+        };
+        // Whatever the reason was called at CONNECT, a session that is taken away is denied by policy.
+        let cause = match (self.is_judged(), cause) {
+            (true, Cause::Refused | Cause::Unauthenticated) => Cause::Denied,
+            (_, cause) => cause,
+        };
+        self.end_with(context, cause, Farewell::new(code_3, code_5, disconnect));
+    }
+
+    /// A side broke the protocol.
+    pub(super) fn broken(&mut self, context: &mut Context<'_>, side: Side, violation: Violation) {
+        let cause = match side {
+            Side::Downstream => Cause::Violation(violation),
+            Side::Upstream => Cause::UpstreamViolation(violation),
+        };
+        self.end(context, cause);
+    }
+
+    fn end_with(&mut self, context: &mut Context<'_>, cause: Cause, farewell: Farewell) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        if self.must_suppress_will(context, cause) && self.is_at_boundary(Side::Upstream) {
+            let packet = rewrite::disconnect(self.version, 0);
+            context.out.write(Side::Upstream, &packet);
+            context.counters.add(Counter::WillSuppressed, 1);
+        }
+        if self.is_at_boundary(Side::Downstream)
+            && let Some(packet) = self.last_words(farewell)
+        {
+            context.out.write(Side::Downstream, &packet);
+        }
+        context.counters.add(cause.counter(), 1);
+        context.out.list.push(Output::Close(cause));
+        self.phase = Phase::Ended;
+        self.rare = None;
+        self.will = None;
+        self.down.clear();
+        self.up.clear();
+    }
+
+    fn last_words(&self, farewell: Farewell) -> Option<rewrite::Small> {
+        let is_v5 = self.version == Version::V5;
+        match self.phase {
+            Phase::Connecting | Phase::Ended => None,
+            Phase::Authenticating | Phase::Dialling | Phase::Connack => {
+                let code = if is_v5 {
+                    farewell.connack_5.map(ReasonCode::byte)
+                } else {
+                    farewell.connack_3
+                };
+                code.map(|code| rewrite::connack_refusal(self.version, code))
+            }
+            Phase::Open => farewell
+                .disconnect_5
+                .filter(|_| is_v5)
+                .map(|reason| rewrite::disconnect(self.version, reason.byte())),
+        }
+    }
+
+    /// True exactly when the upstream would publish a will that it must not.
+    fn must_suppress_will(&self, context: &mut Context<'_>, cause: Cause) -> bool {
+        if self.will.is_none() || !matches!(self.phase, Phase::Connack | Phase::Open) {
+            return false;
+        }
+        match cause {
+            // The broker has the client's own DISCONNECT, or is not there to be told.
+            Cause::ClientDisconnect
+            | Cause::UpstreamGone
+            | Cause::UpstreamDisconnect
+            | Cause::UpstreamRefused
+            | Cause::UpstreamUnavailable
+            | Cause::UpstreamStalled => false,
+            Cause::Drained => {
+                let publishes = context
+                    .snapshot
+                    .listener(self.listener)
+                    .is_none_or(|listener| listener.drain_publishes_wills);
+                !publishes || self.is_will_forbidden(context)
+            }
+            Cause::ClientGone
+            | Cause::Violation(_)
+            | Cause::UpstreamViolation(_)
+            | Cause::Unauthenticated
+            | Cause::Denied
+            | Cause::Refused
+            | Cause::ListenerGone
+            | Cause::Busy
+            | Cause::ConnectTimeout
+            | Cause::PacketTimeout
+            | Cause::KeepAlive
+            | Cause::WriteStall
+            | Cause::Kicked
+            | Cause::Overload => self.is_will_forbidden(context),
+        }
+    }
+
+    /// Judges the will by the current generation. A session that the generation does not admit has no classes in it, and
+    /// with them no right to publish anything; only a listener that was taken away says nothing about its sessions.
+    pub(super) fn is_will_forbidden(&self, context: &mut Context<'_>) -> bool {
+        let Some(will) = self.will.as_deref() else {
+            return false;
+        };
+        if context.snapshot.listener(self.listener).is_none() {
+            return false;
+        }
+        self.generation != context.snapshot.generation()
+            || self.judge_will(context, will).decision != Decision::Allow
+    }
+}

@@ -1,0 +1,144 @@
+//! CONNACK: what the broker says about the session, with the limits of our hop.
+//!
+//! Owns the moment a session opens. A refusal of the broker is passed on as it is; a success is passed on with limits
+//! that are the lower of the broker's and ours, and untouched when ours are not lower.
+
+use sluice_wire::mqtt::{Connack, PropertyId, Version};
+
+use super::lane::Route;
+use super::rewrite::{self, Edit};
+use super::{Cause, Context, Phase, Session, Side, connect};
+
+impl Session {
+    /// CONNACK came.
+    pub(super) fn connack(&mut self, context: &mut Context<'_>, connack: &Connack<'_>) -> Route {
+        if connack.code != 0 {
+            return Route::Last(Cause::UpstreamRefused);
+        }
+        if self.version != Version::V5 {
+            return Route::Forward;
+        }
+        let mut edits: Vec<Edit<'_>> = Vec::new();
+        match connack
+            .properties
+            .text(PropertyId::AssignedClientIdentifier)
+        {
+            Some(client_id) => {
+                if let Err(refusal) = self.learn_client_id(context, client_id) {
+                    self.refuse_admission(context, refusal);
+                    return Route::Absorb;
+                }
+            }
+            None if self.assigned_client_id => edits.push(Edit::Text(
+                PropertyId::AssignedClientIdentifier,
+                self.identity.client_id(),
+            )),
+            None => {}
+        }
+        let limits = self.connack_limits(context, connack);
+        limits.edits(&mut edits);
+        if !edits.is_empty() {
+            let properties = rewrite::edited(connack.properties, &edits);
+            context.out.write_with(Side::Downstream, |buffer| {
+                rewrite::put_connack(buffer, connack, &properties);
+            });
+        }
+        let route = if edits.is_empty() {
+            Route::Forward
+        } else {
+            Route::Replaced
+        };
+        self.apply_limits(&limits);
+        route
+    }
+
+    /// The limits of the client's hop: what the broker said, what we say.
+    fn connack_limits(&self, context: &Context<'_>, connack: &Connack<'_>) -> HopLimits {
+        let number = |id| connack.properties.number(id);
+        let ours = context
+            .snapshot
+            .listener(self.listener)
+            .map(|row| &row.limits);
+        let keep_alive_max = ours.map_or(0, |limits| limits.keep_alive_secs_max);
+        let server_keep_alive =
+            number(PropertyId::ServerKeepAlive).map(|secs| u16::try_from(secs).unwrap_or(u16::MAX));
+        let asked = server_keep_alive.unwrap_or(self.timers.keep_alive_secs());
+        HopLimits {
+            packet: Limit {
+                theirs: number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX),
+                ours: self.packet_bytes_max,
+            },
+            receive: Limit {
+                theirs: number(PropertyId::ReceiveMaximum).unwrap_or(65_535),
+                ours: u32::from(self.receive_max),
+            },
+            aliases: Limit {
+                theirs: number(PropertyId::TopicAliasMaximum).unwrap_or(0),
+                ours: ours.map_or(0, |limits| u32::from(limits.topic_alias_max)),
+            },
+            keep_alive_told: asked,
+            keep_alive: connect::lower_keep_alive(self.version, asked, keep_alive_max),
+        }
+    }
+
+    fn apply_limits(&mut self, limits: &HopLimits) {
+        self.upward_bytes_max = limits.packet.lower();
+        self.alias_max_up = u16::try_from(limits.aliases.lower()).unwrap_or(u16::MAX);
+        self.timers.set_keep_alive(limits.keep_alive);
+    }
+
+    /// CONNACK said yes and was passed on.
+    pub(super) fn opened(&mut self, context: &mut Context<'_>) {
+        self.phase = Phase::Open;
+        self.timers.opened(context.now);
+        self.down
+            .set_packet_bytes_max(self.packet_bytes_max.min(self.upward_bytes_max));
+        self.release_held(context);
+    }
+}
+
+/// One limit as either end sees it.
+#[derive(Clone, Copy)]
+struct Limit {
+    theirs: u32,
+    ours: u32,
+}
+
+impl Limit {
+    fn lower(self) -> u32 {
+        self.theirs.min(self.ours)
+    }
+
+    fn is_ours_lower(self) -> bool {
+        self.ours < self.theirs
+    }
+}
+
+struct HopLimits {
+    packet: Limit,
+    receive: Limit,
+    aliases: Limit,
+    /// What the client goes by if CONNACK is not changed.
+    keep_alive_told: u16,
+    /// What it is to go by.
+    keep_alive: u16,
+}
+
+impl HopLimits {
+    fn edits(&self, edits: &mut Vec<Edit<'_>>) {
+        let mut lower = |limit: Limit, id| {
+            if limit.is_ours_lower() {
+                edits.push(Edit::Number(id, limit.ours));
+            }
+        };
+        lower(self.receive, PropertyId::ReceiveMaximum);
+        lower(self.packet, PropertyId::MaximumPacketSize);
+        lower(self.aliases, PropertyId::TopicAliasMaximum);
+        if self.keep_alive != self.keep_alive_told {
+            edits.push(Edit::Number(
+                PropertyId::ServerKeepAlive,
+                u32::from(self.keep_alive),
+            ));
+        }
+    }
+}

@@ -1,0 +1,453 @@
+//! CONNECT: who is it, may it open a session, and what is told to the upstream.
+//!
+//! Owns the order of questions: parse, listener, version, client id, enhanced authentication, credentials (off the
+//! shard), connect rules, will; only then is the upstream dialled. Credentials go upstream as the client sent them.
+
+use sluice_policy::{Action, Decision, Denial, Refusal, Verdict, Who};
+use sluice_wire::mqtt::{
+    Connect, PropertyId, QoS, ReasonCode, Version, Violation, Will, decode_connect,
+};
+
+use super::lane::Route;
+use super::rewrite::{self, Edit};
+use super::{
+    AuthOutcome, Cause, Context, Credentials, DecisionRecord, Identity, Message, Output, Phase,
+    Session, Side,
+};
+use crate::metrics::Counter;
+
+/// The bytes of a CONNECT with whatever password is in it; wiped when dropped.
+#[derive(Default)]
+pub(super) struct KeptConnect {
+    bytes: Vec<u8>,
+}
+
+impl KeptConnect {
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+}
+
+impl Drop for KeptConnect {
+    fn drop(&mut self) {
+        zeroize::Zeroize::zeroize(&mut self.bytes);
+    }
+}
+
+/// What is kept of a will, to judge it again: a later generation may forbid it. QoS and RETAIN are as sent upstream.
+pub(super) struct WillRecord {
+    topic: Box<str>,
+    response_topic: Option<Box<str>>,
+    message: Message,
+}
+
+impl WillRecord {
+    fn of(will: &Will<'_>) -> Self {
+        Self {
+            topic: will.topic.into(),
+            response_topic: will
+                .properties
+                .text(PropertyId::ResponseTopic)
+                .map(Into::into),
+            message: Message {
+                qos: will.qos,
+                retain: will.retain,
+                payload_bytes: u32::try_from(will.payload.len()).unwrap_or(u32::MAX),
+            },
+        }
+    }
+}
+
+impl Session {
+    /// The first packet of the client.
+    pub(super) fn connect(&mut self, context: &mut Context<'_>, bytes: &[u8]) -> Route {
+        context.counters.add(Counter::ConnectReceived, 1);
+        match decode_connect(bytes) {
+            Ok(connect) => self.question(context, &connect, bytes),
+            Err(violation) => self.refuse_undecodable(context, bytes, violation),
+        }
+        Route::Absorb
+    }
+
+    /// A CONNECT that cannot be read. Its sender is answered in the version it claims, as far as that can be told.
+    fn refuse_undecodable(
+        &mut self,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+        violation: Violation,
+    ) {
+        let cause = Cause::Violation(violation);
+        let level = claimed_level(bytes);
+        if violation.reason_code() == ReasonCode::UnsupportedProtocolVersion {
+            // A level above ours is a later version, which may know the CONNACK of 5; one below can only know the old.
+            self.version = match level {
+                Some(6..=0x7f) => Version::V5,
+                _ => Version::V311,
+            };
+            self.phase = Phase::Authenticating;
+            return self.refuse_connect(context, cause, 1, ReasonCode::UnsupportedProtocolVersion);
+        }
+        if level == Some(5) {
+            self.version = Version::V5;
+            self.phase = Phase::Authenticating;
+        }
+        self.end(context, cause);
+    }
+
+    /// Everything that can be asked without the password.
+    fn question(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, bytes: &[u8]) {
+        self.version = connect.version;
+        // From here on the version is known, so that a refusal is a CONNACK.
+        self.phase = Phase::Authenticating;
+        let Some(listener) = context.snapshot.listener(self.listener) else {
+            return self.refuse_admission(context, Refusal::ListenerGone);
+        };
+        if !listener.versions.contains(&connect.version) {
+            return self.refuse_admission(context, Refusal::Version);
+        }
+        let Some(client_id) = self.effective_client_id(context, connect) else {
+            return self.refuse_admission(context, Refusal::ClientIdentifier);
+        };
+        if connect
+            .properties
+            .text(PropertyId::AuthenticationMethod)
+            .is_some()
+        {
+            if !listener.upstream_auth_pass {
+                let code = ReasonCode::BadAuthenticationMethod;
+                return self.refuse_connect(context, Cause::Refused, 5, code);
+            }
+            self.upstream_auth = true;
+        }
+        self.identity = Identity::new(&client_id, None);
+        self.rare().connect.bytes = bytes.to_vec();
+        match connect.username {
+            None => self.identified(context, connect),
+            Some(username) => {
+                // A user name without a password proves nothing: it is verified against nothing, which takes as long.
+                let verifier = match connect.password {
+                    Some(_) => context.snapshot.user(username),
+                    None => None,
+                };
+                context
+                    .out
+                    .list
+                    .push(Output::Authenticate(Box::new(Credentials {
+                        username: username.into(),
+                        password: connect.password.unwrap_or_default().to_vec(),
+                        verifier: verifier.map(|user| user.verifier.clone()),
+                    })));
+            }
+        }
+    }
+
+    /// The client id as it goes upstream: the client's, or ours when it has none and one is needed. `None` refuses.
+    fn effective_client_id(
+        &mut self,
+        context: &mut Context<'_>,
+        connect: &Connect<'_>,
+    ) -> Option<String> {
+        if !connect.client_id.is_empty() {
+            return Some(connect.client_id.to_owned());
+        }
+        match connect.version {
+            Version::V31 => return None,
+            // [MQTT-3.1.3-8] of 3.1.1: a session that is to be kept needs a name of the client's choice.
+            Version::V311 if !connect.clean_start => return None,
+            Version::V311 | Version::V5 => {}
+        }
+        if !context.snapshot.needs_client_id(self.listener) {
+            return Some(String::new());
+        }
+        context.counters.add(Counter::ClientIdAssigned, 1);
+        self.assigned_client_id = true;
+        // 22 letters and digits: within what every server must take ([MQTT-3.1.3-5]).
+        Some(format!("sluice{:016x}", (context.random)()))
+    }
+
+    /// The pool has verified the password, or has not.
+    pub(super) fn authenticated(&mut self, context: &mut Context<'_>, outcome: AuthOutcome) {
+        match outcome {
+            AuthOutcome::Verified => {}
+            AuthOutcome::Refused => return self.end(context, Cause::Unauthenticated),
+            AuthOutcome::Busy => return self.end(context, Cause::Busy),
+        }
+        self.with_kept_connect(context, |session, context, connect, _| {
+            let Some(username) = connect.username else {
+                return session.end(context, Cause::Unauthenticated);
+            };
+            // The row may have gone while its password was verified.
+            if context.snapshot.user(username).is_none() {
+                return session.end(context, Cause::Unauthenticated);
+            }
+            session.identity = Identity::new(session.identity.client_id(), Some(username));
+            session.identified(context, connect);
+        });
+    }
+
+    /// Lends the kept CONNECT to `then`, and keeps it further unless the session has ended.
+    fn with_kept_connect(
+        &mut self,
+        context: &mut Context<'_>,
+        then: impl FnOnce(&mut Self, &mut Context<'_>, &Connect<'_>, &[u8]),
+    ) {
+        let kept = std::mem::take(&mut self.rare().connect);
+        match decode_connect(&kept.bytes) {
+            Ok(connect) => then(self, context, &connect, &kept.bytes),
+            // It was decoded when it came.
+            Err(violation) => self.end(context, Cause::Violation(violation)),
+        }
+        if !matches!(self.phase, Phase::Ended | Phase::Connack) {
+            self.rare().connect = kept;
+        }
+    }
+
+    /// Who it is has been settled: ask the connect rules and judge the will, then dial.
+    fn identified(&mut self, context: &mut Context<'_>, connect: &Connect<'_>) {
+        let Some(listener) = context.snapshot.listener(self.listener) else {
+            return self.refuse_admission(context, Refusal::ListenerGone);
+        };
+        if self.identity.username().is_none() && !listener.anonymous {
+            return self.refuse_admission(context, Refusal::Credentials);
+        }
+        if let Err(refusal) = self.admit(context) {
+            return self.refuse_admission(context, refusal);
+        }
+        if let Some(will) = &connect.will
+            && let Err((code_3, code_5)) = self.admit_will(context, will)
+        {
+            context.counters.add(Counter::WillDenied, 1);
+            return self.refuse_connect(context, Cause::Denied, code_3, code_5);
+        }
+        self.timers.set_keep_alive(connect.keep_alive_secs);
+        self.phase = Phase::Dialling;
+        let key = match self.identity.client_id() {
+            "" => (context.random)(),
+            client_id => balance_key(client_id),
+        };
+        context.out.list.push(Output::Dial {
+            upstream: listener.upstream,
+            key,
+        });
+    }
+
+    /// Asks the connect rules of the snapshot at hand, and takes over its classes.
+    fn admit(&mut self, context: &mut Context<'_>) -> Result<(), Refusal> {
+        let who = Who {
+            listener: self.listener,
+            address: self.peer,
+            version: self.version,
+            client_id: self.identity.client_id(),
+            username: self.identity.username(),
+        };
+        let admitted = context.snapshot.admit(&who);
+        if let Some(decisions) = context.decisions.as_mut() {
+            let (decision, rule, shadow) = match &admitted {
+                Ok(admission) => (Decision::Allow, admission.rule, admission.shadow),
+                Err(_) => (Decision::Deny(Denial::NotAuthorized), None, None),
+            };
+            decisions(&DecisionRecord {
+                action: Action::Connect,
+                client_id: who.client_id,
+                username: who.username,
+                topic: "",
+                decision,
+                rule,
+                shadow,
+            });
+        }
+        let admission = admitted?;
+        if admission.shadow.is_some() {
+            context.counters.add(Counter::ShadowConnect, 1);
+        }
+        self.classes = admission.classes;
+        self.generation = context.snapshot.generation();
+        Ok(())
+    }
+
+    /// Another generation judges a session that is under way.
+    pub(super) fn admit_again(&mut self, context: &mut Context<'_>) {
+        if let Err(refusal) = self.admit(context) {
+            return self.refuse_admission(context, refusal);
+        }
+        // A will that has not gone upstream yet is stopped; a later one is looked at when the session ends.
+        if self.phase == Phase::Dialling {
+            self.with_kept_connect(context, |session, context, connect, _| {
+                if let Some(will) = &connect.will
+                    && let Err((code_3, code_5)) = session.admit_will(context, will)
+                {
+                    context.counters.add(Counter::WillDenied, 1);
+                    session.refuse_connect(context, Cause::Denied, code_3, code_5);
+                }
+            });
+        }
+    }
+
+    /// Learned from CONNACK what the upstream calls the client.
+    pub(super) fn learn_client_id(
+        &mut self,
+        context: &mut Context<'_>,
+        client_id: &str,
+    ) -> Result<(), Refusal> {
+        self.identity = Identity::new(client_id, self.identity.username());
+        self.admit(context)
+    }
+
+    /// Judges a will as the message it will become. The error is what CONNACK says, for 3.x and 5.
+    fn admit_will(
+        &mut self,
+        context: &mut Context<'_>,
+        will: &Will<'_>,
+    ) -> Result<(), (u8, ReasonCode)> {
+        let mut record = WillRecord::of(will);
+        let verdict = self.judge_will(context, &record);
+        match verdict.decision {
+            Decision::Allow => {}
+            Decision::Deny(denial) => return Err((5, denial_reason(denial))),
+        }
+        if verdict.qos_max < record.message.qos {
+            record.message.qos = verdict.qos_max;
+            context.counters.add(Counter::QosLowered, 1);
+        }
+        if record.message.retain && verdict.strip_retain {
+            record.message.retain = false;
+            context.counters.add(Counter::RetainStripped, 1);
+        }
+        self.will = Some(Box::new(record));
+        Ok(())
+    }
+
+    /// The verdict on a will; its Response Topic must be one the sender may receive.
+    pub(super) fn judge_will(&self, context: &mut Context<'_>, will: &WillRecord) -> Verdict {
+        let verdict = self.judge(context, Action::Publish, &will.topic, will.message);
+        match &will.response_topic {
+            Some(topic) if verdict.decision == Decision::Allow => {
+                self.judge_response_topic(context, topic, verdict)
+            }
+            _ => verdict,
+        }
+    }
+
+    /// The upstream is there: CONNECT goes to it, untouched when nothing must change.
+    pub(super) fn send_connect(&mut self, context: &mut Context<'_>) {
+        self.with_kept_connect(context, |session, context, connect, bytes| {
+            session.up.set_version(session.version);
+            session.phase = Phase::Connack;
+            session.timers.awaiting_connack(context.now);
+            session.put_connect(context, connect, bytes);
+            session.timers.spoke(context.now);
+        });
+    }
+
+    fn put_connect(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, bytes: &[u8]) {
+        let mut edits: Vec<Edit<'_>> = Vec::new();
+        if connect.version == Version::V5 {
+            self.lower_connect_limits(context, connect, &mut edits);
+        }
+        let will = self
+            .will
+            .as_ref()
+            .map(|will| (will.message.qos, will.message.retain));
+        let same_will = will == connect.will.as_ref().map(|will| (will.qos, will.retain));
+        let same_client_id = self.identity.client_id() == connect.client_id;
+        if edits.is_empty() && same_will && same_client_id {
+            return context.out.write(Side::Upstream, bytes);
+        }
+        let properties = rewrite::edited(connect.properties, &edits);
+        let edits = rewrite::ConnectEdits {
+            client_id: self.identity.client_id(),
+            will,
+            properties: &properties,
+        };
+        context.out.write_with(Side::Upstream, |buffer| {
+            rewrite::put_connect(buffer, connect, &edits);
+        });
+    }
+
+    /// What the broker may do on its hop is the lower of what the client takes and what we take.
+    fn lower_connect_limits(
+        &mut self,
+        context: &Context<'_>,
+        connect: &Connect<'_>,
+        edits: &mut Vec<Edit<'_>>,
+    ) {
+        let number = |id| connect.properties.number(id);
+        let ours = context
+            .snapshot
+            .listener(self.listener)
+            .map(|row| &row.limits);
+
+        let client_packet = number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX);
+        self.delivery_bytes_max = client_packet.min(self.packet_bytes_max);
+        if self.packet_bytes_max < client_packet {
+            edits.push(Edit::Number(
+                PropertyId::MaximumPacketSize,
+                self.packet_bytes_max,
+            ));
+        }
+        let client_receive = number(PropertyId::ReceiveMaximum).unwrap_or(65_535);
+        if u32::from(self.receive_max) < client_receive {
+            edits.push(Edit::Number(
+                PropertyId::ReceiveMaximum,
+                u32::from(self.receive_max),
+            ));
+        }
+        let client_aliases = number(PropertyId::TopicAliasMaximum).unwrap_or(0);
+        let our_aliases = ours.map_or(0, |limits| u32::from(limits.topic_alias_max));
+        if our_aliases < client_aliases {
+            edits.push(Edit::Number(PropertyId::TopicAliasMaximum, our_aliases));
+        }
+        self.alias_max_down = u16::try_from(client_aliases.min(our_aliases)).unwrap_or(u16::MAX);
+    }
+}
+
+/// The keep alive that both ends go by, in seconds; 0 is none. Only a client of version 5 can be told another value
+/// than its own, so the listener's maximum binds it alone.
+pub(super) fn lower_keep_alive(version: Version, asked: u16, max: u16) -> u16 {
+    match (version, asked, max) {
+        (Version::V31 | Version::V311, _, _) | (Version::V5, _, 0) => asked,
+        (Version::V5, 0, _) => max,
+        (Version::V5, _, _) => asked.min(max),
+    }
+}
+
+/// What a refused message is called where a reason code says more than "not authorized".
+pub(super) fn denial_reason(denial: Denial) -> ReasonCode {
+    match denial {
+        Denial::NotAuthorized | Denial::TooComplex => ReasonCode::NotAuthorized,
+        Denial::RetainRefused => ReasonCode::RetainNotSupported,
+        Denial::QosRefused => ReasonCode::QosNotSupported,
+        Denial::PayloadTooLarge => ReasonCode::PacketTooLarge,
+    }
+}
+
+/// Where a client id lies among the endpoints: FNV-1a, which is the same on every node and in every build, so that a
+/// client reaches the broker that has its MQTT session wherever it connects.
+fn balance_key(client_id: &str) -> u64 {
+    client_id
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
+        })
+}
+
+/// The protocol level a CONNECT claims, found without trusting anything else in it.
+fn claimed_level(bytes: &[u8]) -> Option<u8> {
+    let length_bytes = bytes
+        .iter()
+        .skip(1)
+        .take(4)
+        .position(|byte| byte & 0x80 == 0)?
+        + 1;
+    let body = bytes.get(1 + length_bytes..)?;
+    let (name_len, rest) = body.split_first_chunk::<2>()?;
+    rest.get(usize::from(u16::from_be_bytes(*name_len)))
+        .copied()
+}
+
+/// A will, or a message, of no interest but for its topic.
+pub(super) const BARE: Message = Message {
+    qos: QoS::AtMostOnce,
+    retain: false,
+    payload_bytes: 0,
+};

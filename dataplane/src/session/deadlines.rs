@@ -1,0 +1,199 @@
+//! Keep alive and every other timer of a session.
+//!
+//! Owns the times; sets no timer. A packet costs a store of `now`; the deadline is computed when it is asked for, and
+//! one that is checked early does nothing. Everything is measured from bytes that arrived, so a side whose reading we
+//! hold back is not blamed for its silence.
+
+use std::time::Duration;
+
+use sluice_policy::Limits;
+
+use super::{Cause, Context, Phase, Session, Side, rewrite};
+use crate::clock::Time;
+use crate::metrics::Counter;
+
+/// What a deadline of [`Session::poll_timeout`] is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadline {
+    /// CONNECT must have arrived.
+    Connect,
+    /// The broker must have answered CONNECT.
+    Connack,
+    /// A packet that the client began must be finished.
+    Packet,
+    /// A packet that the broker began must be finished.
+    UpstreamPacket,
+    /// Keep alive, one and a half times.
+    KeepAlive,
+    /// Nothing went upstream for the interval: send PINGREQ.
+    UpstreamPing,
+}
+
+/// The stored times.
+pub(super) struct Timers {
+    /// CONNECT must have arrived, later CONNACK.
+    opening: Time,
+    /// When bytes last came from the client.
+    heard: Time,
+    /// When bytes last went to the broker.
+    spoke: Time,
+    packet_timeout: Duration,
+    connect_timeout: Duration,
+    keep_alive_secs: u16,
+    is_down_held: bool,
+    is_up_held: bool,
+}
+
+impl Timers {
+    pub(super) fn accepted(now: Time, limits: Option<&Limits>) -> Self {
+        let connect_timeout = limits.map_or(Duration::ZERO, |limits| limits.connect_timeout);
+        Self {
+            opening: now.after(connect_timeout),
+            heard: now,
+            spoke: now,
+            packet_timeout: limits.map_or(Duration::ZERO, |limits| limits.packet_timeout),
+            connect_timeout,
+            keep_alive_secs: 0,
+            is_down_held: false,
+            is_up_held: false,
+        }
+    }
+
+    pub(super) fn heard(&mut self, now: Time) {
+        self.heard = now;
+    }
+
+    pub(super) fn spoke(&mut self, now: Time) {
+        self.spoke = now;
+    }
+
+    /// CONNECT went upstream; its answer gets as long as the client had for CONNECT.
+    pub(super) fn awaiting_connack(&mut self, now: Time) {
+        self.opening = now.after(self.connect_timeout);
+    }
+
+    pub(super) fn opened(&mut self, now: Time) {
+        self.heard = now;
+    }
+
+    pub(super) fn keep_alive_secs(&self) -> u16 {
+        self.keep_alive_secs
+    }
+
+    pub(super) fn set_keep_alive(&mut self, secs: u16) {
+        self.keep_alive_secs = secs;
+    }
+
+    fn keep_alive(&self) -> Option<Duration> {
+        (self.keep_alive_secs > 0).then(|| Duration::from_secs(u64::from(self.keep_alive_secs)))
+    }
+
+    /// The client has one and a half times the interval [MQTT-3.1.2-22].
+    fn client_deadline(&self) -> Option<Time> {
+        let interval = self.keep_alive()?;
+        (!self.is_down_held).then(|| self.heard.after(interval + interval / 2))
+    }
+
+    /// The broker must hear something within the interval. A client that is silent itself is not covered up for: only
+    /// when it sent something that we absorbed, or would have if we had read it, do we speak in its place.
+    fn ping_deadline(&self) -> Option<Time> {
+        let interval = self.keep_alive()?;
+        (self.heard > self.spoke || self.is_down_held).then(|| self.spoke.after(interval))
+    }
+}
+
+impl Session {
+    /// Reading of `side` is held, or goes on: then every deadline of that side begins anew.
+    pub(super) fn hold_timers(&mut self, now: Time, side: Side, held: bool) {
+        match side {
+            Side::Downstream => {
+                self.timers.is_down_held = held;
+                self.down.restart(now);
+                if !held {
+                    self.timers.heard = now;
+                }
+            }
+            Side::Upstream => {
+                self.timers.is_up_held = held;
+                self.up.restart(now);
+            }
+        }
+    }
+
+    /// The earliest deadline.
+    pub(super) fn next_deadline(&self) -> Option<(Time, Deadline)> {
+        self.deadlines()
+            .into_iter()
+            .flatten()
+            .min_by_key(|(time, _)| *time)
+    }
+
+    fn deadlines(&self) -> [Option<(Time, Deadline)>; 5] {
+        let timers = &self.timers;
+        let opening = match self.phase {
+            Phase::Connecting => Some((timers.opening, Deadline::Connect)),
+            Phase::Connack => Some((timers.opening, Deadline::Connack)),
+            // The hashing pool and the dial have deadlines of their own.
+            Phase::Authenticating | Phase::Dialling | Phase::Open | Phase::Ended => None,
+        };
+        let packet = |begun: Option<Time>, held: bool, deadline| match begun {
+            Some(begun) if !held => Some((begun.after(timers.packet_timeout), deadline)),
+            Some(_) | None => None,
+        };
+        let open = self.phase == Phase::Open;
+        [
+            opening,
+            packet(self.down.begun(), timers.is_down_held, Deadline::Packet),
+            packet(self.up.begun(), timers.is_up_held, Deadline::UpstreamPacket),
+            timers
+                .client_deadline()
+                .filter(|_| open)
+                .map(|time| (time, Deadline::KeepAlive)),
+            timers
+                .ping_deadline()
+                .filter(|_| open)
+                .map(|time| (time, Deadline::UpstreamPing)),
+        ]
+    }
+
+    /// Acts on every deadline that has passed.
+    pub(super) fn check_deadlines(&mut self, context: &mut Context<'_>) {
+        for (time, deadline) in self.deadlines().into_iter().flatten() {
+            if time > context.now || self.phase == Phase::Ended {
+                continue;
+            }
+            match deadline {
+                Deadline::Connect => self.end(context, Cause::ConnectTimeout),
+                Deadline::Connack => self.end(context, Cause::UpstreamUnavailable),
+                Deadline::Packet => self.end(context, Cause::PacketTimeout),
+                Deadline::UpstreamPacket => self.end(context, Cause::UpstreamStalled),
+                Deadline::KeepAlive => self.end(context, Cause::KeepAlive),
+                Deadline::UpstreamPing => self.ping_upstream(context),
+            }
+        }
+    }
+
+    /// Keeps the broker from giving up on a client that is alive but had nothing forwarded.
+    fn ping_upstream(&mut self, context: &mut Context<'_>) {
+        // In mid-packet the payload itself is what the broker hears.
+        if !self.is_at_boundary(Side::Upstream) {
+            return self.timers.spoke(context.now);
+        }
+        let rare = self.rare();
+        rare.pings_owned = rare.pings_owned.saturating_add(1);
+        context.counters.add(Counter::PingsOriginated, 1);
+        self.originate(context, Side::Upstream, &rewrite::PINGREQ);
+    }
+
+    /// True exactly when a PINGRESP of the broker answers a PINGREQ of ours. They look alike and come in order, so which
+    /// of several is kept back makes no difference to the client.
+    pub(super) fn swallows_pingresp(&mut self) -> bool {
+        match self.rare.as_mut() {
+            Some(rare) if rare.pings_owned > 0 => {
+                rare.pings_owned -= 1;
+                true
+            }
+            Some(_) | None => false,
+        }
+    }
+}

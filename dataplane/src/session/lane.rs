@@ -1,0 +1,433 @@
+//! One direction of the byte stream: cuts it into packets, asks what becomes of each, and writes the outcome.
+//!
+//! Owns packet boundaries: forwarded runs leave as ranges of the lease, packets of the proxy's own wait until the stream
+//! is between two packets. It does not know what a packet means; `Session::route` and `Session::publish` do.
+
+use std::ops::Range;
+
+use sluice_wire::mqtt::{self, At, Framer, PacketKind, Step, Version};
+
+use super::{Cause, Context, Output, Outputs, Phase, Session, Side};
+use crate::clock::Time;
+
+/// Reading the client pauses when it sent this much before CONNACK: enough for what a client sends ahead without
+/// waiting, small beside what a connection costs in the kernel.
+const HELD_BYTES_HIGH: usize = 4 * 1024;
+
+/// A client that sent more than this before CONNACK is ended. Pausing leaves at most what the kernel had already
+/// received in that turn, so that only a client which sends ahead at full speed for the whole dial gets here.
+const HELD_BYTES_MAX: usize = 256 * 1024;
+
+/// Packets of our own that may wait for a boundary. Reached only by a peer that makes us answer thousands of times
+/// while one PUBLISH is half way in the other direction.
+const QUEUE_BYTES_MAX: usize = 64 * 1024;
+
+/// What becomes of the payload of the PUBLISH that has begun.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Payload {
+    /// No payload is outstanding.
+    None,
+    /// Its head was written to the other side, which is in mid-packet exactly as long.
+    Forwarding,
+    /// Nothing of it goes on.
+    Discarding,
+}
+
+/// One direction: what a side sends.
+pub(super) struct Lane {
+    framer: Framer,
+    payload: Payload,
+    /// When the packet that is not finished began; `None` exactly when the lane is at a boundary.
+    begun: Option<Time>,
+}
+
+impl Lane {
+    /// What a client sends, until CONNECT is known.
+    pub(super) fn client(connect_bytes_max: u32) -> Self {
+        Self {
+            framer: Framer::new(mqtt::Side::Client, connect_bytes_max),
+            payload: Payload::None,
+            begun: None,
+        }
+    }
+
+    /// What a broker sends. The framer has no limit: a delivery that is too long is dropped, not fatal, and what is
+    /// buffered is bounded by [`Session::pump`].
+    pub(super) fn server() -> Self {
+        Self {
+            framer: Framer::new(mqtt::Side::Server, u32::MAX),
+            payload: Payload::None,
+            begun: None,
+        }
+    }
+
+    pub(super) fn set_version(&mut self, version: Version) {
+        self.framer.set_version(version);
+    }
+
+    pub(super) fn set_packet_bytes_max(&mut self, packet_bytes_max: u32) {
+        self.framer.set_packet_bytes_max(packet_bytes_max);
+    }
+
+    pub(super) fn begun(&self) -> Option<Time> {
+        self.begun
+    }
+
+    /// Begins the deadline of an unfinished packet anew.
+    pub(super) fn restart(&mut self, now: Time) {
+        if self.begun.is_some() {
+            self.begun = Some(now);
+        }
+    }
+
+    /// Gives back everything.
+    pub(super) fn clear(&mut self) {
+        *self = Self::client(0);
+    }
+}
+
+/// Bytes that arrived, and how to refer to them in an [`Output`].
+pub(super) struct Input<'a> {
+    bytes: &'a mut [u8],
+    is_lease: bool,
+}
+
+impl<'a> Input<'a> {
+    /// The lease of this call.
+    pub(super) fn lease(bytes: &'a mut [u8]) -> Self {
+        Self {
+            bytes,
+            is_lease: true,
+        }
+    }
+
+    /// Bytes of session memory: they are copied where a lease is referred to.
+    pub(super) fn held(bytes: &'a mut [u8]) -> Self {
+        Self {
+            bytes,
+            is_lease: false,
+        }
+    }
+
+    fn rest(&self, from: usize) -> &[u8] {
+        self.bytes.get(from..).unwrap_or_default()
+    }
+
+    fn forward(&self, out: &mut Outputs, to: Side, start: usize, len: usize) {
+        if self.is_lease {
+            out.forward(to, start, len);
+        } else {
+            out.write(to, self.bytes.get(start..start + len).unwrap_or_default());
+        }
+    }
+}
+
+/// What becomes of a packet, or of the head of a PUBLISH.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Route {
+    /// It goes on as it is.
+    Forward,
+    /// It goes on with this first byte.
+    ForwardWith(u8),
+    /// It goes on as it is, and then the session ends.
+    Last(Cause),
+    /// Something else was written in its place.
+    Replaced,
+    /// Nothing of it goes on.
+    Absorb,
+}
+
+impl Outputs {
+    fn forward(&mut self, to: Side, start: usize, len: usize) {
+        let (Ok(start), Ok(len)) = (u32::try_from(start), u32::try_from(len)) else {
+            return; // A lease is far below 4 GiB.
+        };
+        if let Some(Output::Forward { to: last, range }) = self.list.last_mut()
+            && *last == to
+            && range.end == start
+        {
+            range.end += len;
+        } else {
+            self.list.push(Output::Forward {
+                to,
+                range: start..start + len,
+            });
+        }
+    }
+
+    pub(super) fn write(&mut self, to: Side, bytes: &[u8]) {
+        self.write_with(to, |buffer| buffer.extend_from_slice(bytes));
+    }
+
+    /// Lets `fill` append what goes to `to`.
+    pub(super) fn write_with(&mut self, to: Side, fill: impl FnOnce(&mut Vec<u8>)) {
+        let offset = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
+        let start = offset(self.bytes.len());
+        fill(&mut self.bytes);
+        let end = offset(self.bytes.len());
+        if start == end {
+            return;
+        }
+        if let Some(Output::Write { to: last, range }) = self.list.last_mut()
+            && *last == to
+            && range.end == start
+        {
+            range.end = end;
+        } else {
+            self.list.push(Output::Write {
+                to,
+                range: start..end,
+            });
+        }
+    }
+}
+
+impl Session {
+    fn lane(&mut self, side: Side) -> &mut Lane {
+        match side {
+            Side::Downstream => &mut self.down,
+            Side::Upstream => &mut self.up,
+        }
+    }
+
+    /// True exactly when the stream towards `to` is between two packets.
+    pub(super) fn is_at_boundary(&self, to: Side) -> bool {
+        let source = match to {
+            Side::Downstream => &self.up,
+            Side::Upstream => &self.down,
+        };
+        source.payload != Payload::Forwarding
+    }
+
+    /// Takes bytes of `from` apart until they are used up, must be held, or the session ends.
+    pub(super) fn pump(&mut self, context: &mut Context<'_>, from: Side, input: &mut Input<'_>) {
+        // The framer leaves its place while it runs, so that packets borrowed from it and the session can be used together.
+        let lane = self.lane(from);
+        let mut framer = std::mem::replace(&mut lane.framer, Framer::new(mqtt::Side::Client, 0));
+        let mut at = 0;
+        let mut finished_one = false;
+        loop {
+            match self.phase {
+                Phase::Ended => return,
+                Phase::Connecting | Phase::Open => {}
+                Phase::Authenticating | Phase::Dialling | Phase::Connack => {
+                    if from == Side::Downstream && !self.takes_auth() {
+                        self.hold(context, input.rest(at));
+                        break;
+                    }
+                }
+            }
+            let step = match framer.next(input.rest(at)) {
+                Ok(step) => step,
+                Err(violation) => return self.broken(context, from, violation),
+            };
+            match step {
+                Step::Incomplete => break,
+                Step::Packet {
+                    header,
+                    bytes,
+                    at: place,
+                    consumed,
+                } => {
+                    let route = self.route(context, from, bytes);
+                    match place {
+                        At::Input => self.emit(context, from, route, input, at..at + consumed),
+                        At::Carry => self.emit_copy(context, from, route, bytes),
+                    }
+                    if header.kind == PacketKind::Connect {
+                        framer.set_version(self.version);
+                        framer.set_packet_bytes_max(self.packet_bytes_max);
+                    } else if header.kind == PacketKind::Connack && self.phase == Phase::Connack {
+                        self.opened(context);
+                    }
+                    at += consumed;
+                    finished_one = true;
+                }
+                Step::PublishHead {
+                    header,
+                    bytes,
+                    at: place,
+                    payload_bytes,
+                    consumed,
+                } => {
+                    let route = self.publish(context, from, header, bytes);
+                    match place {
+                        At::Input => self.emit(context, from, route, input, at..at + consumed),
+                        At::Carry => self.emit_copy(context, from, route, bytes),
+                    }
+                    at += consumed;
+                    finished_one |= payload_bytes == 0;
+                    self.lane(from).payload = match (payload_bytes, route) {
+                        (0, _) => Payload::None,
+                        (_, Route::Absorb | Route::Last(_)) => Payload::Discarding,
+                        (_, Route::Forward | Route::ForwardWith(_) | Route::Replaced) => {
+                            Payload::Forwarding
+                        }
+                    };
+                }
+                Step::Payload { consumed, left } => {
+                    if self.lane(from).payload == Payload::Forwarding {
+                        input.forward(context.out, from.other(), at, consumed);
+                        self.sent(context, from.other());
+                    }
+                    at += consumed;
+                    if left == 0 {
+                        finished_one = true;
+                        self.lane(from).payload = Payload::None;
+                        self.flush_queue(context, from.other());
+                    }
+                }
+            }
+        }
+        let carry_bytes = framer.carry_bytes();
+        let at_boundary = framer.is_at_boundary();
+        let lane = self.lane(from);
+        lane.framer = framer;
+        lane.begun = match (at_boundary, lane.begun) {
+            (true, _) => None,
+            (false, Some(begun)) if !finished_one => Some(begun),
+            (false, _) => Some(context.now),
+        };
+        if from == Side::Upstream && carry_bytes > upstream_carry_max(self.packet_bytes_max) {
+            self.broken(context, from, mqtt::Violation::PacketTooLarge);
+        }
+    }
+
+    /// Carries out a route for bytes that lie in the input.
+    fn emit(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        route: Route,
+        input: &mut Input<'_>,
+        range: Range<usize>,
+    ) {
+        match route {
+            Route::Forward | Route::Last(_) => {}
+            Route::ForwardWith(first) => {
+                if let Some(byte) = input.bytes.get_mut(range.start) {
+                    *byte = first;
+                }
+            }
+            Route::Replaced => return self.sent(context, from.other()),
+            Route::Absorb => return,
+        }
+        input.forward(context.out, from.other(), range.start, range.len());
+        self.sent(context, from.other());
+        if let Route::Last(cause) = route {
+            self.end(context, cause);
+        }
+    }
+
+    /// Carries out a route for bytes that lie in the framer's carry.
+    fn emit_copy(&mut self, context: &mut Context<'_>, from: Side, route: Route, bytes: &[u8]) {
+        match route {
+            Route::Forward | Route::Last(_) => context.out.write(from.other(), bytes),
+            Route::ForwardWith(first) => context.out.write_with(from.other(), |buffer| {
+                let start = buffer.len();
+                buffer.extend_from_slice(bytes);
+                if let Some(byte) = buffer.get_mut(start) {
+                    *byte = first;
+                }
+            }),
+            Route::Replaced => {}
+            Route::Absorb => return,
+        }
+        self.sent(context, from.other());
+        if let Route::Last(cause) = route {
+            self.end(context, cause);
+        }
+    }
+
+    fn sent(&mut self, context: &Context<'_>, to: Side) {
+        if to == Side::Upstream {
+            self.timers.spoke(context.now);
+        }
+    }
+
+    /// Keeps what the client sent ahead of CONNACK.
+    fn hold(&mut self, context: &mut Context<'_>, bytes: &[u8]) {
+        if bytes.is_empty() {
+            return;
+        }
+        let rare = self.rare();
+        rare.held.extend_from_slice(bytes);
+        if rare.held.len() > HELD_BYTES_MAX {
+            return self.end(context, Cause::Overload);
+        }
+        if rare.held.len() > HELD_BYTES_HIGH && !rare.paused {
+            rare.paused = true;
+            context
+                .out
+                .list
+                .push(Output::PauseReading(Side::Downstream));
+        }
+    }
+
+    /// Gives what was held its turn, once CONNACK was passed on.
+    pub(super) fn release_held(&mut self, context: &mut Context<'_>) {
+        let Some(rare) = self.rare.as_mut() else {
+            return;
+        };
+        let mut held = std::mem::take(&mut rare.held);
+        let was_paused = std::mem::take(&mut rare.paused);
+        if !held.is_empty() {
+            self.pump(context, Side::Downstream, &mut Input::held(&mut held));
+        }
+        if was_paused && self.phase == Phase::Open {
+            context
+                .out
+                .list
+                .push(Output::ResumeReading(Side::Downstream));
+        }
+    }
+
+    /// Sends a packet of our own: at once at a boundary, else when the forwarded PUBLISH is complete.
+    pub(super) fn originate(&mut self, context: &mut Context<'_>, to: Side, packet: &[u8]) {
+        if self.phase == Phase::Ended {
+            return;
+        }
+        if self.is_at_boundary(to) {
+            context.out.write(to, packet);
+            return self.sent(context, to);
+        }
+        let rare = self.rare();
+        let queue = match to {
+            Side::Downstream => &mut rare.queue_down,
+            Side::Upstream => &mut rare.queue_up,
+        };
+        if queue.len() + packet.len() > QUEUE_BYTES_MAX {
+            return self.end(context, Cause::Overload);
+        }
+        queue.extend_from_slice(packet);
+    }
+
+    fn flush_queue(&mut self, context: &mut Context<'_>, to: Side) {
+        let Some(rare) = self.rare.as_mut() else {
+            return;
+        };
+        let queue = match to {
+            Side::Downstream => std::mem::take(&mut rare.queue_down),
+            Side::Upstream => std::mem::take(&mut rare.queue_up),
+        };
+        if !queue.is_empty() {
+            context.out.write(to, &queue);
+            self.sent(context, to);
+        }
+    }
+}
+
+/// What may be buffered of one packet of a broker that is not finished.
+fn upstream_carry_max(packet_bytes_max: u32) -> usize {
+    usize::try_from(packet_bytes_max)
+        .unwrap_or(usize::MAX)
+        .max(64 * 1024)
+}
+
+/// The side of `wire` that speaks on our `side`.
+pub(super) fn speaker(side: Side) -> mqtt::Side {
+    match side {
+        Side::Downstream => mqtt::Side::Client,
+        Side::Upstream => mqtt::Side::Server,
+    }
+}

@@ -1,0 +1,411 @@
+//! PUBLISH, in both directions: judged once, when its head is complete.
+//!
+//! Owns what becomes of a message: forwarded as it lies, with another first byte, with a rewritten head, or dropped with
+//! whatever the protocol owes its publisher. A message of the client is judged as a publish, one of the broker as a
+//! receive; all else is the same path.
+
+use std::num::NonZeroU16;
+
+use sluice_policy::{Action, Decision, Denial, OnDeny, Verdict};
+use sluice_wire::mqtt::{
+    FixedHeader, PacketKind, Property, PropertyId, Publish, QoS, ReasonCode, Version, Violation,
+    decode_publish_head,
+};
+
+use super::alias::Aliases;
+use super::connect::{BARE, denial_reason};
+use super::lane::{Route, speaker};
+use super::rewrite::{self, PublishHead};
+use super::{Cause, Context, Message, Phase, Session, Side};
+use crate::metrics::Counter;
+
+/// How a message that may pass goes on.
+#[derive(Clone, Copy)]
+struct Passage<'a> {
+    /// The topic to send: the full one where the receiver does not know the alias, else as it came.
+    topic: &'a str,
+    topic_is_new: bool,
+    qos: QoS,
+    retain: bool,
+}
+
+/// What the properties say that matters here.
+#[derive(Clone, Copy, Default)]
+struct Hints<'a> {
+    alias: Option<NonZeroU16>,
+    response_topic: Option<&'a str>,
+}
+
+impl<'a> Hints<'a> {
+    fn of(publish: &Publish<'a>) -> Self {
+        let mut hints = Self::default();
+        if publish.properties.as_bytes().is_empty() {
+            return hints;
+        }
+        for property in publish.properties.iter() {
+            if let Property::Number(PropertyId::TopicAlias, alias) = property {
+                hints.alias = u16::try_from(alias).ok().and_then(NonZeroU16::new);
+            } else if let Property::Text(PropertyId::ResponseTopic, topic) = property {
+                hints.response_topic = Some(topic);
+            }
+        }
+        hints
+    }
+}
+
+impl Session {
+    /// The head of a PUBLISH from `from`.
+    pub(super) fn publish(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        header: FixedHeader,
+        bytes: &[u8],
+    ) -> Route {
+        if self.phase != Phase::Open {
+            self.broken(context, from, Violation::AuthNotNegotiated);
+            return Route::Absorb;
+        }
+        let publish = match decode_publish_head(self.version, speaker(from), bytes) {
+            Ok(publish) => publish,
+            Err(violation) => {
+                self.broken(context, from, violation);
+                return Route::Absorb;
+            }
+        };
+        let hints = Hints::of(&publish);
+        match hints.alias {
+            None => self.message(context, from, header, &publish, hints, publish.topic, false),
+            Some(alias) => self.aliased(context, from, header, &publish, hints, alias),
+        }
+    }
+
+    /// A PUBLISH with a topic alias: the table is brought up to date, then the message is judged by the topic it means.
+    fn aliased(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        header: FixedHeader,
+        publish: &Publish<'_>,
+        hints: Hints<'_>,
+        alias: NonZeroU16,
+    ) -> Route {
+        let max = match from {
+            Side::Downstream => self.alias_max_up,
+            Side::Upstream => self.alias_max_down,
+        };
+        if alias.get() > max {
+            self.broken(context, from, Violation::TopicAliasAboveMaximum);
+            return Route::Absorb;
+        }
+        // The table leaves its place while a topic in it is judged.
+        let mut aliases = self.aliases(from).take().unwrap_or_default();
+        let mut set = Ok(());
+        if !publish.topic.is_empty() {
+            set = aliases.set(alias, publish.topic);
+        }
+        let route = match (set, aliases.topic(alias)) {
+            (Err(_), _) => {
+                self.end(context, Cause::Overload);
+                Route::Absorb
+            }
+            (Ok(()), None) => {
+                self.broken(context, from, Violation::TopicAliasUnknown);
+                Route::Absorb
+            }
+            (Ok(()), Some((topic, known))) => {
+                let must_tell = publish.topic.is_empty() && !known;
+                self.message(context, from, header, publish, hints, topic, must_tell)
+            }
+        };
+        if self.phase != Phase::Ended {
+            if route != Route::Absorb {
+                aliases.told(alias);
+            }
+            *self.aliases(from) = Some(aliases);
+        }
+        route
+    }
+
+    fn aliases(&mut self, publisher: Side) -> &mut Option<Box<Aliases>> {
+        let rare = self.rare();
+        match publisher {
+            Side::Downstream => &mut rare.alias_up,
+            Side::Upstream => &mut rare.alias_down,
+        }
+    }
+
+    /// A message whose topic is known. `must_tell`: the receiver has to be told that topic.
+    #[allow(clippy::too_many_arguments)] // One message in its parts; a struct would be built only to be taken apart.
+    fn message(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        header: FixedHeader,
+        publish: &Publish<'_>,
+        hints: Hints<'_>,
+        topic: &str,
+        must_tell: bool,
+    ) -> Route {
+        if publish.qos == QoS::ExactlyOnce
+            && let Some(packet_id) = publish.packet_id
+            && self.rare.is_some()
+            && self.is_owned_duplicate(context, from, packet_id)
+        {
+            return Route::Absorb;
+        }
+        let verdict = self.judge_message(context, from, publish, hints, topic);
+        if let Decision::Deny(denial) = verdict.decision {
+            return self.refuse(context, from, publish, denial, verdict.on_deny);
+        }
+        let passage = Passage {
+            topic: if must_tell { topic } else { publish.topic },
+            topic_is_new: must_tell,
+            qos: publish.qos.min(verdict.qos_max),
+            retain: publish.retain && !verdict.strip_retain,
+        };
+        self.pass(context, from, header, publish, passage)
+    }
+
+    fn judge_message(
+        &self,
+        context: &mut Context<'_>,
+        from: Side,
+        publish: &Publish<'_>,
+        hints: Hints<'_>,
+        topic: &str,
+    ) -> Verdict {
+        let message = Message {
+            qos: publish.qos,
+            retain: publish.retain,
+            payload_bytes: publish.payload_bytes,
+        };
+        match (from, hints.response_topic) {
+            (Side::Upstream, _) => self.judge(context, Action::Receive, topic, message),
+            (Side::Downstream, None) => self.judge(context, Action::Publish, topic, message),
+            (Side::Downstream, Some(response_topic)) => {
+                let verdict = self.judge(context, Action::Publish, topic, message);
+                self.judge_response_topic(context, response_topic, verdict)
+            }
+        }
+    }
+
+    /// A Response Topic must be one that the sender may receive: else it could have others send where it may not listen.
+    pub(super) fn judge_response_topic(
+        &self,
+        context: &mut Context<'_>,
+        response_topic: &str,
+        verdict: Verdict,
+    ) -> Verdict {
+        if verdict.decision != Decision::Allow {
+            return verdict;
+        }
+        let receive = self.judge(context, Action::Receive, response_topic, BARE);
+        match receive.decision {
+            Decision::Allow => verdict,
+            Decision::Deny(_) => Verdict {
+                decision: Decision::Deny(Denial::NotAuthorized),
+                rule: receive.rule,
+                ..verdict
+            },
+        }
+    }
+
+    /// The message may pass.
+    fn pass(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        header: FixedHeader,
+        publish: &Publish<'_>,
+        passage: Passage<'_>,
+    ) -> Route {
+        let takes_id_off = publish.qos != QoS::AtMostOnce && passage.qos == QoS::AtMostOnce;
+        let rewritten = (passage.topic_is_new || takes_id_off)
+            .then(|| PublishHead::of(publish, passage.topic, passage.qos, passage.retain));
+        let packet_bytes = match &rewritten {
+            Some(head) => head.packet_bytes(self.version),
+            None => u32::from(header.header_bytes).saturating_add(header.remaining_bytes),
+        };
+        if packet_bytes > self.receiver_bytes_max(from.other()) {
+            return self.too_long(context, from, publish);
+        }
+        if passage.qos != publish.qos && !self.lower(context, from, publish, passage.qos) {
+            return Route::Absorb;
+        }
+        if passage.retain != publish.retain {
+            context.counters.add(Counter::RetainStripped, 1);
+        }
+        context.counters.add(forwarded_counter(from), 1);
+        if let Some(head) = rewritten {
+            let version = self.version;
+            context
+                .out
+                .write_with(from.other(), |buffer| head.put(buffer, version));
+            return Route::Replaced;
+        }
+        if passage.qos == publish.qos && passage.retain == publish.retain {
+            return Route::Forward;
+        }
+        Route::ForwardWith(rewrite::publish_first_byte(
+            publish.dup,
+            passage.qos,
+            passage.retain,
+        ))
+    }
+
+    fn receiver_bytes_max(&self, receiver: Side) -> u32 {
+        match receiver {
+            Side::Downstream => self.delivery_bytes_max,
+            Side::Upstream => self.upward_bytes_max,
+        }
+    }
+
+    /// Takes over what a lower QoS no longer gets from the receiver. False when the session was ended instead.
+    fn lower(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        publish: &Publish<'_>,
+        qos: QoS,
+    ) -> bool {
+        context.counters.add(Counter::QosLowered, 1);
+        let Some(packet_id) = publish.packet_id else {
+            return true;
+        };
+        match (publish.qos, qos) {
+            (QoS::ExactlyOnce, QoS::AtLeastOnce) => {
+                if !self.has_room_for_flow(context, from) {
+                    return false;
+                }
+                self.own_lowered(from, packet_id);
+            }
+            (QoS::ExactlyOnce, _) => {
+                if !self.has_room_for_flow(context, from) {
+                    return false;
+                }
+                self.own_handshake(context, from, packet_id);
+            }
+            (QoS::AtLeastOnce | QoS::AtMostOnce, _) => {
+                self.acknowledge(context, from, PacketKind::Puback, packet_id, 0);
+            }
+        }
+        self.phase != Phase::Ended
+    }
+
+    /// The receiver does not take a packet of that length. A delivery is dropped [MQTT-3.1.2-25]; a message of the client
+    /// gets here only when its topic had to be written out for the broker, and is refused as too large.
+    fn too_long(&mut self, context: &mut Context<'_>, from: Side, publish: &Publish<'_>) -> Route {
+        match from {
+            Side::Downstream => {
+                let denial = Denial::PayloadTooLarge;
+                self.refuse(context, from, publish, denial, OnDeny::Drop)
+            }
+            Side::Upstream => {
+                context.counters.add(Counter::DeliveryTooLarge, 1);
+                self.drop_delivery(context, publish)
+            }
+        }
+    }
+
+    /// The message may not pass.
+    fn refuse(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        publish: &Publish<'_>,
+        denial: Denial,
+        on_deny: OnDeny,
+    ) -> Route {
+        match from {
+            Side::Downstream => {
+                context.counters.add(Counter::PublishDenied, 1);
+                context.counters.add(denied_counter(denial), 1);
+                match on_deny {
+                    OnDeny::Drop => self.answer_refused(context, publish),
+                    OnDeny::Close => {
+                        self.end_telling(context, Cause::Denied, denial_reason(denial));
+                    }
+                }
+                Route::Absorb
+            }
+            Side::Upstream => {
+                context.counters.add(Counter::DeliveryDenied, 1);
+                self.drop_delivery(context, publish)
+            }
+        }
+    }
+
+    /// What a client hears whose message was dropped: in version 5 the reason; before, there is none to be had.
+    fn answer_refused(&mut self, context: &mut Context<'_>, publish: &Publish<'_>) {
+        let Some(packet_id) = publish.packet_id else {
+            return;
+        };
+        let code = match self.version {
+            Version::V5 => ReasonCode::NotAuthorized.byte(),
+            Version::V31 | Version::V311 => 0,
+        };
+        match publish.qos {
+            QoS::AtMostOnce => {}
+            QoS::AtLeastOnce => {
+                self.acknowledge(
+                    context,
+                    Side::Downstream,
+                    PacketKind::Puback,
+                    packet_id,
+                    code,
+                );
+            }
+            // An error code ends the flow; a PUBREC without one is followed by PUBREL.
+            QoS::ExactlyOnce if code != 0 => {
+                self.acknowledge(
+                    context,
+                    Side::Downstream,
+                    PacketKind::Pubrec,
+                    packet_id,
+                    code,
+                );
+            }
+            QoS::ExactlyOnce => {
+                if self.has_room_for_flow(context, Side::Downstream) {
+                    self.own_handshake(context, Side::Downstream, packet_id);
+                }
+            }
+        }
+    }
+
+    /// A delivery does not reach the client: the broker is told that it did, to the end of the handshake, so that it
+    /// neither sends it again nor keeps its identifier in flight.
+    fn drop_delivery(&mut self, context: &mut Context<'_>, publish: &Publish<'_>) -> Route {
+        if let Some(packet_id) = publish.packet_id {
+            match publish.qos {
+                QoS::AtMostOnce => {}
+                QoS::AtLeastOnce => {
+                    self.acknowledge(context, Side::Upstream, PacketKind::Puback, packet_id, 0);
+                }
+                QoS::ExactlyOnce => {
+                    if self.has_room_for_flow(context, Side::Upstream) {
+                        self.own_handshake(context, Side::Upstream, packet_id);
+                    }
+                }
+            }
+        }
+        Route::Absorb
+    }
+}
+
+fn forwarded_counter(from: Side) -> Counter {
+    match from {
+        Side::Downstream => Counter::PublishForwarded,
+        Side::Upstream => Counter::DeliveryForwarded,
+    }
+}
+
+fn denied_counter(denial: Denial) -> Counter {
+    match denial {
+        Denial::NotAuthorized | Denial::TooComplex => Counter::DeniedNotAuthorized,
+        Denial::RetainRefused => Counter::DeniedRetain,
+        Denial::QosRefused => Counter::DeniedQos,
+        Denial::PayloadTooLarge => Counter::DeniedPayload,
+    }
+}

@@ -1,0 +1,217 @@
+//! SUBSCRIBE, filter by filter, and the SUBACK that is merged from two answers.
+//!
+//! Owns the list of SUBSCRIBEs that went upstream without some of their filters, until their SUBACK comes. A SUBSCRIBE
+//! of which nothing is refused or lowered is forwarded as it lies and leaves no trace here.
+
+use sluice_policy::{Action, Decision};
+use sluice_wire::mqtt::{
+    PacketId, PacketKind, QoS, ReasonCode, Suback, Subscribe, SubscribeFilter, Version, Violation,
+    parse_filter,
+};
+
+use super::lane::Route;
+use super::rewrite;
+use super::{Cause, Context, Session, Side};
+use crate::metrics::Counter;
+
+/// SUBSCRIBEs that may await their SUBACK with a merge to do. A client that has more under way does not wait for answers.
+const PENDING_MAX: usize = 64;
+
+/// Filters in all of them.
+const PENDING_CODES_MAX: usize = 64 * 1024;
+
+/// In a list of codes: the broker's answer goes here. No SUBACK code has this value.
+const FROM_BROKER: u8 = 0xff;
+
+/// SUBSCRIBEs whose SUBACK is to be merged.
+#[derive(Default)]
+pub(super) struct Pending {
+    list: Vec<PendingSubscribe>,
+}
+
+struct PendingSubscribe {
+    packet_id: PacketId,
+    /// One for each filter of the client; [`FROM_BROKER`] where the broker decides.
+    codes: Box<[u8]>,
+}
+
+impl Pending {
+    pub(super) fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// False when there is no room.
+    fn push(&mut self, packet_id: PacketId, codes: Vec<u8>) -> bool {
+        let held: usize = self.list.iter().map(|entry| entry.codes.len()).sum();
+        if self.list.len() >= PENDING_MAX || held + codes.len() > PENDING_CODES_MAX {
+            return false;
+        }
+        self.list.push(PendingSubscribe {
+            packet_id,
+            codes: codes.into_boxed_slice(),
+        });
+        true
+    }
+
+    fn take(&mut self, packet_id: PacketId) -> Option<Box<[u8]>> {
+        let index = self
+            .list
+            .iter()
+            .position(|entry| entry.packet_id == packet_id)?;
+        Some(self.list.remove(index).codes)
+    }
+}
+
+impl Session {
+    /// SUBSCRIBE from the client.
+    pub(super) fn subscribe(
+        &mut self,
+        context: &mut Context<'_>,
+        first_byte: u8,
+        subscribe: &Subscribe<'_>,
+    ) -> Route {
+        let mut filters = Vec::new();
+        let mut codes = Vec::new();
+        let mut is_lowered = false;
+        let mut refused = 0_usize;
+        for filter in subscribe.filters() {
+            match self.judge_filter(context, &filter) {
+                Decided::Granted(qos) => {
+                    is_lowered |= qos != filter.qos;
+                    codes.push(FROM_BROKER);
+                    filters.push((filter, qos));
+                }
+                Decided::Refused(code) => {
+                    refused += 1;
+                    codes.push(code);
+                }
+            }
+        }
+        if refused == 0 && !is_lowered {
+            return Route::Forward;
+        }
+        if filters.is_empty() {
+            self.answer_subscribe(context, subscribe.packet_id, &codes);
+            return Route::Absorb;
+        }
+        if refused > 0 && !self.rare().subscribes.push(subscribe.packet_id, codes) {
+            self.end(context, Cause::Overload);
+            return Route::Absorb;
+        }
+        let version = self.version;
+        context.out.write_with(Side::Upstream, |buffer| {
+            let body = subscribe_body(version, subscribe, &filters);
+            rewrite::put_packet(buffer, first_byte, &body);
+        });
+        Route::Replaced
+    }
+
+    fn judge_filter(&self, context: &mut Context<'_>, filter: &SubscribeFilter<'_>) -> Decided {
+        // Decoding has checked the filter; if it had not, this would refuse it.
+        let Ok(parsed) = parse_filter(filter.filter) else {
+            return Decided::Refused(self.refusal_code(filter.qos));
+        };
+        let verdict = context.snapshot.subscribe(
+            &self.classes,
+            &self.identity.vars(),
+            parsed.filter,
+            filter.qos,
+            parsed.share_group.is_some(),
+        );
+        self.note(context, Action::Subscribe, filter.filter, &verdict);
+        match verdict.decision {
+            Decision::Allow => {
+                let qos = filter.qos.min(verdict.qos_max);
+                if qos != filter.qos {
+                    context.counters.add(Counter::QosLowered, 1);
+                }
+                context.counters.add(Counter::SubscribeForwarded, 1);
+                Decided::Granted(qos)
+            }
+            Decision::Deny(_) => {
+                context.counters.add(Counter::SubscribeDenied, 1);
+                Decided::Refused(self.refusal_code(filter.qos))
+            }
+        }
+    }
+
+    /// MQTT 3.1 has no failure code: the client is told that it has what it asked for, and nothing will come.
+    fn refusal_code(&self, requested: QoS) -> u8 {
+        match self.version {
+            Version::V31 => requested as u8,
+            Version::V311 => 0x80,
+            Version::V5 => ReasonCode::NotAuthorized.byte(),
+        }
+    }
+
+    /// SUBACK from the broker.
+    pub(super) fn suback(&mut self, context: &mut Context<'_>, suback: &Suback<'_>) -> Route {
+        let Some(rare) = self.rare.as_mut() else {
+            return Route::Forward;
+        };
+        let Some(codes) = rare.subscribes.take(suback.packet_id) else {
+            return Route::Forward;
+        };
+        let asked = codes.iter().filter(|code| **code == FROM_BROKER).count();
+        if asked != suback.codes.len() {
+            self.broken(context, Side::Upstream, Violation::AckCountMismatch);
+            return Route::Absorb;
+        }
+        let mut answers = suback.codes.iter();
+        let merged: Vec<u8> = codes
+            .iter()
+            .map(|code| match *code {
+                FROM_BROKER => answers.next().copied().unwrap_or(0x80),
+                ours => ours,
+            })
+            .collect();
+        let body = suback_body(
+            self.version,
+            suback.packet_id,
+            suback.properties.as_bytes(),
+            &merged,
+        );
+        context.out.write_with(Side::Downstream, |buffer| {
+            rewrite::put_packet(buffer, (PacketKind::Suback as u8) << 4, &body);
+        });
+        Route::Replaced
+    }
+
+    /// Answers a SUBSCRIBE of which nothing goes upstream.
+    fn answer_subscribe(&mut self, context: &mut Context<'_>, packet_id: PacketId, codes: &[u8]) {
+        let body = suback_body(self.version, packet_id, &[], codes);
+        let mut packet = Vec::with_capacity(body.len() + 5);
+        rewrite::put_packet(&mut packet, (PacketKind::Suback as u8) << 4, &body);
+        self.originate(context, Side::Downstream, &packet);
+    }
+}
+
+enum Decided {
+    /// Goes on, with this QoS.
+    Granted(QoS),
+    /// Does not; the client is given this code.
+    Refused(u8),
+}
+
+fn subscribe_body(
+    version: Version,
+    subscribe: &Subscribe<'_>,
+    filters: &[(SubscribeFilter<'_>, QoS)],
+) -> Vec<u8> {
+    let mut body = Vec::new();
+    body.extend_from_slice(&subscribe.packet_id.get().to_be_bytes());
+    rewrite::put_properties(&mut body, version, subscribe.properties.as_bytes());
+    for (filter, qos) in filters {
+        rewrite::put_data(&mut body, filter.filter.as_bytes());
+        body.push(filter.options & !0b11 | *qos as u8);
+    }
+    body
+}
+
+fn suback_body(version: Version, packet_id: PacketId, properties: &[u8], codes: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(codes.len() + properties.len() + 6);
+    body.extend_from_slice(&packet_id.get().to_be_bytes());
+    rewrite::put_properties(&mut body, version, properties);
+    body.extend_from_slice(codes);
+    body
+}
