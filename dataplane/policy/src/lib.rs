@@ -1,11 +1,48 @@
-//! Policy: document -> model -> compile -> [`Snapshot`] -> [`Verdict`].
+//! Policy: document -> rows -> model -> compile -> [`Snapshot`] -> [`Verdict`].
 //!
 //! A snapshot is immutable, complete and cheap to ask. No I/O, no clock, no `unsafe`; it counts nothing.
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod compile;
+mod digest;
+mod document;
+mod filter;
+mod judge;
 mod live;
+pub mod model;
+mod password;
+mod problem;
+pub mod rows;
 mod snapshot;
+mod units;
+mod validate;
+mod yaml;
 
+pub use compile::{compile, compile_rows};
+pub use document::parse;
+pub use filter::{FILTER_LEVELS_MAX, Level, TopicFilter, Variable};
 pub use live::{PolicyCache, PolicyHandle};
+pub use password::{
+    ARGON2_LANES_MAX, ARGON2_MEMORY_KIB_MAX, ARGON2_PASSES_MAX, BCRYPT_COST_MAX, HashError,
+    PBKDF2_ROUNDS_MAX, Verifier, hash_password,
+};
+pub use problem::{Errors, PROBLEMS_MAX, Position, Problem};
 pub use snapshot::*;
+pub use validate::{
+    ENDPOINTS_MAX, LISTENERS_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX, RULES_MAX, validate,
+};
+pub use yaml::{ALIAS_NODES_MAX, DEPTH_MAX, DOCUMENT_BYTES_MAX};
+
+/// What this build can do. A document that `requires` anything else is refused, so that an old node never reads a row in
+/// a way its author did not mean.
+pub const FEATURES: &[&str] = &[
+    "mqtt",
+    "users",
+    "client_id_binding",
+    "rules",
+    "rules.shadow",
+    "rules.qos",
+    "rules.retain",
+    "rules.payload",
+];

@@ -1,9 +1,14 @@
-//! The compiled policy as the data plane asks it. (Skeleton of the surface; the tables live beside it.)
+//! The compiled policy as the data plane asks it.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use sluice_wire::mqtt::{QoS, Version};
+
+use crate::judge;
+use crate::model::{ClientIdBinding, Pattern, RuleModel};
+use crate::password::Verifier;
 
 /// The number of a released policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,7 +57,7 @@ pub struct Who<'a> {
 /// The classes a session belongs to: opaque, small, valid for the snapshot that gave it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Classes {
-    ids: Box<[u32]>,
+    pub(crate) ids: Box<[u32]>,
 }
 
 /// The values of `${client_id}` and `${username}` for one session.
@@ -77,6 +82,15 @@ pub struct Request<'a> {
     pub retain: bool,
     /// Payload length in bytes.
     pub payload_bytes: u32,
+}
+
+/// What a rule, or the default, says when it decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Yes.
+    Allow,
+    /// No.
+    Deny,
 }
 
 /// Allow or deny.
@@ -170,6 +184,12 @@ pub struct Listener {
     pub versions: Box<[Version]>,
     /// True exactly when sessions without a user name may open.
     pub anonymous: bool,
+    /// The group such sessions are in.
+    pub anonymous_group: Option<Box<str>>,
+    /// What a client id must match.
+    pub client_id_pattern: Option<Pattern>,
+    /// Longest client id, in bytes.
+    pub client_id_bytes_max: u16,
     /// True exactly when enhanced authentication is passed to the upstream.
     pub upstream_auth_pass: bool,
     /// What happens to wills when we drain.
@@ -179,7 +199,7 @@ pub struct Listener {
 }
 
 /// Limits and deadlines of a listener's sessions.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Limits {
     pub connections_max: u32,
@@ -195,6 +215,27 @@ pub struct Limits {
     pub backlog_bytes_high: u32,
     pub backlog_bytes_low: u32,
     pub latency_budget: Duration,
+}
+
+impl Default for Limits {
+    /// What a listener has that names none.
+    fn default() -> Self {
+        Self {
+            connections_max: u32::MAX,
+            connections_per_address_max: u32::MAX,
+            packet_bytes_max: 1 << 20,
+            connect_bytes_max: 64 << 10,
+            topic_alias_max: 32,
+            receive_max: 1_024,
+            keep_alive_secs_max: u16::MAX,
+            connect_timeout: Duration::from_secs(10),
+            packet_timeout: Duration::from_secs(30),
+            write_stall_timeout: Duration::from_secs(30),
+            backlog_bytes_high: 256 << 10,
+            backlog_bytes_low: 64 << 10,
+            latency_budget: Duration::ZERO,
+        }
+    }
 }
 
 /// A named set of endpoints.
@@ -226,9 +267,17 @@ pub struct Upstream {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
     /// `tcp://host:port`; the control thread resolves the name.
-    Tcp { host: Box<str>, port: u16 },
+    Tcp {
+        /// Name or address, IPv6 without brackets.
+        host: Box<str>,
+        /// Port, never 0.
+        port: u16,
+    },
     /// `unix:///path`
-    Unix { path: Box<str> },
+    Unix {
+        /// Absolute path.
+        path: Box<str>,
+    },
 }
 
 /// How an endpoint is chosen.
@@ -242,73 +291,143 @@ pub enum Balance {
     LeastConnections,
 }
 
-/// A stored password verifier. Opaque; `Debug` does not print it.
-#[derive(Clone)]
-pub struct Verifier;
-
 /// A user row as compiled.
+#[derive(Clone, Debug)]
 pub struct User {
     /// Name.
     pub name: Box<str>,
     /// Its verifier.
     pub verifier: Verifier,
+    /// Names of its groups, sorted.
+    pub groups: Box<[Box<str>]>,
+    /// The client ids it may come with; `None` is any.
+    pub client_id: Option<ClientIdBinding>,
 }
 
 /// The compiled policy of one generation.
-pub struct Snapshot;
+pub struct Snapshot {
+    pub(crate) generation: Generation,
+    pub(crate) digest: Box<str>,
+    pub(crate) listeners: Box<[Listener]>,
+    pub(crate) listener_numbers: Numbers,
+    pub(crate) upstreams: Box<[Upstream]>,
+    pub(crate) upstream_numbers: Numbers,
+    pub(crate) users: HashMap<Box<str>, User>,
+    pub(crate) dummy_verifier: Verifier,
+    pub(crate) rules: Box<[RuleModel]>,
+    pub(crate) needs_client_id: Box<[bool]>,
+    pub(crate) default: Effect,
+    pub(crate) on_deny: OnDeny,
+}
+
+impl std::fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Snapshot")
+            .field("generation", &self.generation)
+            .field("digest", &self.digest)
+            .field("rules", &self.rules.len())
+            .field("users", &self.users.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Which number belongs to which name: kept for every name ever seen, so that a number is never reused.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Numbers {
+    /// By name.
+    pub(crate) by_name: HashMap<Box<str>, u16>,
+    /// By number: the place in the list of this generation.
+    pub(crate) places: Vec<Option<u16>>,
+}
+
+impl Numbers {
+    fn place(&self, number: u16) -> Option<usize> {
+        self.places
+            .get(usize::from(number))
+            .copied()
+            .flatten()
+            .map(usize::from)
+    }
+}
 
 impl Snapshot {
     /// Its number.
     pub fn generation(&self) -> Generation {
-        todo!()
+        self.generation
     }
-    /// Digest of its rows, hex.
+
+    /// Digest of its rows, hex. Depends on what the rows say, not on how the document is written.
     pub fn digest(&self) -> &str {
-        todo!()
+        &self.digest
     }
+
     /// All listeners.
     pub fn listeners(&self) -> &[Listener] {
-        todo!()
+        &self.listeners
     }
+
     /// One listener; `None` when this generation has it no more.
     pub fn listener(&self, id: ListenerId) -> Option<&Listener> {
-        let _ = id;
-        todo!()
+        self.listeners.get(self.listener_numbers.place(id.0)?)
     }
+
+    /// One listener by the name in the document.
+    pub fn listener_by_name(&self, name: &str) -> Option<&Listener> {
+        self.listener(ListenerId(*self.listener_numbers.by_name.get(name)?))
+    }
+
     /// All upstreams.
     pub fn upstreams(&self) -> &[Upstream] {
-        todo!()
+        &self.upstreams
     }
+
     /// One upstream.
     pub fn upstream(&self, id: UpstreamId) -> Option<&Upstream> {
-        let _ = id;
-        todo!()
+        self.upstreams.get(self.upstream_numbers.place(id.0)?)
     }
+
     /// The enabled user of that name.
     pub fn user(&self, name: &str) -> Option<&User> {
-        let _ = name;
-        todo!()
+        self.users.get(name)
     }
+
+    /// What to verify the password of an unknown user against, so that the answer takes as long as a wrong password
+    /// takes: it costs what most hashes of the document cost. Its answer is never a yes.
+    pub fn dummy_verifier(&self) -> &Verifier {
+        &self.dummy_verifier
+    }
+
     /// True exactly when a rule or a balance needs the client id, so that an empty one must be replaced.
     pub fn needs_client_id(&self, listener: ListenerId) -> bool {
-        let _ = listener;
-        todo!()
+        self.listener_numbers
+            .place(listener.0)
+            .and_then(|place| self.needs_client_id.get(place))
+            .is_some_and(|needs| *needs)
     }
-    /// The name of a rule.
+
+    /// How many rules there are, disabled ones included. Ids count from 0 in rank order.
+    pub fn rule_count(&self) -> usize {
+        self.rules.len()
+    }
+
+    /// The name of a rule; empty for an id of another snapshot.
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        let _ = rule;
-        todo!()
+        usize::try_from(rule.0)
+            .ok()
+            .and_then(|index| self.rules.get(index))
+            .map_or("", |rule| &rule.name)
     }
+
     /// May this session open, or stay open? Also gives its classes.
     pub fn admit(&self, who: &Who<'_>) -> Result<Admission, Refusal> {
-        let _ = who;
-        todo!()
+        judge::admit(self, who)
     }
+
     /// Judges one message. No allocation, no regular expression.
     pub fn verdict(&self, classes: &Classes, vars: &Vars<'_>, request: &Request<'_>) -> Verdict {
-        let _ = (classes, vars, request);
-        todo!()
+        judge::verdict(self, classes, vars, request)
     }
+
     /// Judges one filter, share group taken off by the caller: granted exactly when every topic it can deliver is allowed.
     pub fn subscribe(
         &self,
@@ -318,7 +437,7 @@ impl Snapshot {
         qos: QoS,
         shared: bool,
     ) -> Verdict {
-        let _ = (classes, vars, filter, qos, shared);
-        todo!()
+        let _ = shared;
+        judge::subscribe(self, classes, vars, filter, qos)
     }
 }

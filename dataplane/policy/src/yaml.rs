@@ -1,0 +1,332 @@
+//! YAML text to nodes that know their line and column. Bounded in bytes, depth and what aliases may expand to.
+//!
+//! Knows nothing of policies. Every scalar keeps its text as written: what it means is decided by the key it stands
+//! under, so `3.1`, `yes` and `007` never change into something else on the way.
+
+use std::collections::HashMap;
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
+
+use crate::problem::{Position, Problems};
+
+/// Longest document read, in bytes. Rows are dropped as they are read, so memory follows the model, not the text.
+pub const DOCUMENT_BYTES_MAX: usize = 256 << 20;
+/// Deepest nesting of lists and maps; the format itself needs six.
+pub const DEPTH_MAX: usize = 24;
+/// How many nodes all anchors and aliases of a document together may stand for.
+pub const ALIAS_NODES_MAX: usize = 100_000;
+
+/// A value with its place.
+#[derive(Clone, Debug)]
+pub(crate) struct Node {
+    pub(crate) at: Position,
+    pub(crate) value: Value,
+}
+
+/// What a node is.
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    /// `null`, `~` or nothing at all.
+    Null,
+    /// Text as written, quoted or not.
+    Scalar(Box<str>),
+    List(Vec<Node>),
+    Map(Vec<(Key, Node)>),
+}
+
+/// The key of a map entry.
+#[derive(Clone, Debug)]
+pub(crate) struct Key {
+    pub(crate) at: Position,
+    pub(crate) text: Box<str>,
+}
+
+/// The text cannot be read on: the problem has been noted.
+pub(crate) struct Stopped;
+
+/// Where [`Reader`] stands at the top of the document.
+pub(crate) enum Top {
+    /// The document is a map; its entries follow.
+    Map,
+    /// There is nothing in it.
+    Empty,
+}
+
+/// Reads one document, one top-level entry (or one row of it) at a time.
+pub(crate) struct Reader<'a> {
+    parser: Parser<'a, StrInput<'a>>,
+    peeked: Option<(Event<'a>, Position)>,
+    anchors: HashMap<usize, (Node, usize)>,
+    alias_nodes: usize,
+}
+
+impl<'a> Reader<'a> {
+    /// Begins; nothing is read yet.
+    pub(crate) fn new(text: &'a str) -> Self {
+        Self {
+            parser: Parser::new_from_str(text),
+            peeked: None,
+            anchors: HashMap::new(),
+            alias_nodes: 0,
+        }
+    }
+
+    /// Reads up to the first key of the document.
+    pub(crate) fn open(&mut self, problems: &mut Problems) -> Result<Top, Stopped> {
+        loop {
+            let (event, at) = self.next(problems)?;
+            match event {
+                Event::StreamStart | Event::DocumentStart(_) | Event::Nothing => {}
+                Event::StreamEnd | Event::DocumentEnd => return Ok(Top::Empty),
+                Event::MappingStart(..) => return Ok(Top::Map),
+                Event::Scalar(text, style, _, None) if is_null(&text, style) => {
+                    return Ok(Top::Empty);
+                }
+                Event::Scalar(..)
+                | Event::SequenceStart(..)
+                | Event::SequenceEnd
+                | Event::MappingEnd
+                | Event::Alias(_) => {
+                    problems.add(at, "a policy document is a map of `listeners`, `upstreams`, `users`, `groups` and `rules`");
+                    return Err(Stopped);
+                }
+            }
+        }
+    }
+
+    /// The next key of the top map; `None` at its end.
+    pub(crate) fn key(&mut self, problems: &mut Problems) -> Result<Option<Key>, Stopped> {
+        if matches!(self.peek(problems)?, Event::MappingEnd) {
+            self.next(problems)?;
+            return Ok(None);
+        }
+        self.read_key(problems, 1).map(Some)
+    }
+
+    /// When the next value is a list, enters it, so that its items can be read one by one.
+    pub(crate) fn enter_list(&mut self, problems: &mut Problems) -> Result<bool, Stopped> {
+        // An anchored list must be kept whole for its aliases.
+        if !matches!(self.peek(problems)?, Event::SequenceStart(0, None)) {
+            return Ok(false);
+        }
+        self.next(problems)?;
+        Ok(true)
+    }
+
+    /// The next item of the list entered; `None` at its end.
+    pub(crate) fn item(&mut self, problems: &mut Problems) -> Result<Option<Node>, Stopped> {
+        if matches!(self.peek(problems)?, Event::SequenceEnd) {
+            self.next(problems)?;
+            return Ok(None);
+        }
+        self.node(problems, 2).map(Some)
+    }
+
+    /// The next value, whole.
+    pub(crate) fn value(&mut self, problems: &mut Problems) -> Result<Node, Stopped> {
+        self.node(problems, 1)
+    }
+
+    /// Reads to the end: a second document in the file is refused, since it would silently do nothing.
+    pub(crate) fn close(&mut self, problems: &mut Problems) -> Result<(), Stopped> {
+        loop {
+            let (event, at) = self.next(problems)?;
+            match event {
+                Event::DocumentEnd | Event::Nothing => {}
+                Event::StreamEnd => return Ok(()),
+                Event::StreamStart
+                | Event::DocumentStart(_)
+                | Event::Alias(_)
+                | Event::Scalar(..)
+                | Event::SequenceStart(..)
+                | Event::SequenceEnd
+                | Event::MappingStart(..)
+                | Event::MappingEnd => {
+                    problems.add(
+                        at,
+                        "a second document in the same file; one file holds one policy document",
+                    );
+                    return Err(Stopped);
+                }
+            }
+        }
+    }
+
+    fn node(&mut self, problems: &mut Problems, depth: usize) -> Result<Node, Stopped> {
+        let (event, at) = self.next(problems)?;
+        if depth > DEPTH_MAX {
+            problems.add(at, format!("nested deeper than {DEPTH_MAX} levels"));
+            return Err(Stopped);
+        }
+        let (anchor, tag, value) = match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                let value = if is_null(&text, style) {
+                    Value::Null
+                } else {
+                    Value::Scalar(text.into())
+                };
+                (anchor, tag, value)
+            }
+            Event::SequenceStart(anchor, tag) => {
+                let mut items = Vec::new();
+                while !matches!(self.peek(problems)?, Event::SequenceEnd) {
+                    items.push(self.node(problems, depth + 1)?);
+                }
+                self.next(problems)?;
+                (anchor, tag, Value::List(items))
+            }
+            Event::MappingStart(anchor, tag) => {
+                let mut entries = Vec::new();
+                while !matches!(self.peek(problems)?, Event::MappingEnd) {
+                    let key = self.read_key(problems, depth)?;
+                    entries.push((key, self.node(problems, depth + 1)?));
+                }
+                self.next(problems)?;
+                (anchor, tag, Value::Map(entries))
+            }
+            Event::Alias(anchor) => return self.alias(problems, anchor, at, depth),
+            Event::Nothing
+            | Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(_)
+            | Event::DocumentEnd
+            | Event::SequenceEnd
+            | Event::MappingEnd => {
+                problems.add(at, "the document ends in the middle of a value");
+                return Err(Stopped);
+            }
+        };
+        if tag.is_some() {
+            problems.add(
+                at,
+                "YAML tags (`!...`) are not supported; write the plain value",
+            );
+        }
+        let node = Node { at, value };
+        if anchor != 0 {
+            // The copy kept for the aliases comes out of the same budget.
+            let count = count(&node);
+            self.charge(problems, at, count)?;
+            self.anchors.insert(anchor, (node.clone(), count));
+        }
+        Ok(node)
+    }
+
+    fn alias(
+        &mut self,
+        problems: &mut Problems,
+        anchor: usize,
+        at: Position,
+        depth: usize,
+    ) -> Result<Node, Stopped> {
+        let Some((node, count)) = self.anchors.get(&anchor) else {
+            problems.add(at, "an alias inside the value it stands for");
+            return Err(Stopped);
+        };
+        if depth + height(node) > DEPTH_MAX {
+            problems.add(at, format!("nested deeper than {DEPTH_MAX} levels"));
+            return Err(Stopped);
+        }
+        let node = node.clone();
+        let count = *count;
+        self.charge(problems, at, count)?;
+        Ok(node)
+    }
+
+    fn charge(
+        &mut self,
+        problems: &mut Problems,
+        at: Position,
+        count: usize,
+    ) -> Result<(), Stopped> {
+        self.alias_nodes = self.alias_nodes.saturating_add(count);
+        if self.alias_nodes > ALIAS_NODES_MAX {
+            problems.add(
+                at,
+                format!("anchors and aliases stand for more than {ALIAS_NODES_MAX} values"),
+            );
+            return Err(Stopped);
+        }
+        Ok(())
+    }
+
+    fn read_key(&mut self, problems: &mut Problems, depth: usize) -> Result<Key, Stopped> {
+        let node = self.node(problems, depth + 1)?;
+        let text = match node.value {
+            Value::Scalar(text) => text,
+            Value::Null => "".into(),
+            Value::List(_) | Value::Map(_) => {
+                problems.add(node.at, "a key must be a plain word");
+                return Err(Stopped);
+            }
+        };
+        Ok(Key { at: node.at, text })
+    }
+
+    fn peek(&mut self, problems: &mut Problems) -> Result<&Event<'a>, Stopped> {
+        if self.peeked.is_none() {
+            let next = self.pull(problems)?;
+            self.peeked = Some(next);
+        }
+        match &self.peeked {
+            Some((event, _)) => Ok(event),
+            None => Err(Stopped),
+        }
+    }
+
+    fn next(&mut self, problems: &mut Problems) -> Result<(Event<'a>, Position), Stopped> {
+        match self.peeked.take() {
+            Some(next) => Ok(next),
+            None => self.pull(problems),
+        }
+    }
+
+    fn pull(&mut self, problems: &mut Problems) -> Result<(Event<'a>, Position), Stopped> {
+        match self.parser.next_event() {
+            Some(Ok((event, span))) => Ok((event, position(&span))),
+            Some(Err(error)) => {
+                let at = position(&Span::empty(*error.marker()));
+                problems.add(at, format!("not YAML: {}", error.info()));
+                Err(Stopped)
+            }
+            None => {
+                problems.add(Position::default(), "not YAML: the document ends too early");
+                Err(Stopped)
+            }
+        }
+    }
+}
+
+fn position(span: &Span) -> Position {
+    let number = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+    Position {
+        line: number(span.start.line()).max(1),
+        column: number(span.start.col()).saturating_add(1),
+    }
+}
+
+fn is_null(text: &str, style: ScalarStyle) -> bool {
+    style == ScalarStyle::Plain && matches!(text, "" | "~" | "null" | "Null" | "NULL")
+}
+
+fn count(node: &Node) -> usize {
+    1 + match &node.value {
+        Value::Null | Value::Scalar(_) => 0,
+        Value::List(items) => items.iter().map(count).sum(),
+        Value::Map(entries) => entries.iter().map(|(_, value)| 1 + count(value)).sum(),
+    }
+}
+
+fn height(node: &Node) -> usize {
+    match &node.value {
+        Value::Null | Value::Scalar(_) => 0,
+        Value::List(items) => 1 + items.iter().map(height).max().unwrap_or(0),
+        Value::Map(entries) => {
+            1 + entries
+                .iter()
+                .map(|(_, value)| height(value))
+                .max()
+                .unwrap_or(0)
+        }
+    }
+}
