@@ -7,6 +7,8 @@
 pub mod client;
 /// Starts Mosquitto and the data plane on free ports and stops them again.
 pub mod harness;
+/// The load generator.
+pub mod load;
 /// Bytes of MQTT packets, legal and illegal ones.
 pub mod packet;
 /// The one generous timeout, and waiting for events under it.

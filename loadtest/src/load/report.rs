@@ -1,0 +1,362 @@
+//! What a run found: counts, latencies, cost of the target; as a text table, as JSON, and as a flat list of numbers.
+//!
+//! Owns the arithmetic of reporting. It reads no clock and starts nothing. Times are microseconds, memory KiB.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+/// 60 s: anything slower is recorded as that.
+const LATENCY_NS_MAX: u64 = 60_000_000_000;
+
+/// A histogram of times, three digits exact.
+#[derive(Clone, Debug)]
+pub struct Latency(Option<Histogram<u64>>);
+
+impl Default for Latency {
+    fn default() -> Self {
+        // The bounds are constants that the library accepts; without a histogram nothing would be recorded, and shown as such.
+        Self(Histogram::new_with_bounds(1, LATENCY_NS_MAX, 3).ok())
+    }
+}
+
+impl Latency {
+    /// Adds one time.
+    pub fn record_ns(&mut self, nanos: u64) {
+        if let Some(histogram) = &mut self.0 {
+            histogram.saturating_record(nanos);
+        }
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        if let Some(histogram) = &mut self.0 {
+            histogram.reset();
+        }
+    }
+
+    /// The summary; `None` when nothing was recorded.
+    pub fn quantiles(&self) -> Option<Quantiles> {
+        let histogram = self.0.as_ref().filter(|histogram| !histogram.is_empty())?;
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1_000.0;
+        Some(Quantiles {
+            count: histogram.len(),
+            mean: histogram.mean() / 1_000.0,
+            p50: at(0.50),
+            p90: at(0.90),
+            p99: at(0.99),
+            p999: at(0.999),
+            max: histogram.max() as f64 / 1_000.0,
+        })
+    }
+}
+
+/// Summary of a histogram, in microseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Quantiles {
+    /// How many times were recorded.
+    pub count: u64,
+    /// Mean.
+    pub mean: f64,
+    /// Median.
+    pub p50: f64,
+    /// 90 %.
+    pub p90: f64,
+    /// 99 %.
+    pub p99: f64,
+    /// 99.9 %.
+    #[serde(rename = "p99.9")]
+    pub p999: f64,
+    /// Largest, exact to three digits.
+    pub max: f64,
+}
+
+impl Quantiles {
+    fn named(&self) -> [(&'static str, f64); 6] {
+        [
+            ("mean", self.mean),
+            ("p50", self.p50),
+            ("p90", self.p90),
+            ("p99", self.p99),
+            ("p99.9", self.p999),
+            ("max", self.max),
+        ]
+    }
+}
+
+/// The finished run.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Report {
+    /// Which scenario.
+    pub scenario: String,
+    /// Which target.
+    pub target: String,
+    /// The options that matter for reading the numbers.
+    pub settings: BTreeMap<String, String>,
+    /// Length of the measured window.
+    pub seconds: f64,
+    /// The histogram that `p50`, `p99`... without a name mean.
+    pub primary: String,
+    /// Latencies by name.
+    pub latency_us: BTreeMap<String, Quantiles>,
+    /// Counts and costs by name.
+    pub values: BTreeMap<String, f64>,
+}
+
+impl Report {
+    /// Adds a summary unless nothing was recorded.
+    pub fn latency(&mut self, name: &str, latency: &Latency) {
+        if let Some(quantiles) = latency.quantiles() {
+            self.latency_us.insert(name.into(), quantiles);
+        }
+    }
+
+    /// Adds a number.
+    pub fn value(&mut self, name: &str, value: f64) {
+        self.values.insert(name.into(), value);
+    }
+
+    /// Adds a count.
+    pub fn count(&mut self, name: &str, count: u64) {
+        self.value(name, count as f64);
+    }
+
+    /// Every number by a flat name: `p99` (of the primary latency), `ack.p99`, `lost`, `cpu_us_per_message`...
+    pub fn numbers(&self) -> BTreeMap<String, f64> {
+        let mut numbers = self.values.clone();
+        for (name, quantiles) in &self.latency_us {
+            for (quantile, value) in quantiles.named() {
+                numbers.insert(format!("{name}.{quantile}"), value);
+                if *name == self.primary {
+                    numbers.insert(quantile.into(), value);
+                }
+            }
+        }
+        numbers
+    }
+
+    /// The table for people.
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        let settings: Vec<_> = self
+            .settings
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect();
+        // Writing to a string cannot fail.
+        let _ = writeln!(
+            text,
+            "{} against {}, {:.1} s measured ({})",
+            self.scenario,
+            self.target,
+            self.seconds,
+            settings.join(", ")
+        );
+        if !self.latency_us.is_empty() {
+            let _ = writeln!(
+                text,
+                "\n{:<12}{:>10}{:>11}{:>11}{:>11}{:>11}{:>11}{:>11}",
+                "us", "count", "mean", "p50", "p90", "p99", "p99.9", "max"
+            );
+            for (name, q) in &self.latency_us {
+                let _ = writeln!(
+                    text,
+                    "{name:<12}{:>10}{:>11.1}{:>11.1}{:>11.1}{:>11.1}{:>11.1}{:>11.1}",
+                    q.count, q.mean, q.p50, q.p90, q.p99, q.p999, q.max
+                );
+            }
+        }
+        text.push('\n');
+        for (name, value) in &self.values {
+            let _ = writeln!(text, "{name:<32}{:>16}", shown(*value));
+        }
+        text
+    }
+}
+
+/// Counts without a fraction, costs with three digits behind the point.
+pub fn shown(value: f64) -> String {
+    if value.fract() == 0.0 {
+        format!("{value:.0}")
+    } else {
+        format!("{value:.3}")
+    }
+}
+
+/// Median and range of repeated measurements.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Spread {
+    /// The middle one; the mean of the two middle ones when their number is even.
+    pub median: f64,
+    /// Smallest.
+    pub min: f64,
+    /// Largest.
+    pub max: f64,
+}
+
+impl Spread {
+    /// `None` of nothing.
+    pub fn of(values: &[f64]) -> Option<Self> {
+        let mut sorted: Vec<f64> = values
+            .iter()
+            .copied()
+            .filter(|value| value.is_finite())
+            .collect();
+        sorted.sort_by(f64::total_cmp);
+        let upper = *sorted.get(sorted.len() / 2)?;
+        let lower = *sorted.get((sorted.len() - 1) / 2)?;
+        Some(Self {
+            median: (lower + upper) / 2.0,
+            min: *sorted.first()?,
+            max: *sorted.last()?,
+        })
+    }
+}
+
+/// Every number of a stored report (of any shape this program writes) by its path, for comparing two of them.
+pub fn flatten(json: &serde_json::Value) -> BTreeMap<String, f64> {
+    fn walk(path: &str, value: &serde_json::Value, found: &mut BTreeMap<String, f64>) {
+        let below = |name: &str| {
+            if path.is_empty() {
+                name.to_owned()
+            } else {
+                format!("{path}/{name}")
+            }
+        };
+        match value {
+            serde_json::Value::Number(number) => {
+                found.insert(path.to_owned(), number.as_f64().unwrap_or(f64::NAN));
+            }
+            serde_json::Value::Object(fields) => {
+                for (name, value) in fields {
+                    walk(&below(name), value, found);
+                }
+            }
+            serde_json::Value::Array(values) => {
+                for (index, value) in values.iter().enumerate() {
+                    walk(&below(&index.to_string()), value, found);
+                }
+            }
+            serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::String(_) => {
+            }
+        }
+    }
+    let mut found = BTreeMap::new();
+    walk("", json, &mut found);
+    found
+}
+
+/// Two stored reports side by side: name, before, after, ratio.
+pub fn difference(before: &serde_json::Value, after: &serde_json::Value) -> String {
+    let (before, after) = (flatten(before), flatten(after));
+    let mut text = format!("{:<56}{:>14}{:>14}{:>9}\n", "", "before", "after", "ratio");
+    for (name, new) in &after {
+        let line = match before.get(name) {
+            Some(old) if *old != 0.0 => {
+                format!("{:>14}{:>14}{:>9.3}", shown(*old), shown(*new), new / old)
+            }
+            Some(old) => format!("{:>14}{:>14}{:>9}", shown(*old), shown(*new), "-"),
+            None => format!("{:>14}{:>14}{:>9}", "-", shown(*new), "-"),
+        };
+        let _ = writeln!(text, "{name:<56}{line}");
+    }
+    for (name, old) in before.iter().filter(|(name, _)| !after.contains_key(*name)) {
+        let _ = writeln!(text, "{name:<56}{:>14}{:>14}{:>9}", shown(*old), "-", "-");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quantiles_are_microseconds_of_recorded_nanoseconds() {
+        let mut latency = Latency::default();
+        assert_eq!(latency.quantiles(), None, "nothing is not zero");
+        for micros in 1..=1_000 {
+            latency.record_ns(micros * 1_000);
+        }
+        let quantiles = latency.quantiles().unwrap();
+        assert_eq!(quantiles.count, 1_000);
+        for (seen, expected) in [
+            (quantiles.p50, 500.0),
+            (quantiles.p90, 900.0),
+            (quantiles.p99, 990.0),
+            (quantiles.p999, 999.0),
+            (quantiles.max, 1_000.0),
+            (quantiles.mean, 500.5),
+        ] {
+            assert!(
+                (seen - expected).abs() <= expected * 0.002,
+                "{seen} is not {expected}"
+            );
+        }
+        latency.clear();
+        assert_eq!(latency.quantiles(), None);
+    }
+
+    #[test]
+    fn too_slow_is_recorded_as_slowest() {
+        let mut latency = Latency::default();
+        latency.record_ns(u64::MAX);
+        assert_eq!(latency.quantiles().unwrap().count, 1);
+        assert!(latency.quantiles().unwrap().max >= 60_000_000.0);
+    }
+
+    #[test]
+    fn numbers_have_flat_names_and_the_primary_latency_short_ones() {
+        let mut one = Latency::default();
+        one.record_ns(2_000);
+        let mut report = Report {
+            primary: "delivery".into(),
+            ..Report::default()
+        };
+        report.latency("delivery", &one);
+        report.latency("ack", &one);
+        report.latency("connect", &Latency::default());
+        report.count("lost", 3);
+        let numbers = report.numbers();
+        assert_eq!(numbers.get("lost"), Some(&3.0));
+        assert_eq!(numbers.get("p50"), numbers.get("delivery.p50"));
+        assert!(numbers.contains_key("ack.p99.9"));
+        assert!(!numbers.contains_key("connect.p50"));
+        let text = report.text();
+        assert!(text.contains("delivery") && text.contains("lost"));
+    }
+
+    #[test]
+    fn spread_is_median_and_range() {
+        assert_eq!(Spread::of(&[]), None);
+        assert_eq!(Spread::of(&[f64::NAN]), None);
+        let cases: [(&[f64], [f64; 3]); 3] = [
+            (&[3.0], [3.0, 3.0, 3.0]),
+            (&[9.0, 1.0, 5.0], [5.0, 1.0, 9.0]),
+            (&[4.0, 1.0, f64::NAN, 2.0, 9.0], [3.0, 1.0, 9.0]),
+        ];
+        for (values, [median, min, max]) in cases {
+            let expected = Spread { median, min, max };
+            assert_eq!(Spread::of(values), Some(expected), "{values:?}");
+        }
+    }
+
+    #[test]
+    fn stored_reports_are_compared_by_path() {
+        let before = serde_json::json!({"a": {"b": 2.0}, "gone": 1, "text": "x"});
+        let after = serde_json::json!({"a": {"b": 3.0}, "new": [7]});
+        let text = difference(&before, &after);
+        let line = |name: &str| {
+            text.lines()
+                .find(|line| line.starts_with(name))
+                .unwrap_or_default()
+                .split_whitespace()
+                .map(str::to_owned)
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(line("a/b"), ["a/b", "2", "3", "1.500"]);
+        assert_eq!(line("new/0"), ["new/0", "-", "7", "-"]);
+        assert_eq!(line("gone"), ["gone", "1", "-", "-"]);
+    }
+}

@@ -1,0 +1,118 @@
+//! The program `sluice-loadtest`: reads the command line, runs what it says, prints the report, judges expectations.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Parser as _;
+
+use sluice_loadtest::load::args::{Cli, Command, RunArgs};
+use sluice_loadtest::load::expect::{Expectation, Outcome};
+use sluice_loadtest::load::plan::Scenario;
+use sluice_loadtest::load::sink::Sink;
+use sluice_loadtest::load::target::Target;
+use sluice_loadtest::load::{compare, cpu, report, scenario};
+
+fn main() -> anyhow::Result<ExitCode> {
+    match Cli::parse().command {
+        Command::ConnectStorm(args) => run(Scenario::ConnectStorm, &args),
+        Command::Idle(args) => run(Scenario::Idle, &args),
+        Command::Publish(args) => run(Scenario::Publish, &args),
+        Command::FanIn(args) => run(Scenario::FanIn, &args),
+        Command::FanOut(args) => run(Scenario::FanOut, &args),
+        Command::RequestResponse(args) => run(Scenario::RequestResponse, &args),
+        Command::SlowReader(args) => run(Scenario::SlowReader, &args),
+        Command::Compare(args) => {
+            let comparison = compare::run(&args)?;
+            print(&comparison.text())?;
+            store(args.json.as_deref(), &comparison)?;
+            judge(&args.expectations, &comparison.numbers())
+        }
+        Command::Diff { before, after } => {
+            print(&report::difference(
+                &read_json(&before)?,
+                &read_json(&after)?,
+            ))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Sink { listen, core } => serve(listen, core),
+    }
+}
+
+fn run(scenario: Scenario, args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let sink = match (args.sink, &args.target) {
+        (None, Some(_)) => None,
+        (Some(address), _) => Some(address),
+        (None, None) => Some(SocketAddr::from(([127, 0, 0, 1], 0))),
+    };
+    let sink = sink
+        .map(|address| Sink::start(address, args.sink_core))
+        .transpose()
+        .context("cannot start the sink")?;
+    let target = match (&args.target, &sink) {
+        (Some(target), _) => target.clone(),
+        (None, Some(sink)) => Target::Tcp(sink.tcp()),
+        (None, None) => anyhow::bail!("neither a target nor a sink"),
+    };
+    if let Some(core) = args.core {
+        cpu::pin_this_thread(core)?;
+    }
+    let report = scenario::run(&args.plan(scenario, target)?, sink.as_ref())?;
+    print(&report.text())?;
+    store(args.json.as_deref(), &report)?;
+    judge(&args.expectations, &report.numbers())
+}
+
+fn serve(listen: SocketAddr, core: Option<usize>) -> anyhow::Result<ExitCode> {
+    let sink = Sink::start(listen, core)?;
+    print(&format!(
+        "listening on tcp://{} and unix://{}\n",
+        sink.tcp(),
+        sink.unix().display()
+    ))?;
+    // Until a signal ends the process; unparking by chance goes round.
+    loop {
+        std::thread::park();
+    }
+}
+
+fn judge(
+    expectations: &[Expectation],
+    numbers: &std::collections::BTreeMap<String, f64>,
+) -> anyhow::Result<ExitCode> {
+    let mut code = ExitCode::SUCCESS;
+    for expectation in expectations {
+        let verdict = match expectation.check(numbers) {
+            Outcome::Holds => format!("holds: {expectation}\n"),
+            Outcome::Fails(seen) => {
+                code = ExitCode::FAILURE;
+                format!("FAILS: {expectation} (measured {})\n", report::shown(seen))
+            }
+            Outcome::NotMeasured => {
+                code = ExitCode::FAILURE;
+                format!("FAILS: {expectation} (not measured in this run)\n")
+            }
+        };
+        print(&verdict)?;
+    }
+    Ok(code)
+}
+
+fn store(path: Option<&Path>, value: &impl serde::Serialize) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let text = serde_json::to_string_pretty(value)?;
+    fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn read_json(path: &Path) -> anyhow::Result<serde_json::Value> {
+    let text =
+        fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
+}
+
+fn print(text: &str) -> io::Result<()> {
+    io::stdout().lock().write_all(text.as_bytes())
+}
