@@ -17,7 +17,7 @@ use hashbrown::HashMap;
 use sluice_wire::mqtt::{Ack, PacketId, PacketKind, ReasonCode};
 
 use super::lane::Route;
-use super::{Cause, Context, Session, Side, rewrite};
+use super::{Cause, Context, Session, Side, packets};
 use crate::metrics::Counter;
 
 /// Where an owned flow stands.
@@ -74,15 +74,21 @@ impl Session {
         }
     }
 
-    /// True exactly when one more flow may be owned. When not, the session was ended: the publisher has more in flight
-    /// than it was allowed.
-    pub(super) fn has_room_for_flow(&mut self, context: &mut Context<'_>, publisher: Side) -> bool {
+    /// True exactly when one more flow of `publisher` may be owned.
+    pub(super) fn has_room_for_flow(&mut self, publisher: Side) -> bool {
         let bound = usize::from(self.receive_max);
-        let has_room = self.owned(publisher).flows.len() < bound;
-        if !has_room {
-            self.end_telling(context, Cause::Overload, ReasonCode::ReceiveMaximumExceeded);
+        self.owned(publisher).flows.len() < bound
+    }
+
+    /// Ends the session because `publisher` has more in flight than it was allowed.
+    pub(super) fn too_many_flows(&mut self, context: &mut Context<'_>, publisher: Side) {
+        match publisher {
+            Side::Downstream => {
+                let reason = ReasonCode::ReceiveMaximumExceeded;
+                self.end_telling(context, Cause::Overload, reason);
+            }
+            Side::Upstream => self.end(context, Cause::Overload),
         }
-        has_room
     }
 
     /// A PUBLISH with QoS 2 came again while its flow is owned: it is answered as far as the flow has got, and never
@@ -113,7 +119,7 @@ impl Session {
         code: u8,
     ) {
         context.counters.add(Counter::AcknowledgementsOwned, 1);
-        let packet = rewrite::ack(self.version, kind, packet_id, code);
+        let packet = packets::ack(self.version, kind, packet_id, code);
         self.originate(context, publisher, &packet);
     }
 

@@ -7,7 +7,7 @@
 use sluice_policy::{Decision, Refusal};
 use sluice_wire::mqtt::{ReasonCode, Version, Violation};
 
-use super::{Context, Output, Phase, Session, Side, rewrite};
+use super::{Context, Output, Phase, Session, Side, packets};
 use crate::metrics::Counter;
 
 /// Why a session ended: the rows of the table below. One counter each.
@@ -230,7 +230,7 @@ impl Session {
             return;
         }
         if self.must_suppress_will(context, cause) && self.is_at_boundary(Side::Upstream) {
-            let packet = rewrite::disconnect(self.version, 0);
+            let packet = packets::disconnect(self.version, 0);
             context.out.write(Side::Upstream, &packet);
             context.counters.add(Counter::WillSuppressed, 1);
         }
@@ -248,7 +248,7 @@ impl Session {
         self.up.clear();
     }
 
-    fn last_words(&self, farewell: Farewell) -> Option<rewrite::Small> {
+    fn last_words(&self, farewell: Farewell) -> Option<packets::Small> {
         let is_v5 = self.version == Version::V5;
         match self.phase {
             Phase::Connecting | Phase::Ended => None,
@@ -258,12 +258,12 @@ impl Session {
                 } else {
                     farewell.connack_3
                 };
-                code.map(|code| rewrite::connack_refusal(self.version, code))
+                code.map(|code| packets::connack_refusal(self.version, code))
             }
             Phase::Open => farewell
                 .disconnect_5
                 .filter(|_| is_v5)
-                .map(|reason| rewrite::disconnect(self.version, reason.byte())),
+                .map(|reason| packets::disconnect(self.version, reason.byte())),
         }
     }
 

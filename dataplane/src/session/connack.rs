@@ -3,10 +3,9 @@
 //! Owns the moment a session opens. A refusal of the broker is passed on as it is; a success is passed on with limits
 //! that are the lower of the broker's and ours, and untouched when ours are not lower.
 
-use sluice_wire::mqtt::{Connack, PropertyId, Version};
+use sluice_wire::mqtt::{Connack, Property, PropertyEdit, PropertyId, Version, encode_connack};
 
 use super::lane::Route;
-use super::rewrite::{self, Edit};
 use super::{Cause, Context, Phase, Session, Side, connect};
 
 impl Session {
@@ -18,38 +17,37 @@ impl Session {
         if self.version != Version::V5 {
             return Route::Forward;
         }
-        let mut edits: Vec<Edit<'_>> = Vec::new();
-        match connack
+        if let Some(client_id) = connack
             .properties
             .text(PropertyId::AssignedClientIdentifier)
+            && let Err(refusal) = self.learn_client_id(context, client_id)
         {
-            Some(client_id) => {
-                if let Err(refusal) = self.learn_client_id(context, client_id) {
-                    self.refuse_admission(context, refusal);
-                    return Route::Absorb;
-                }
-            }
-            None if self.assigned_client_id => edits.push(Edit::Text(
-                PropertyId::AssignedClientIdentifier,
-                self.identity.client_id(),
-            )),
-            None => {}
+            self.refuse_admission(context, refusal);
+            return Route::Absorb;
         }
         let limits = self.connack_limits(context, connack);
-        limits.edits(&mut edits);
-        if !edits.is_empty() {
-            let properties = rewrite::edited(connack.properties, &edits);
-            context.out.write_with(Side::Downstream, |buffer| {
-                rewrite::put_connack(buffer, connack, &properties);
-            });
-        }
-        let route = if edits.is_empty() {
-            Route::Forward
-        } else {
-            Route::Replaced
-        };
         self.apply_limits(&limits);
-        route
+        let mut edits = limits.edits();
+        // Ours goes upstream as if it were the client's own, so the broker does not tell.
+        let assigned = self
+            .assigned_client_id
+            .then(|| self.identity.client_id().to_owned());
+        if let Some(client_id) = &assigned {
+            edits.push(PropertyEdit::Set(Property::Text(
+                PropertyId::AssignedClientIdentifier,
+                client_id,
+            )));
+        }
+        if edits.is_empty() {
+            return Route::Forward;
+        }
+        if self.encode_to(context, Side::Downstream, |version, buffer| {
+            encode_connack(version, connack, &edits, buffer)
+        }) {
+            Route::Replaced
+        } else {
+            Route::Absorb
+        }
     }
 
     /// The limits of the client's hop: what the broker said, what we say.
@@ -125,20 +123,22 @@ struct HopLimits {
 }
 
 impl HopLimits {
-    fn edits(&self, edits: &mut Vec<Edit<'_>>) {
-        let mut lower = |limit: Limit, id| {
+    /// What must be said otherwise than the broker said it.
+    fn edits<'a>(&self) -> Vec<PropertyEdit<'a>> {
+        let set = |id, number| PropertyEdit::Set(Property::Number(id, number));
+        let mut edits = Vec::new();
+        for (limit, id) in [
+            (self.receive, PropertyId::ReceiveMaximum),
+            (self.packet, PropertyId::MaximumPacketSize),
+            (self.aliases, PropertyId::TopicAliasMaximum),
+        ] {
             if limit.is_ours_lower() {
-                edits.push(Edit::Number(id, limit.ours));
+                edits.push(set(id, limit.ours));
             }
-        };
-        lower(self.receive, PropertyId::ReceiveMaximum);
-        lower(self.packet, PropertyId::MaximumPacketSize);
-        lower(self.aliases, PropertyId::TopicAliasMaximum);
-        if self.keep_alive != self.keep_alive_told {
-            edits.push(Edit::Number(
-                PropertyId::ServerKeepAlive,
-                u32::from(self.keep_alive),
-            ));
         }
+        if self.keep_alive != self.keep_alive_told {
+            edits.push(set(PropertyId::ServerKeepAlive, u32::from(self.keep_alive)));
+        }
+        edits
     }
 }

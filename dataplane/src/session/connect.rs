@@ -5,11 +5,11 @@
 
 use sluice_policy::{Action, Decision, Denial, Refusal, Verdict, Who};
 use sluice_wire::mqtt::{
-    Connect, PropertyId, QoS, ReasonCode, Version, Violation, Will, decode_connect,
+    Connect, Property, PropertyEdit, PropertyId, QoS, ReasonCode, Version, Violation, Will,
+    decode_connect, encode_connect,
 };
 
 use super::lane::Route;
-use super::rewrite::{self, Edit};
 use super::{
     AuthOutcome, Cause, Context, Credentials, DecisionRecord, Identity, Message, Output, Phase,
     Session, Side,
@@ -340,27 +340,24 @@ impl Session {
     }
 
     fn put_connect(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, bytes: &[u8]) {
-        let mut edits: Vec<Edit<'_>> = Vec::new();
+        let mut edits: Vec<PropertyEdit<'_>> = Vec::new();
         if connect.version == Version::V5 {
             self.lower_connect_limits(context, connect, &mut edits);
         }
-        let will = self
-            .will
-            .as_ref()
-            .map(|will| (will.message.qos, will.message.retain));
-        let same_will = will == connect.will.as_ref().map(|will| (will.qos, will.retain));
-        let same_client_id = self.identity.client_id() == connect.client_id;
-        if edits.is_empty() && same_will && same_client_id {
+        let client_id = self.identity.client_id().to_owned();
+        let mut changed = Connect {
+            client_id: &client_id,
+            ..connect.clone()
+        };
+        if let (Some(will), Some(record)) = (&mut changed.will, &self.will) {
+            will.qos = record.message.qos;
+            will.retain = record.message.retain;
+        }
+        if edits.is_empty() && changed == *connect {
             return context.out.write(Side::Upstream, bytes);
         }
-        let properties = rewrite::edited(connect.properties, &edits);
-        let edits = rewrite::ConnectEdits {
-            client_id: self.identity.client_id(),
-            will,
-            properties: &properties,
-        };
-        context.out.write_with(Side::Upstream, |buffer| {
-            rewrite::put_connect(buffer, connect, &edits);
+        self.encode_to(context, Side::Upstream, |_, buffer| {
+            encode_connect(&changed, &edits, buffer)
         });
     }
 
@@ -369,35 +366,33 @@ impl Session {
         &mut self,
         context: &Context<'_>,
         connect: &Connect<'_>,
-        edits: &mut Vec<Edit<'_>>,
+        edits: &mut Vec<PropertyEdit<'_>>,
     ) {
         let number = |id| connect.properties.number(id);
-        let ours = context
-            .snapshot
-            .listener(self.listener)
-            .map(|row| &row.limits);
-
-        let client_packet = number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX);
-        self.delivery_bytes_max = client_packet.min(self.packet_bytes_max);
-        if self.packet_bytes_max < client_packet {
-            edits.push(Edit::Number(
-                PropertyId::MaximumPacketSize,
-                self.packet_bytes_max,
-            ));
-        }
-        let client_receive = number(PropertyId::ReceiveMaximum).unwrap_or(65_535);
-        if u32::from(self.receive_max) < client_receive {
-            edits.push(Edit::Number(
-                PropertyId::ReceiveMaximum,
-                u32::from(self.receive_max),
-            ));
-        }
-        let client_aliases = number(PropertyId::TopicAliasMaximum).unwrap_or(0);
-        let our_aliases = ours.map_or(0, |limits| u32::from(limits.topic_alias_max));
-        if our_aliases < client_aliases {
-            edits.push(Edit::Number(PropertyId::TopicAliasMaximum, our_aliases));
-        }
-        self.alias_max_down = u16::try_from(client_aliases.min(our_aliases)).unwrap_or(u16::MAX);
+        let mut lower = |id, theirs: u32, ours: u32| {
+            if ours < theirs {
+                edits.push(PropertyEdit::Set(Property::Number(id, ours)));
+            }
+            theirs.min(ours)
+        };
+        let listener = context.snapshot.listener(self.listener);
+        let aliases = listener.map_or(0, |listener| listener.limits.topic_alias_max);
+        self.delivery_bytes_max = lower(
+            PropertyId::MaximumPacketSize,
+            number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX),
+            self.packet_bytes_max,
+        );
+        lower(
+            PropertyId::ReceiveMaximum,
+            number(PropertyId::ReceiveMaximum).unwrap_or(65_535),
+            u32::from(self.receive_max),
+        );
+        let aliases = lower(
+            PropertyId::TopicAliasMaximum,
+            number(PropertyId::TopicAliasMaximum).unwrap_or(0),
+            u32::from(aliases),
+        );
+        self.alias_max_down = u16::try_from(aliases).unwrap_or(u16::MAX);
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use sluice_policy::Limits;
 
-use super::{Cause, Context, Phase, Session, Side, rewrite};
+use super::{Cause, Context, Phase, Session, Side, packets};
 use crate::clock::Time;
 use crate::metrics::Counter;
 
@@ -182,7 +182,7 @@ impl Session {
         let rare = self.rare();
         rare.pings_owned = rare.pings_owned.saturating_add(1);
         context.counters.add(Counter::PingsOriginated, 1);
-        self.originate(context, Side::Upstream, &rewrite::PINGREQ);
+        self.originate(context, Side::Upstream, &packets::PINGREQ);
     }
 
     /// True exactly when a PINGRESP of the broker answers a PINGREQ of ours. They look alike and come in order, so which

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use sluice_wire::mqtt::{self, At, Framer, PacketKind, Step, Version};
+use sluice_wire::mqtt::{self, At, Framer, PacketKind, Step, TooLong, Version};
 
 use super::{Cause, Context, Output, Outputs, Phase, Session, Side};
 use crate::clock::Time;
@@ -156,14 +156,16 @@ impl Outputs {
     }
 
     pub(super) fn write(&mut self, to: Side, bytes: &[u8]) {
-        self.write_with(to, |buffer| buffer.extend_from_slice(bytes));
+        let start = self.bytes.len();
+        self.bytes.extend_from_slice(bytes);
+        self.commit(to, start);
     }
 
-    /// Lets `fill` append what goes to `to`.
-    pub(super) fn write_with(&mut self, to: Side, fill: impl FnOnce(&mut Vec<u8>)) {
+    /// Sends what was appended to [`Outputs::bytes`] since it was `start` bytes long.
+    pub(super) fn commit(&mut self, to: Side, start: usize) {
+        // One call's outputs are far below 4 GiB.
         let offset = |len: usize| u32::try_from(len).unwrap_or(u32::MAX);
-        let start = offset(self.bytes.len());
-        fill(&mut self.bytes);
+        let start = offset(start);
         let end = offset(self.bytes.len());
         if start == end {
             return;
@@ -278,6 +280,9 @@ impl Session {
                     }
                 }
             }
+            if self.rare.as_ref().is_some_and(|rare| rare.is_queue_full) {
+                self.end(context, Cause::Overload);
+            }
         }
         let carry_bytes = framer.carry_bytes();
         let at_boundary = framer.is_at_boundary();
@@ -323,13 +328,14 @@ impl Session {
     fn emit_copy(&mut self, context: &mut Context<'_>, from: Side, route: Route, bytes: &[u8]) {
         match route {
             Route::Forward | Route::Last(_) => context.out.write(from.other(), bytes),
-            Route::ForwardWith(first) => context.out.write_with(from.other(), |buffer| {
-                let start = buffer.len();
-                buffer.extend_from_slice(bytes);
-                if let Some(byte) = buffer.get_mut(start) {
+            Route::ForwardWith(first) => {
+                let start = context.out.bytes.len();
+                context.out.bytes.extend_from_slice(bytes);
+                if let Some(byte) = context.out.bytes.get_mut(start) {
                     *byte = first;
                 }
-            }),
+                context.out.commit(from.other(), start);
+            }
             Route::Replaced => {}
             Route::Absorb => return,
         }
@@ -382,6 +388,24 @@ impl Session {
         }
     }
 
+    /// Writes a packet that stands in the place of a peer's. False when it cannot be written, which takes a packet that
+    /// grows past what MQTT can say; the session is ended then.
+    pub(super) fn encode_to(
+        &mut self,
+        context: &mut Context<'_>,
+        to: Side,
+        encode: impl FnOnce(Version, &mut Vec<u8>) -> Result<(), TooLong>,
+    ) -> bool {
+        let start = context.out.bytes.len();
+        let written = encode(self.version, &mut context.out.bytes).is_ok();
+        if written {
+            context.out.commit(to, start);
+        } else {
+            self.end(context, Cause::Overload);
+        }
+        written
+    }
+
     /// Sends a packet of our own: at once at a boundary, else when the forwarded PUBLISH is complete.
     pub(super) fn originate(&mut self, context: &mut Context<'_>, to: Side, packet: &[u8]) {
         if self.phase == Phase::Ended {
@@ -397,9 +421,11 @@ impl Session {
             Side::Upstream => &mut rare.queue_up,
         };
         if queue.len() + packet.len() > QUEUE_BYTES_MAX {
-            return self.end(context, Cause::Overload);
+            // Not ended here: the packet that is being routed must be settled first, so that boundaries are known.
+            rare.is_queue_full = true;
+        } else {
+            queue.extend_from_slice(packet);
         }
-        queue.extend_from_slice(packet);
     }
 
     fn flush_queue(&mut self, context: &mut Context<'_>, to: Side) {

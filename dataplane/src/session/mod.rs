@@ -27,7 +27,7 @@
 //! | `subscribe.rs` | SUBSCRIBE and its merged SUBACK |
 //! | `deadlines.rs` | keep alive and every other timer |
 //! | `close.rs` | the table of how a session ends |
-//! | `rewrite.rs` | packets written by hand, and edits of property lists |
+//! | `packets.rs` | the few packets that the proxy originates |
 
 mod acks;
 mod alias;
@@ -36,8 +36,8 @@ mod connack;
 mod connect;
 mod deadlines;
 mod lane;
+mod packets;
 mod publish;
-mod rewrite;
 mod subscribe;
 
 use std::net::IpAddr;
@@ -47,7 +47,7 @@ use sluice_policy::{
     Action, Classes, Decision, Generation, ListenerId, Request, RuleId, Snapshot, UpstreamId, Vars,
     Verdict, Verifier,
 };
-use sluice_wire::mqtt::{Disconnect, Packet, QoS, Version, Violation, decode};
+use sluice_wire::mqtt::{Disconnect, Packet, QoS, Version, Violation, decode, encode};
 
 use crate::clock::Time;
 use crate::metrics::{Counter, Counters};
@@ -241,6 +241,8 @@ struct Rare {
     /// Originated packets that wait for a boundary, towards the client and the upstream.
     queue_down: Vec<u8>,
     queue_up: Vec<u8>,
+    /// True exactly when a packet did not fit its queue; the session ends before the next packet is read.
+    is_queue_full: bool,
     /// Acknowledgements of messages that the client, and the broker, published.
     owned_up: acks::Owned,
     owned_down: acks::Owned,
@@ -259,6 +261,7 @@ impl Rare {
             && self.pings_owned == 0
             && self.queue_down.is_empty()
             && self.queue_up.is_empty()
+            && !self.is_queue_full
             && self.owned_up.is_empty()
             && self.owned_down.is_empty()
             && self.subscribes.is_empty()
@@ -516,7 +519,6 @@ impl Session {
                 return Route::Absorb;
             }
         };
-        let first_byte = bytes.first().copied().unwrap_or_default();
         let violation = match (self.phase, packet) {
             (_, Packet::Auth(_)) if self.upstream_auth => return Route::Forward,
             (_, Packet::Auth(_)) => Violation::AuthNotNegotiated,
@@ -529,7 +531,7 @@ impl Session {
             (Phase::Open, Packet::Pubrec(ack)) => return self.pubrec(from, &ack),
             (Phase::Open, Packet::Pubrel(ack)) => return self.pubrel(context, from, &ack),
             (Phase::Open, Packet::Subscribe(subscribe)) => {
-                return self.subscribe(context, first_byte, &subscribe);
+                return self.subscribe(context, &subscribe);
             }
             (Phase::Open, Packet::Suback(suback)) => return self.suback(context, &suback),
             (Phase::Open, Packet::Pingresp) if self.swallows_pingresp() => return Route::Absorb,
@@ -574,11 +576,15 @@ impl Session {
         if disconnect.code == 0 || !self.is_will_forbidden(context) {
             return Route::Last(Cause::ClientDisconnect);
         }
-        let mut body = vec![0];
-        rewrite::put_properties(&mut body, self.version, disconnect.properties.as_bytes());
-        context.out.write_with(Side::Upstream, |buffer| {
-            rewrite::put_packet(buffer, 0xe0, &body);
+        let harmless = Packet::Disconnect(Disconnect {
+            code: 0,
+            properties: disconnect.properties,
         });
+        if !self.encode_to(context, Side::Upstream, |version, buffer| {
+            encode(version, &harmless, buffer)
+        }) {
+            return Route::Absorb;
+        }
         context.counters.add(Counter::WillSuppressed, 1);
         self.end(context, Cause::ClientDisconnect);
         Route::Absorb

@@ -9,14 +9,13 @@ use std::num::NonZeroU16;
 use sluice_policy::{Action, Decision, Denial, OnDeny, Verdict};
 use sluice_wire::mqtt::{
     FixedHeader, PacketKind, Property, PropertyId, Publish, QoS, ReasonCode, Version, Violation,
-    decode_publish_head,
+    decode_publish_head, encode_publish_head,
 };
 
 use super::alias::Aliases;
 use super::connect::{BARE, denial_reason};
 use super::lane::{Route, speaker};
-use super::rewrite::{self, PublishHead};
-use super::{Cause, Context, Message, Phase, Session, Side};
+use super::{Cause, Context, Message, Phase, Session, Side, packets};
 use crate::metrics::Counter;
 
 /// How a message that may pass goes on.
@@ -221,37 +220,69 @@ impl Session {
         passage: Passage<'_>,
     ) -> Route {
         let takes_id_off = publish.qos != QoS::AtMostOnce && passage.qos == QoS::AtMostOnce;
-        let rewritten = (passage.topic_is_new || takes_id_off)
-            .then(|| PublishHead::of(publish, passage.topic, passage.qos, passage.retain));
-        let packet_bytes = match &rewritten {
-            Some(head) => head.packet_bytes(self.version),
-            None => u32::from(header.header_bytes).saturating_add(header.remaining_bytes),
+        let must_rewrite = passage.topic_is_new || takes_id_off;
+        let start = context.out.bytes.len();
+        let head_bytes = if must_rewrite {
+            self.rewrite_head(context, publish, passage)
+        } else {
+            header.packet_bytes().saturating_sub(publish.payload_bytes)
         };
-        if packet_bytes > self.receiver_bytes_max(from.other()) {
+        if head_bytes.saturating_add(publish.payload_bytes) > self.receiver_bytes_max(from.other())
+        {
+            context.out.bytes.truncate(start);
             return self.too_long(context, from, publish);
         }
-        if passage.qos != publish.qos && !self.lower(context, from, publish, passage.qos) {
+        let must_own = publish.qos == QoS::ExactlyOnce && passage.qos != QoS::ExactlyOnce;
+        if must_own && !self.has_room_for_flow(from) {
+            context.out.bytes.truncate(start);
+            self.too_many_flows(context, from);
             return Route::Absorb;
+        }
+        if must_rewrite {
+            context.out.commit(from.other(), start);
+        }
+        if passage.qos != publish.qos {
+            self.lower(context, from, publish, passage.qos);
         }
         if passage.retain != publish.retain {
             context.counters.add(Counter::RetainStripped, 1);
         }
         context.counters.add(forwarded_counter(from), 1);
-        if let Some(head) = rewritten {
-            let version = self.version;
-            context
-                .out
-                .write_with(from.other(), |buffer| head.put(buffer, version));
+        if must_rewrite {
             return Route::Replaced;
         }
         if passage.qos == publish.qos && passage.retain == publish.retain {
             return Route::Forward;
         }
-        Route::ForwardWith(rewrite::publish_first_byte(
+        Route::ForwardWith(packets::publish_first_byte(
             publish.dup,
             passage.qos,
             passage.retain,
         ))
+    }
+
+    /// Appends the head with another topic, or without identifier and DUP, and gives its length. One that cannot be
+    /// written has the greatest length there is.
+    fn rewrite_head(
+        &self,
+        context: &mut Context<'_>,
+        publish: &Publish<'_>,
+        passage: Passage<'_>,
+    ) -> u32 {
+        let acknowledged = passage.qos != QoS::AtMostOnce;
+        let head = Publish {
+            dup: publish.dup && acknowledged,
+            qos: passage.qos,
+            retain: passage.retain,
+            topic: passage.topic,
+            packet_id: publish.packet_id.filter(|_| acknowledged),
+            ..publish.clone()
+        };
+        let start = context.out.bytes.len();
+        match encode_publish_head(self.version, &head, &[], &mut context.out.bytes) {
+            Ok(()) => u32::try_from(context.out.bytes.len() - start).unwrap_or(u32::MAX),
+            Err(_) => u32::MAX,
+        }
     }
 
     fn receiver_bytes_max(&self, receiver: Side) -> u32 {
@@ -261,36 +292,19 @@ impl Session {
         }
     }
 
-    /// Takes over what a lower QoS no longer gets from the receiver. False when the session was ended instead.
-    fn lower(
-        &mut self,
-        context: &mut Context<'_>,
-        from: Side,
-        publish: &Publish<'_>,
-        qos: QoS,
-    ) -> bool {
+    /// Takes over what the publisher no longer gets from the receiver.
+    fn lower(&mut self, context: &mut Context<'_>, from: Side, publish: &Publish<'_>, qos: QoS) {
         context.counters.add(Counter::QosLowered, 1);
         let Some(packet_id) = publish.packet_id else {
-            return true;
+            return;
         };
         match (publish.qos, qos) {
-            (QoS::ExactlyOnce, QoS::AtLeastOnce) => {
-                if !self.has_room_for_flow(context, from) {
-                    return false;
-                }
-                self.own_lowered(from, packet_id);
-            }
-            (QoS::ExactlyOnce, _) => {
-                if !self.has_room_for_flow(context, from) {
-                    return false;
-                }
-                self.own_handshake(context, from, packet_id);
-            }
+            (QoS::ExactlyOnce, QoS::AtLeastOnce) => self.own_lowered(from, packet_id),
+            (QoS::ExactlyOnce, _) => self.own_handshake(context, from, packet_id),
             (QoS::AtLeastOnce | QoS::AtMostOnce, _) => {
                 self.acknowledge(context, from, PacketKind::Puback, packet_id, 0);
             }
         }
-        self.phase != Phase::Ended
     }
 
     /// The receiver does not take a packet of that length. A delivery is dropped [MQTT-3.1.2-25]; a message of the client
@@ -367,8 +381,10 @@ impl Session {
                 );
             }
             QoS::ExactlyOnce => {
-                if self.has_room_for_flow(context, Side::Downstream) {
+                if self.has_room_for_flow(Side::Downstream) {
                     self.own_handshake(context, Side::Downstream, packet_id);
+                } else {
+                    self.too_many_flows(context, Side::Downstream);
                 }
             }
         }
@@ -384,8 +400,10 @@ impl Session {
                     self.acknowledge(context, Side::Upstream, PacketKind::Puback, packet_id, 0);
                 }
                 QoS::ExactlyOnce => {
-                    if self.has_room_for_flow(context, Side::Upstream) {
+                    if self.has_room_for_flow(Side::Upstream) {
                         self.own_handshake(context, Side::Upstream, packet_id);
+                    } else {
+                        self.too_many_flows(context, Side::Upstream);
                     }
                 }
             }

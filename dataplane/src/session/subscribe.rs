@@ -5,12 +5,11 @@
 
 use sluice_policy::{Action, Decision};
 use sluice_wire::mqtt::{
-    PacketId, PacketKind, QoS, ReasonCode, Suback, Subscribe, SubscribeFilter, Version, Violation,
-    parse_filter,
+    Packet, PacketId, Properties, QoS, ReasonCode, Suback, Subscribe, SubscribeFilter, Version,
+    Violation, encode, encode_subscribe, parse_filter,
 };
 
 use super::lane::Route;
-use super::rewrite;
 use super::{Cause, Context, Session, Side};
 use crate::metrics::Counter;
 
@@ -67,7 +66,6 @@ impl Session {
     pub(super) fn subscribe(
         &mut self,
         context: &mut Context<'_>,
-        first_byte: u8,
         subscribe: &Subscribe<'_>,
     ) -> Route {
         let mut filters = Vec::new();
@@ -79,7 +77,7 @@ impl Session {
                 Decided::Granted(qos) => {
                     is_lowered |= qos != filter.qos;
                     codes.push(FROM_BROKER);
-                    filters.push((filter, qos));
+                    filters.push(SubscribeFilter { qos, ..filter });
                 }
                 Decided::Refused(code) => {
                     refused += 1;
@@ -98,12 +96,14 @@ impl Session {
             self.end(context, Cause::Overload);
             return Route::Absorb;
         }
-        let version = self.version;
-        context.out.write_with(Side::Upstream, |buffer| {
-            let body = subscribe_body(version, subscribe, &filters);
-            rewrite::put_packet(buffer, first_byte, &body);
-        });
-        Route::Replaced
+        let (packet_id, properties) = (subscribe.packet_id, subscribe.properties);
+        if self.encode_to(context, Side::Upstream, |version, buffer| {
+            encode_subscribe(version, packet_id, properties, filters, buffer)
+        }) {
+            Route::Replaced
+        } else {
+            Route::Absorb
+        }
     }
 
     fn judge_filter(&self, context: &mut Context<'_>, filter: &SubscribeFilter<'_>) -> Decided {
@@ -165,24 +165,31 @@ impl Session {
                 ours => ours,
             })
             .collect();
-        let body = suback_body(
-            self.version,
-            suback.packet_id,
-            suback.properties.as_bytes(),
-            &merged,
-        );
-        context.out.write_with(Side::Downstream, |buffer| {
-            rewrite::put_packet(buffer, (PacketKind::Suback as u8) << 4, &body);
+        let answer = Packet::Suback(Suback {
+            codes: &merged,
+            ..suback.clone()
         });
-        Route::Replaced
+        if self.encode_to(context, Side::Downstream, |version, buffer| {
+            encode(version, &answer, buffer)
+        }) {
+            Route::Replaced
+        } else {
+            Route::Absorb
+        }
     }
 
     /// Answers a SUBSCRIBE of which nothing goes upstream.
     fn answer_subscribe(&mut self, context: &mut Context<'_>, packet_id: PacketId, codes: &[u8]) {
-        let body = suback_body(self.version, packet_id, &[], codes);
-        let mut packet = Vec::with_capacity(body.len() + 5);
-        rewrite::put_packet(&mut packet, (PacketKind::Suback as u8) << 4, &body);
-        self.originate(context, Side::Downstream, &packet);
+        let answer = Packet::Suback(Suback {
+            packet_id,
+            properties: Properties::EMPTY,
+            codes,
+        });
+        let mut packet = Vec::new();
+        match encode(self.version, &answer, &mut packet) {
+            Ok(()) => self.originate(context, Side::Downstream, &packet),
+            Err(_) => self.end(context, Cause::Overload),
+        }
     }
 }
 
@@ -191,27 +198,4 @@ enum Decided {
     Granted(QoS),
     /// Does not; the client is given this code.
     Refused(u8),
-}
-
-fn subscribe_body(
-    version: Version,
-    subscribe: &Subscribe<'_>,
-    filters: &[(SubscribeFilter<'_>, QoS)],
-) -> Vec<u8> {
-    let mut body = Vec::new();
-    body.extend_from_slice(&subscribe.packet_id.get().to_be_bytes());
-    rewrite::put_properties(&mut body, version, subscribe.properties.as_bytes());
-    for (filter, qos) in filters {
-        rewrite::put_data(&mut body, filter.filter.as_bytes());
-        body.push(filter.options & !0b11 | *qos as u8);
-    }
-    body
-}
-
-fn suback_body(version: Version, packet_id: PacketId, properties: &[u8], codes: &[u8]) -> Vec<u8> {
-    let mut body = Vec::with_capacity(codes.len() + properties.len() + 6);
-    body.extend_from_slice(&packet_id.get().to_be_bytes());
-    rewrite::put_properties(&mut body, version, properties);
-    body.extend_from_slice(codes);
-    body
 }
