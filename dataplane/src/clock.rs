@@ -30,3 +30,11 @@ pub fn monotonic() -> Time {
     let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
     Time(secs.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
+
+/// Processor time this process has used.
+pub fn process_cpu() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    let secs = u64::try_from(used.tv_sec).unwrap_or(0);
+    let nanos = u32::try_from(used.tv_nsec).unwrap_or(0);
+    Duration::new(secs, nanos)
+}

@@ -1,3 +1,13 @@
-//! The program: arguments, start, wait for a signal.
+//! The program: reads the command line, then runs the data plane or answers a question offline.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use sluice_dataplane::{boot, cli};
+
+fn main() -> ExitCode {
+    match cli::Cli::parse().resolve() {
+        Ok(args) => boot::run(&args),
+        Err(question) => cli::answer(&question),
+    }
+}

@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Declares the counters once: variant, metric name, labels. The table is the documentation and the exporter's source.
 macro_rules! counters {
-    ($($(#[$doc:meta])* $variant:ident => $name:literal { $($label:literal : $value:literal),* };)*) => {
+    ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal { $($label:literal : $value:literal),* };)*) => {
         /// Everything a shard counts.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         #[repr(usize)]
-        pub enum Counter { $($(#[$doc])* $variant),* }
+        pub enum Counter { $($(#[doc = $doc])+ $variant),* }
 
         impl Counter {
             /// All counters, in order of declaration.
             pub const ALL: &[Self] = &[$(Self::$variant),*];
             /// Prometheus name.
             pub fn name(self) -> &'static str { match self { $(Self::$variant => $name),* } }
+            /// What it counts, in words: the text above its line.
+            pub fn help(self) -> &'static str { match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),* } }
             /// Fixed label values.
             pub fn labels(self) -> &'static [(&'static str, &'static str)] {
                 match self { $(Self::$variant => &[$(($label, $value)),*]),* }

@@ -40,7 +40,7 @@ const FLOORS: &[(&str, &[&str])] = &[
         &["clock", "metrics", "node", "ring", "session", "upstream"],
     ),
     ("config", &["ring"]),
-    ("logging", &[]),
+    ("logging", &["config"]),
     (
         "control",
         &[

@@ -68,7 +68,7 @@ pub struct Table {
 
 /// What is counted as one address: an IPv4 address, or the /64 of an IPv6 address (a household or a server is given a
 /// whole /64, so counting single addresses would limit nobody).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(u64);
 
 /// A place taken by one connection. Not `Clone`: it is given back once.

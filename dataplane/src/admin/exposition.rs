@@ -1,0 +1,337 @@
+//! `/metrics`: what is known at one moment, in the text form Prometheus reads.
+//!
+//! A recorder is made for each scrape and thrown away, so a label value that is gone (an upstream that was removed)
+//! leaves nothing behind. Label values come from closed lists and from names in the policy; never from what a client
+//! says. The histogram of added latency is written by hand: its buckets are already counted.
+
+use std::fmt::Write;
+
+use hdrhistogram::Histogram;
+use metrics::{Key, KeyName, Label, Level, Metadata, Recorder};
+use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
+
+use crate::clock;
+use crate::control::observe::{Observed, ShardView};
+use crate::metrics::Counter;
+
+/// Upper bounds of the added-latency buckets, in microseconds.
+const LATENCY_BUCKETS_MICROS: &[u64] = &[
+    10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 50_000, 100_000, 1_000_000,
+];
+const LATENCY: &str = "sluice_added_latency_seconds";
+const METADATA: Metadata<'static> = Metadata::new("sluice", Level::INFO, None);
+
+/// The whole page.
+pub fn render(observed: &Observed) -> String {
+    let recorder = PrometheusBuilder::new().build_recorder();
+    let page = Page {
+        recorder: &recorder,
+    };
+    counters(&page, observed);
+    policy(&page, observed);
+    connections(&page, observed);
+    shards(&page, observed);
+    upstreams(&page, observed);
+    auth(&page, observed);
+    process(&page);
+    let mut text = recorder.handle().render();
+    // Writing to a String cannot fail.
+    let _ = write_cpu(&mut text);
+    let _ = write_latency(&mut text, observed.latency.as_ref());
+    text
+}
+
+/// Shards count apart; the node shows the sum.
+fn counters(page: &Page<'_>, observed: &Observed) {
+    for &counter in Counter::ALL {
+        let sum = observed.counters.iter().map(|cells| cells.read(counter));
+        let sum = sum.fold(0, u64::wrapping_add);
+        page.describe_counter(counter.name(), &help(counter));
+        page.counter(counter.name(), counter.labels(), sum);
+    }
+}
+
+/// One help text for each name: of counters that differ by label only, what each of them is.
+fn help(counter: Counter) -> String {
+    let same: Vec<Counter> = Counter::ALL
+        .iter()
+        .copied()
+        .filter(|other| other.name() == counter.name())
+        .collect();
+    if let [only] = same.as_slice() {
+        return only.help().to_owned();
+    }
+    let parts = same.iter().map(|counter| {
+        let values: Vec<&str> = counter.labels().iter().map(|(_, value)| *value).collect();
+        format!("{}: {}", values.join(" "), counter.help())
+    });
+    parts.collect::<Vec<_>>().join(" ")
+}
+
+fn policy(page: &Page<'_>, observed: &Observed) {
+    let policy = &observed.policy;
+    let name = "sluice_policy_generation";
+    page.describe_gauge(
+        name,
+        "Generation of the policy by stage; 0 before the first.",
+    );
+    for (stage, seen) in [
+        ("desired", &policy.desired),
+        ("compiled", &policy.compiled),
+        ("delivered", &policy.delivered),
+        ("active", &policy.active),
+    ] {
+        let generation = seen.as_ref().map_or(0, |stage| stage.generation);
+        page.gauge(name, &[("stage", stage)], generation as f64);
+    }
+    let name = "sluice_policy_rejected_total";
+    page.describe_counter(name, "Policies that were refused as a whole.");
+    page.counter(name, &[], policy.rejections);
+    let name = "sluice_ready";
+    page.describe_gauge(name, "1 when the node should get traffic, as /readyz says.");
+    page.gauge(
+        name,
+        &[],
+        f64::from(u8::from(observed.not_ready.is_empty())),
+    );
+}
+
+fn connections(page: &Page<'_>, observed: &Observed) {
+    let name = "sluice_connections";
+    page.describe_gauge(name, "Client connections open, by listener.");
+    for (listener, count) in &observed.connections_by_listener {
+        page.gauge(name, &[("listener", listener)], f64::from(*count));
+    }
+    let name = "sluice_connections_open";
+    page.describe_gauge(name, "Client connections open on this node.");
+    page.gauge(name, &[], f64::from(observed.connections));
+}
+
+fn shards(page: &Page<'_>, observed: &Observed) {
+    type Read = fn(&ShardView) -> f64;
+    let gauges: [(&str, &str, Read); 6] = [
+        ("sluice_sessions", "Sessions open, by shard.", |view| {
+            f64::from(view.sessions)
+        }),
+        (
+            "sluice_sessions_connected",
+            "Sessions with an upstream connection, by shard.",
+            |view| f64::from(view.connected),
+        ),
+        (
+            "sluice_backlog_bytes",
+            "Bytes that sockets did not take yet, by shard.",
+            |view| view.backlog_bytes as f64,
+        ),
+        (
+            "sluice_authenticating",
+            "Sessions that wait for a password check, by shard.",
+            |view| f64::from(view.authenticating),
+        ),
+        (
+            "sluice_loop_lag_seconds",
+            "Longest recent turn of the shard's loop.",
+            |view| view.loop_lag_micros as f64 / 1e6,
+        ),
+        (
+            "sluice_shard_generation",
+            "Generation the shard acknowledged last; 0 before the first.",
+            |view| view.generation.unwrap_or(0) as f64,
+        ),
+    ];
+    for (name, help, read) in gauges {
+        page.describe_gauge(name, help);
+        for view in &observed.shards {
+            page.gauge(name, &[("shard", &view.shard.to_string())], read(view));
+        }
+    }
+    let name = "sluice_shard_info";
+    page.describe_gauge(
+        name,
+        "Always 1; the label says which engine drives the shard.",
+    );
+    for view in &observed.shards {
+        page.gauge(
+            name,
+            &[("shard", &view.shard.to_string()), ("engine", view.engine)],
+            1.0,
+        );
+    }
+}
+
+/// By upstream and state, so that the number of series follows the policy, not the resolver's answers.
+fn upstreams(page: &Page<'_>, observed: &Observed) {
+    let states = "sluice_upstream_endpoints";
+    page.describe_gauge(
+        states,
+        "Endpoints by upstream and state (usable, unhealthy, breaker_open).",
+    );
+    let open = "sluice_upstream_connections";
+    page.describe_gauge(open, "Connections open to an upstream.");
+    let failures = "sluice_upstream_dial_failures_total";
+    page.describe_counter(
+        failures,
+        "Failed dials, by upstream, of the endpoints in use.",
+    );
+    let mut names: Vec<&str> = observed
+        .endpoints
+        .iter()
+        .map(|view| &*view.upstream)
+        .collect();
+    names.dedup(); // they come grouped by upstream
+    for name in names {
+        let views = || {
+            observed
+                .endpoints
+                .iter()
+                .filter(|view| &*view.upstream == name)
+        };
+        let breaker_open = views().filter(|view| view.breaker_open).count();
+        let unhealthy = views()
+            .filter(|view| !view.healthy && !view.breaker_open)
+            .count();
+        let usable = views().count() - breaker_open - unhealthy;
+        for (state, count) in [
+            ("usable", usable),
+            ("unhealthy", unhealthy),
+            ("breaker_open", breaker_open),
+        ] {
+            page.gauge(
+                states,
+                &[("upstream", name), ("state", state)],
+                count as f64,
+            );
+        }
+        let connections: u64 = views().map(|view| u64::from(view.connections)).sum();
+        page.gauge(open, &[("upstream", name)], connections as f64);
+        page.counter(
+            failures,
+            &[("upstream", name)],
+            views().map(|view| view.failures).sum(),
+        );
+    }
+}
+
+fn auth(page: &Page<'_>, observed: &Observed) {
+    let auth = &observed.auth;
+    let name = "sluice_auth_hashes_total";
+    page.describe_counter(
+        name,
+        "Password hashes computed; a check answered from the cache computes none.",
+    );
+    page.counter(name, &[], auth.hashes);
+    for (name, help, value) in [
+        (
+            "sluice_auth_queue",
+            "Password checks waiting for a thread.",
+            auth.queue_len,
+        ),
+        (
+            "sluice_auth_waiters",
+            "Sessions waiting for a password check.",
+            auth.waiters_len,
+        ),
+        (
+            "sluice_auth_cache_entries",
+            "Verified passwords remembered, as digests.",
+            auth.cache_len,
+        ),
+    ] {
+        page.describe_gauge(name, help);
+        page.gauge(name, &[], value as f64);
+    }
+}
+
+fn process(page: &Page<'_>) {
+    let name = "sluice_build_info";
+    page.describe_gauge(name, "Always 1; the label says which version runs.");
+    page.gauge(name, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
+    let name = "process_resident_memory_bytes";
+    page.describe_gauge(name, "Resident memory of the process.");
+    page.gauge(name, &[], resident_bytes().unwrap_or(0) as f64);
+}
+
+/// `VmRSS` of this process, as the kernel tells it.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The facade counts in whole numbers; seconds have parts.
+fn write_cpu(text: &mut String) -> std::fmt::Result {
+    let name = "process_cpu_seconds_total";
+    writeln!(text, "# HELP {name} Processor time used by the process.")?;
+    writeln!(text, "# TYPE {name} counter")?;
+    writeln!(text, "{name} {}", clock::process_cpu().as_secs_f64())
+}
+
+fn write_latency(text: &mut String, histogram: Option<&Histogram<u64>>) -> std::fmt::Result {
+    writeln!(
+        text,
+        "# HELP {LATENCY} Time from the arrival of bytes to their sending, merged over the shards."
+    )?;
+    writeln!(text, "# TYPE {LATENCY} histogram")?;
+    let (mut count, mut sum_micros) = (0_u64, 0.0_f64);
+    let mut below = vec![0_u64; LATENCY_BUCKETS_MICROS.len()];
+    for step in histogram
+        .iter()
+        .flat_map(|histogram| histogram.iter_recorded())
+    {
+        let (value, seen) = (step.value_iterated_to(), step.count_since_last_iteration());
+        count += seen;
+        sum_micros += value as f64 * seen as f64;
+        for (bucket, bound) in below.iter_mut().zip(LATENCY_BUCKETS_MICROS) {
+            *bucket += if value <= *bound { seen } else { 0 };
+        }
+    }
+    for (bucket, bound) in below.iter().zip(LATENCY_BUCKETS_MICROS) {
+        writeln!(
+            text,
+            "{LATENCY}_bucket{{le=\"{}\"}} {bucket}",
+            *bound as f64 / 1e6
+        )?;
+    }
+    writeln!(text, "{LATENCY}_bucket{{le=\"+Inf\"}} {count}")?;
+    writeln!(text, "{LATENCY}_sum {}", sum_micros / 1e6)?;
+    writeln!(text, "{LATENCY}_count {count}")
+}
+
+/// The recorder with the few calls needed.
+struct Page<'a> {
+    recorder: &'a PrometheusRecorder,
+}
+
+impl Page<'_> {
+    fn describe_counter(&self, name: &'static str, help: &str) {
+        let (name, help) = (KeyName::from(name), help.to_owned().into());
+        self.recorder.describe_counter(name, None, help);
+    }
+
+    fn describe_gauge(&self, name: &'static str, help: &'static str) {
+        self.recorder
+            .describe_gauge(KeyName::from(name), None, help.into());
+    }
+
+    fn counter(&self, name: &'static str, labels: &[(&'static str, &str)], value: u64) {
+        let handle = self
+            .recorder
+            .register_counter(&key(name, labels), &METADATA);
+        handle.absolute(value);
+    }
+
+    fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)], value: f64) {
+        let handle = self.recorder.register_gauge(&key(name, labels), &METADATA);
+        handle.set(value);
+    }
+}
+
+fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
+    let labels = labels
+        .iter()
+        .map(|(name, value)| Label::new(*name, (*value).to_owned()));
+    Key::from_parts(name, labels.collect::<Vec<_>>())
+}

@@ -1,0 +1,219 @@
+//! The admin server: health, metrics and what an operator may look at, on an address of its own.
+//!
+//! Read-only except for the log level. It has no password, so it listens on loopback unless told otherwise, and says so
+//! loudly when it does not. It asks the control thread and renders the answer; it never touches a shard.
+
+use std::net::{SocketAddr, TcpListener};
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json, Response};
+use axum::routing::get;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::control::{ControlHandle, NoAnswer, SessionCursor};
+use crate::logging::LogControl;
+
+/// Names, values and help of what is exported.
+pub mod exposition;
+
+/// Longest body taken (a log filter).
+const BODY_BYTES_MAX: usize = 4096;
+/// Sessions in one answer of `/sessions`, at most and by default.
+const SESSIONS_PAGE_MAX: u32 = 1000;
+const SESSIONS_PAGE: u32 = 100;
+
+/// What the handlers know.
+#[derive(Clone)]
+struct Admin {
+    control: ControlHandle,
+    log: LogControl,
+}
+
+/// Opens the admin server's socket and says where it is.
+pub fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = TcpListener::bind(address)?;
+    socket.set_nonblocking(true)?;
+    let bound = socket.local_addr()?;
+    if !bound.ip().is_loopback() {
+        tracing::warn!(
+            address = %bound,
+            "THE ADMIN SERVER IS REACHABLE FROM OTHER MACHINES and has no password: anyone who reaches it can read client ids and change the log level"
+        );
+    }
+    tracing::info!(address = %bound, requested = %address, "admin server is listening");
+    Ok(socket)
+}
+
+/// Serves until the runtime ends.
+pub async fn serve(
+    socket: TcpListener,
+    control: ControlHandle,
+    log: LogControl,
+) -> std::io::Result<()> {
+    let socket = tokio::net::TcpListener::from_std(socket)?;
+    axum::serve(socket, router(control, log)).await
+}
+
+fn router(control: ControlHandle, log: LogControl) -> Router {
+    Router::new()
+        .route("/", get(index))
+        .route("/livez", get(livez))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .route("/policy", get(policy))
+        .route("/listeners", get(listeners))
+        .route("/upstreams", get(upstreams))
+        .route("/shards", get(shards))
+        .route("/sessions", get(sessions))
+        .route("/log", get(log_level).put(set_log_level))
+        .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
+        .with_state(Admin { control, log })
+}
+
+async fn index() -> &'static str {
+    "sluice-dataplane\n\
+     GET /livez      the process answers\n\
+     GET /readyz     send it devices? (?verbose: why not, as JSON)\n\
+     GET /metrics    for Prometheus\n\
+     GET /policy     desired, compiled, delivered and active generation; the last refusal\n\
+     GET /listeners  what is listened on, with the real ports\n\
+     GET /upstreams  endpoints, their health and breakers\n\
+     GET /shards     what each shard holds\n\
+     GET /sessions   open sessions (?limit=N&after=CURSOR)\n\
+     GET /log        the log filter; PUT a new one, for example: debug\n"
+}
+
+/// The process answers. Whether it should get traffic is `/readyz`.
+async fn livez() -> &'static str {
+    "ok\n"
+}
+
+async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Response {
+    let reasons = match admin.control.observe(false).await {
+        Ok(observed) => observed.not_ready,
+        Err(error) => vec![error.to_string()],
+    };
+    let status = if reasons.is_empty() {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    if query.verbose.is_some() {
+        let ready = reasons.is_empty();
+        return (status, Json(json!({ "ready": ready, "reasons": reasons }))).into_response();
+    }
+    let text = if reasons.is_empty() {
+        "ready\n"
+    } else {
+        "not ready\n"
+    };
+    (status, text).into_response()
+}
+
+#[derive(Deserialize)]
+struct Readyz {
+    verbose: Option<String>,
+}
+
+async fn metrics(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
+    let observed = admin.control.observe(true).await?;
+    let content_type = [(
+        header::CONTENT_TYPE,
+        "text/plain; version=0.0.4; charset=utf-8",
+    )];
+    Ok((content_type, exposition::render(&observed)).into_response())
+}
+
+async fn policy(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
+    let observed = admin.control.observe(false).await?;
+    Ok(Json(observed.policy).into_response())
+}
+
+async fn listeners(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
+    let observed = admin.control.observe(false).await?;
+    Ok(Json(json!({ "listeners": observed.listeners })).into_response())
+}
+
+async fn upstreams(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
+    let observed = admin.control.observe(false).await?;
+    Ok(Json(json!({ "endpoints": observed.endpoints })).into_response())
+}
+
+async fn shards(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
+    let observed = admin.control.observe(true).await?;
+    Ok(Json(json!({ "shards": observed.shards })).into_response())
+}
+
+#[derive(Deserialize)]
+struct SessionsQuery {
+    limit: Option<u32>,
+    after: Option<String>,
+}
+
+async fn sessions(
+    State(admin): State<Admin>,
+    Query(query): Query<SessionsQuery>,
+) -> Result<Response, NoAnswer> {
+    let at = match query.after.as_deref().map(cursor) {
+        None => SessionCursor::default(),
+        Some(Some(cursor)) => cursor,
+        Some(None) => {
+            let error = "`after` is what `next` of the page before said";
+            return Ok((StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response());
+        }
+    };
+    let limit = query
+        .limit
+        .unwrap_or(SESSIONS_PAGE)
+        .clamp(1, SESSIONS_PAGE_MAX);
+    let page = admin.control.sessions(at, limit).await?;
+    let sessions: Vec<_> = page
+        .sessions
+        .iter()
+        .map(|(info, listener)| {
+            json!({
+                "client_id": info.client_id,
+                "username": info.username,
+                "peer": info.peer,
+                "listener": listener,
+                "open_secs": info.open_for.as_secs(),
+            })
+        })
+        .collect();
+    let next = page
+        .next
+        .map(|next| format!("{}:{}", next.shard, next.slot));
+    Ok(Json(json!({ "sessions": sessions, "next": next })).into_response())
+}
+
+fn cursor(text: &str) -> Option<SessionCursor> {
+    let (shard, slot) = text.split_once(':')?;
+    Some(SessionCursor {
+        shard: shard.parse().ok()?,
+        slot: slot.parse().ok()?,
+    })
+}
+
+async fn log_level(State(admin): State<Admin>) -> String {
+    format!("{}\n", admin.log.current())
+}
+
+async fn set_log_level(State(admin): State<Admin>, body: String) -> Response {
+    let filter = body.trim();
+    match admin.log.set(filter) {
+        Ok(()) => {
+            tracing::info!(filter, "log filter changed");
+            format!("{}\n", admin.log.current()).into_response()
+        }
+        Err(error) => (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    }
+}
+
+impl IntoResponse for NoAnswer {
+    fn into_response(self) -> Response {
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{self}\n")).into_response()
+    }
+}

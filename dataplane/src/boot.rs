@@ -1,0 +1,433 @@
+//! Start and end of the process: descriptors, processors, sockets, threads, signals. It wires everything and decides
+//! nothing about devices.
+//!
+//! The main thread becomes the control thread. Each shard gets a thread of its own, pinned where possible, and makes its
+//! ring there. A shard that panics or fails ends the whole process with a clear message: a node must not limp.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::mpsc as std_mpsc;
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::CpuSet;
+use sluice_policy::PolicyHandle;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::admin;
+use crate::config::{self, CPUS_MAX, EngineChoice, RunArgs};
+use crate::control::apply::Apply;
+use crate::control::link::Link;
+use crate::control::listeners::Listeners;
+use crate::control::notify::Notifier;
+use crate::control::{Control, End, Parts, ShardExit, auth};
+use crate::logging::{self, LogControl};
+use crate::metrics::Counters;
+use crate::node::{Inbox, Post, ShardId, Table, TableConfig, ToControl, ToShard, mailbox};
+use crate::ring::{self, RingConfig};
+
+/// A shard failed: EX_SOFTWARE of sysexits.h.
+const EXIT_SHARD_FAILED: u8 = 70;
+/// Descriptors that are not sessions: engines, listeners, files, the admin server, health checks.
+const DESCRIPTORS_RESERVED: u64 = 1024;
+/// Sockets and buffers of the ring that is made to see whether one can be made.
+const PROBE: RingConfig = RingConfig {
+    sockets_max: 16,
+    buffers: 8,
+    buffer_bytes: 256,
+};
+/// Messages in a mailbox to a shard and from a shard. What does not fit waits outside, on its sender's side.
+const MAILBOX_LEN: usize = 1024;
+
+/// Runs the data plane until it is told to end.
+pub fn run(args: &RunArgs) -> ExitCode {
+    let log = match logging::install(args.log_format, &args.log_level) {
+        Ok(log) => log,
+        Err(error) => return usage(&error),
+    };
+    report_panics();
+    match start(args, log) {
+        Ok(End::Drained) => ExitCode::SUCCESS,
+        Ok(End::Cut(signal)) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)),
+        Ok(End::ShardFailed(why)) => {
+            tracing::error!("{why}; the process ends, so that its supervisor can start it again");
+            ExitCode::from(EXIT_SHARD_FAILED)
+        }
+        Err(error) => {
+            tracing::error!("cannot start: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start(args: &RunArgs, log: LogControl) -> anyhow::Result<End> {
+    let cpus = config::place(args.shards, args.cpus.as_ref(), &allowed_cpus())?;
+    raise_descriptor_limit(u64::from(args.connections_max.get()));
+    let engine = choose_engine(args.engine)?;
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        shards = cpus.len(),
+        engine = engine.name(),
+        "starting"
+    );
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("the control thread's runtime")?;
+    let end = runtime.block_on(control_thread(args, log, &cpus, engine));
+    // A name lookup may hang in the resolver; nothing waits for it.
+    runtime.shutdown_background();
+    end
+}
+
+async fn control_thread(
+    args: &RunArgs,
+    log: LogControl,
+    cpus: &[Option<usize>],
+    engine: Engine,
+) -> anyhow::Result<End> {
+    let signals = signals().context("signal handlers")?;
+    let admin_socket = admin::listen(args.admin).with_context(|| {
+        format!(
+            "the admin server cannot listen on {} (see --admin)",
+            args.admin
+        )
+    })?;
+    let sessions_max = args.connections_max.get();
+    let table = Arc::new(Table::new(&TableConfig {
+        connections_max: sessions_max,
+        seed: random_u64()?,
+        ..TableConfig::default()
+    }));
+    let policy = PolicyHandle::default();
+
+    let (exits_in, exits) = mpsc::unbounded_channel();
+    let (mut links, mut inboxes, mut counters) = (Vec::new(), Vec::new(), Vec::new());
+    for (number, cpu) in (0_u16..).zip(cpus) {
+        let shard = ShardId(number);
+        let (post, to_shard) = mailbox(MAILBOX_LEN);
+        let (to_control, from_shard) = mailbox(MAILBOX_LEN);
+        let cells = Arc::new(Counters::default());
+        let thread = ShardThread {
+            shard,
+            cpu: *cpu,
+            engine,
+            sessions_max,
+            policy: policy.clone(),
+            inbox: to_shard,
+            control: to_control,
+            table: Arc::clone(&table),
+            counters: Arc::clone(&cells),
+            seed: random_u64()?,
+            exits: exits_in.clone(),
+        };
+        thread.start().with_context(|| format!("shard {number}"))?;
+        links.push(Link::new(shard, post, sessions_max as usize));
+        inboxes.push(from_shard);
+        counters.push(cells);
+    }
+    drop(exits_in);
+
+    let listeners = Listeners::new(cpus.len(), activated_sockets());
+    let (control, handle, _source) = Control::new(Parts {
+        apply: Apply::new(policy, links.clone(), listeners),
+        links,
+        inboxes,
+        engines: vec![engine.name(); cpus.len()],
+        counters,
+        table,
+        exits,
+        auth_threads: args.auth_threads,
+        auth_limits: auth::Limits {
+            queue_max: args.auth_queue.get() as usize,
+            waiters_max: sessions_max as usize,
+            deadline: args.auth_deadline.0,
+            cache_entries_max: args.auth_cache as usize,
+            cache_lifetime: args.auth_cache_time.0,
+        },
+        auth_secret_key: random()?,
+        policy_file: args.policy.clone(),
+        drain_time: args.drain_time.0,
+        notifier: Notifier::from_env(),
+    })
+    .context("the password threads")?;
+    tokio::spawn(async move {
+        if let Err(error) = admin::serve(admin_socket, handle, log).await {
+            tracing::error!(%error, "the admin server has ended");
+        }
+    });
+    Ok(control.run(signals).await)
+}
+
+/// What drives the sockets of every shard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Engine {
+    Uring,
+    Epoll,
+}
+
+impl Engine {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Uring => "uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
+/// All that a shard's thread needs to begin.
+struct ShardThread {
+    shard: ShardId,
+    cpu: Option<usize>,
+    engine: Engine,
+    sessions_max: u32,
+    policy: PolicyHandle,
+    inbox: Inbox<ToShard>,
+    control: Post<ToControl>,
+    table: Arc<Table>,
+    counters: Arc<Counters>,
+    seed: u64,
+    exits: mpsc::UnboundedSender<ShardExit>,
+}
+
+impl ShardThread {
+    /// Starts the thread and waits until its ring stands, so that a machine that lacks something is told at once.
+    fn start(self) -> anyhow::Result<()> {
+        let (made_in, made) = std_mpsc::sync_channel(1);
+        let name = format!("shard-{}", self.shard.0);
+        std::thread::Builder::new()
+            .name(name)
+            .spawn(move || self.main(&made_in))?;
+        match made.recv() {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(error),
+            Err(std_mpsc::RecvError) => anyhow::bail!("its thread panicked while starting"),
+        }
+    }
+
+    /// The thread: pin, make the ring here, run, tell how it ended.
+    fn main(self, made: &std_mpsc::SyncSender<anyhow::Result<()>>) {
+        let (shard, exits) = (self.shard, self.exits.clone());
+        // Sent when this function is left, by whatever way.
+        let mut exit = ExitGuard {
+            shard,
+            exits,
+            result: Err("its thread panicked; the log has the message".to_owned()),
+        };
+        if let Some(cpu) = self.cpu {
+            pin(shard, cpu);
+        }
+        let config = ring_config(self.sessions_max);
+        exit.result = match self.engine {
+            Engine::Uring => match ring::Uring::new(&config) {
+                Ok(ring) => self.serve(ring, made),
+                Err(error) => failed(made, "io_uring", error),
+            },
+            Engine::Epoll => failed(made, "epoll", std::io::ErrorKind::Unsupported.into()),
+        };
+    }
+
+    fn serve<R: ring::Ring>(
+        self,
+        ring: R,
+        made: &std_mpsc::SyncSender<anyhow::Result<()>>,
+    ) -> Result<(), String> {
+        let _ = made.send(Ok(()));
+        let _ = (
+            ring,
+            self.inbox,
+            self.control,
+            self.table,
+            self.counters,
+            self.policy,
+            self.seed,
+        );
+        Err("no shard yet".into())
+    }
+}
+
+/// Tells the control thread that a shard is gone, also when its thread panics.
+struct ExitGuard {
+    shard: ShardId,
+    exits: mpsc::UnboundedSender<ShardExit>,
+    result: Result<(), String>,
+}
+
+impl Drop for ExitGuard {
+    fn drop(&mut self) {
+        // Fails only when the control thread is gone, and then there is nobody to tell.
+        let _ = self.exits.send(ShardExit {
+            shard: self.shard,
+            result: std::mem::replace(&mut self.result, Ok(())),
+        });
+    }
+}
+
+fn failed(
+    made: &std_mpsc::SyncSender<anyhow::Result<()>>,
+    engine: &str,
+    error: std::io::Error,
+) -> Result<(), String> {
+    let message = format!("{engine}: {error}");
+    let _ = made.send(Err(anyhow::Error::new(error).context(engine.to_owned())));
+    Err(message)
+}
+
+/// Receive buffers of a shard: what its clients may send between two turns before the rest waits in the kernel.
+fn ring_config(sessions_max: u32) -> RingConfig {
+    RingConfig {
+        sockets_max: sessions_max.saturating_mul(2),
+        buffers: 1024,
+        buffer_bytes: 4096,
+    }
+}
+
+/// The engine to use: what was asked for, or the better one that works here, with one line that says why.
+fn choose_engine(choice: EngineChoice) -> anyhow::Result<Engine> {
+    match choice {
+        EngineChoice::Epoll => Ok(Engine::Epoll),
+        EngineChoice::Uring => {
+            probe_uring().context("--engine uring, but io_uring cannot be used here")?;
+            Ok(Engine::Uring)
+        }
+        EngineChoice::Auto => match probe_uring() {
+            Ok(()) => Ok(Engine::Uring),
+            Err(error) => {
+                tracing::warn!(
+                    reason = %error,
+                    "io_uring cannot be used here (an old kernel, seccomp or kernel.io_uring_disabled); using epoll"
+                );
+                Ok(Engine::Epoll)
+            }
+        },
+    }
+}
+
+/// Makes a small ring on a thread of its own (a ring belongs to the thread that made it) and drops it.
+fn probe_uring() -> std::io::Result<()> {
+    let probe = std::thread::Builder::new()
+        .name("probe".to_owned())
+        .spawn(|| ring::Uring::new(&PROBE).map(drop))?;
+    match probe.join() {
+        Ok(made) => made,
+        Err(_) => Err(std::io::Error::other("the probe panicked")),
+    }
+}
+
+/// Processors this process may run on, ascending; empty when the kernel does not say.
+fn allowed_cpus() -> Vec<usize> {
+    match rustix::thread::sched_getaffinity(None) {
+        Ok(set) => (0..CPUS_MAX).filter(|&cpu| set.is_set(cpu)).collect(),
+        Err(_) => Vec::new(),
+    }
+}
+
+fn pin(shard: ShardId, cpu: usize) {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    match rustix::thread::sched_setaffinity(None, &set) {
+        Ok(()) => tracing::debug!(shard = shard.0, cpu, "pinned"),
+        Err(error) => {
+            tracing::warn!(shard = shard.0, cpu, %error, "a shard cannot be pinned; it runs anywhere")
+        }
+    }
+}
+
+/// Two descriptors for each session. What the hard limit does not allow is said at once, not at three in the morning.
+fn raise_descriptor_limit(sessions_max: u64) {
+    let needed = sessions_max
+        .saturating_mul(2)
+        .saturating_add(DESCRIPTORS_RESERVED);
+    let before = getrlimit(Resource::Nofile);
+    let maximum = before.maximum.unwrap_or(u64::MAX);
+    if before.current.is_none_or(|current| current >= needed) {
+        return;
+    }
+    let raised = Rlimit {
+        current: Some(maximum.min(needed)),
+        maximum: before.maximum,
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, "the limit on descriptors cannot be raised");
+    }
+    let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    if current < needed {
+        tracing::warn!(
+            limit = current,
+            needed,
+            "fewer descriptors than --connections-max needs (two each); raise LimitNOFILE or ulimit -n, or lower --connections-max"
+        );
+    }
+}
+
+/// Sockets the service manager opened for us (`LISTEN_FDS`); those that are no TCP listeners are left alone.
+fn activated_sockets() -> Vec<std::net::TcpListener> {
+    let mut given = listenfd::ListenFd::from_env();
+    let mut sockets = Vec::new();
+    for index in 0..given.len() {
+        match given.take_tcp_listener(index) {
+            Ok(Some(socket)) => sockets.push(socket),
+            Ok(None) => {}
+            Err(error) => {
+                tracing::warn!(index, %error, "a socket of the service manager cannot be used")
+            }
+        }
+    }
+    sockets
+}
+
+/// SIGTERM, SIGINT and SIGHUP as numbers, in order of arrival.
+fn signals() -> std::io::Result<mpsc::Receiver<i32>> {
+    let (seen_in, seen) = mpsc::channel(8);
+    for kind in [
+        SignalKind::terminate(),
+        SignalKind::interrupt(),
+        SignalKind::hangup(),
+    ] {
+        let mut stream = signal(kind)?;
+        let seen_in = seen_in.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() && seen_in.send(kind.as_raw_value()).await.is_ok() {
+            }
+        });
+    }
+    Ok(seen)
+}
+
+/// A panic becomes a line of the log, with its thread and place, before the thread's end is noticed.
+fn report_panics() {
+    std::panic::set_hook(Box::new(|panic| {
+        let thread = std::thread::current();
+        let message = panic.payload_as_str().unwrap_or("no message");
+        let place = panic
+            .location()
+            .map(ToString::to_string)
+            .unwrap_or_default();
+        tracing::error!(
+            thread = thread.name().unwrap_or("?"),
+            place,
+            "panic: {message}"
+        );
+    }));
+}
+
+fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
+    let mut bytes = [0; N];
+    let mut filled = 0;
+    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
+            .context("randomness from the kernel")?;
+    }
+    Ok(bytes)
+}
+
+fn random_u64() -> anyhow::Result<u64> {
+    random().map(u64::from_ne_bytes)
+}
+
+fn usage(error: &anyhow::Error) -> ExitCode {
+    use std::io::Write;
+    let _ = writeln!(std::io::stderr(), "error: --log-level: {error:#}");
+    ExitCode::from(2)
+}

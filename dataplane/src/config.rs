@@ -1,0 +1,413 @@
+//! The settings of one node: what belongs to the machine and the process, never to the policy.
+//!
+//! Owns the command line of `run`, its environment spelling and its conversion into final types, once, with every
+//! value checked. It opens nothing and reads no file. What a fleet shares (listeners, users, rules, limits) is policy.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+/// Shards one process may run; a bound for tables with one row per shard.
+pub const SHARDS_MAX: usize = 256;
+
+/// Processor numbers accepted by `--cpus`; what the kernel's affinity mask of this build can name.
+pub const CPUS_MAX: usize = 1024;
+
+/// How the process runs. Every flag has an environment variable of the same name with the prefix `SLUICE_`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Policy document to enforce (YAML). SIGHUP reads it again; a bad one is refused whole and the old one stays.
+    /// Without a policy every device is refused and /readyz says so.
+    #[arg(long, env = "SLUICE_POLICY", value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+
+    /// Event loops, each on its own thread and processor: a number, or `auto` for one per processor in `--cpus`.
+    #[arg(
+        long,
+        env = "SLUICE_SHARDS",
+        value_name = "N|auto",
+        default_value = "auto"
+    )]
+    pub shards: ShardCount,
+
+    /// How sockets are driven. `auto` takes io_uring where the kernel and the sandbox allow it, else epoll.
+    #[arg(long, env = "SLUICE_ENGINE", value_enum, default_value_t = EngineChoice::Auto)]
+    pub engine: EngineChoice,
+
+    /// Processors the shards may use, for example `0,2-5`. The default is all that the process is allowed.
+    #[arg(long, env = "SLUICE_CPUS", value_name = "LIST")]
+    pub cpus: Option<CpuList>,
+
+    /// Address of the admin server: /livez /readyz /metrics /policy /listeners /sessions /log. It has no password:
+    /// keep it on loopback. Port 0 takes a free port and logs it.
+    #[arg(
+        long,
+        env = "SLUICE_ADMIN",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:9090"
+    )]
+    pub admin: SocketAddr,
+
+    /// Client connections open at once on this node; more are refused at accept.
+    #[arg(
+        long,
+        env = "SLUICE_CONNECTIONS_MAX",
+        value_name = "N",
+        default_value = "100000"
+    )]
+    pub connections_max: NonZeroU32,
+
+    /// Time over which a drain (SIGTERM) spreads the end of the open sessions, for example `30s`.
+    #[arg(
+        long,
+        env = "SLUICE_DRAIN_TIME",
+        value_name = "TIME",
+        default_value = "30s"
+    )]
+    pub drain_time: Span,
+
+    /// Threads that verify passwords, at low priority.
+    #[arg(long, env = "SLUICE_AUTH_THREADS", value_name = "N", default_value = "1",
+          value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub auth_threads: u16,
+
+    /// Password checks that may wait; beyond it a client is told that the server is busy.
+    #[arg(
+        long,
+        env = "SLUICE_AUTH_QUEUE",
+        value_name = "N",
+        default_value = "4096"
+    )]
+    pub auth_queue: NonZeroU32,
+
+    /// Longest wait for a password check; after it the client is told that the server is busy.
+    #[arg(
+        long,
+        env = "SLUICE_AUTH_DEADLINE",
+        value_name = "TIME",
+        default_value = "10s"
+    )]
+    pub auth_deadline: Span,
+
+    /// Verified passwords remembered (as keyed digests), so that reconnecting costs no second hash. 0 turns it off.
+    #[arg(
+        long,
+        env = "SLUICE_AUTH_CACHE",
+        value_name = "N",
+        default_value = "100000"
+    )]
+    pub auth_cache: u32,
+
+    /// How long a verified password is remembered.
+    #[arg(
+        long,
+        env = "SLUICE_AUTH_CACHE_TIME",
+        value_name = "TIME",
+        default_value = "10m"
+    )]
+    pub auth_cache_time: Span,
+
+    /// Form of the log on standard error.
+    #[arg(long, env = "SLUICE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// Log level, or a filter like `info,sluice::decision=off`. PUT /log on the admin server changes it at run time.
+    #[arg(
+        long,
+        env = "SLUICE_LOG_LEVEL",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub log_level: String,
+
+    /// Log one of every N policy decisions (topics and client ids, never payloads) on target `sluice::decision`. 0 is off.
+    #[arg(
+        long,
+        env = "SLUICE_DECISION_LOG_SAMPLE",
+        value_name = "N",
+        default_value = "0"
+    )]
+    pub decision_log_sample: u32,
+}
+
+/// Which engine drives the sockets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum EngineChoice {
+    /// io_uring when the probe at start finds everything it needs, else epoll.
+    Auto,
+    /// io_uring or nothing.
+    Uring,
+    /// epoll.
+    Epoll,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+/// How many shards.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShardCount {
+    /// One per processor.
+    Auto,
+    /// So many, 1 to [`SHARDS_MAX`].
+    Exactly(usize),
+}
+
+/// Processor numbers, ascending, without repetition, never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuList(pub Vec<usize>);
+
+/// A length of time, written with its unit: `250ms`, `30s`, `5m`, `1h`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+/// A value on the command line that cannot be meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BadValue {
+    /// Not `auto` and not a usable number.
+    #[error("expected `auto` or a number from 1 to {SHARDS_MAX}")]
+    Shards,
+    /// Not a list of numbers and ranges.
+    #[error("expected processor numbers below {CPUS_MAX} like `0,2-5`")]
+    Cpus,
+    /// Not a time with a unit.
+    #[error("expected a whole number with a unit (ms, s, m, h), at most 24h, like `30s`")]
+    Span,
+}
+
+impl FromStr for ShardCount {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        match text.parse() {
+            Ok(count) if (1..=SHARDS_MAX).contains(&count) => Ok(Self::Exactly(count)),
+            Ok(_) | Err(_) => Err(BadValue::Shards),
+        }
+    }
+}
+
+impl FromStr for CpuList {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let number = |text: &str| match text.trim().parse::<usize>() {
+            Ok(cpu) if cpu < CPUS_MAX => Ok(cpu),
+            Ok(_) | Err(_) => Err(BadValue::Cpus),
+        };
+        let mut cpus = Vec::new();
+        for part in text.split(',') {
+            match part.split_once('-') {
+                None => cpus.push(number(part)?),
+                Some((first, last)) => {
+                    let (first, last) = (number(first)?, number(last)?);
+                    if first > last {
+                        return Err(BadValue::Cpus);
+                    }
+                    cpus.extend(first..=last);
+                }
+            }
+        }
+        cpus.sort_unstable();
+        cpus.dedup();
+        Ok(Self(cpus))
+    }
+}
+
+impl FromStr for Span {
+    type Err = BadValue;
+
+    fn from_str(text: &str) -> Result<Self, BadValue> {
+        let digits = text
+            .find(|c: char| !c.is_ascii_digit())
+            .ok_or(BadValue::Span)?;
+        let (number, unit) = text.split_at(digits);
+        let number: u64 = number.parse().map_err(|_| BadValue::Span)?;
+        let millis_per_unit = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            _ => return Err(BadValue::Span),
+        };
+        match number.checked_mul(millis_per_unit) {
+            Some(millis) if millis <= 24 * 3_600_000 => Ok(Self(Duration::from_millis(millis))),
+            Some(_) | None => Err(BadValue::Span),
+        }
+    }
+}
+
+impl fmt::Display for ShardCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Exactly(count) => write!(f, "{count}"),
+        }
+    }
+}
+
+/// Chooses the processor of each shard: round robin over what is wanted and allowed.
+///
+/// `allowed` is the affinity mask the process was started with (cpusets and `taskset` show there). `None` for a shard
+/// means that it is not pinned: more shards than processors would fight for one while another is idle.
+pub fn place(
+    count: ShardCount,
+    wanted: Option<&CpuList>,
+    allowed: &[usize],
+) -> Result<Vec<Option<usize>>, CpuNotAllowed> {
+    let cpus: Vec<usize> = match wanted {
+        None => allowed.to_vec(),
+        Some(list) => {
+            if let Some(&cpu) = list.0.iter().find(|cpu| !allowed.contains(cpu)) {
+                return Err(CpuNotAllowed { cpu });
+            }
+            list.0.clone()
+        }
+    };
+    let shards = match count {
+        ShardCount::Auto => cpus.len().clamp(1, SHARDS_MAX),
+        ShardCount::Exactly(count) => count,
+    };
+    if shards > cpus.len() {
+        return Ok(vec![None; shards]);
+    }
+    Ok(cpus.into_iter().take(shards).map(Some).collect())
+}
+
+/// `--cpus` names a processor that this process may not use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "processor {cpu} is not in the set this process may use (cpuset, taskset or container limits)"
+)]
+pub struct CpuNotAllowed {
+    /// Its number.
+    pub cpu: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spans_need_a_unit_and_stay_below_a_day() {
+        for (text, expected) in [
+            ("250ms", Ok(Duration::from_millis(250))),
+            ("0s", Ok(Duration::ZERO)),
+            ("30s", Ok(Duration::from_secs(30))),
+            ("5m", Ok(Duration::from_secs(300))),
+            ("24h", Ok(Duration::from_secs(86_400))),
+            ("25h", Err(BadValue::Span)),
+            ("30", Err(BadValue::Span)),
+            ("s", Err(BadValue::Span)),
+            ("-1s", Err(BadValue::Span)),
+            ("1.5s", Err(BadValue::Span)),
+            ("18446744073709551615h", Err(BadValue::Span)),
+            ("99999999999999999999s", Err(BadValue::Span)),
+            ("", Err(BadValue::Span)),
+        ] {
+            assert_eq!(
+                text.parse::<Span>().map(|span| span.0),
+                expected,
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn processor_lists_take_numbers_and_ranges() {
+        for (text, expected) in [
+            ("0", Ok(vec![0])),
+            ("3,0-1,1", Ok(vec![0, 1, 3])),
+            ("1023", Ok(vec![1023])),
+            ("1024", Err(BadValue::Cpus)),
+            ("5-2", Err(BadValue::Cpus)),
+            ("0-", Err(BadValue::Cpus)),
+            ("", Err(BadValue::Cpus)),
+            ("a", Err(BadValue::Cpus)),
+        ] {
+            assert_eq!(
+                text.parse::<CpuList>().map(|list| list.0),
+                expected,
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn shard_counts_are_bounded() {
+        for (text, expected) in [
+            ("auto", Ok(ShardCount::Auto)),
+            ("1", Ok(ShardCount::Exactly(1))),
+            ("256", Ok(ShardCount::Exactly(256))),
+            ("257", Err(BadValue::Shards)),
+            ("0", Err(BadValue::Shards)),
+            ("two", Err(BadValue::Shards)),
+        ] {
+            assert_eq!(text.parse::<ShardCount>(), expected, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn shards_are_pinned_one_per_allowed_processor_or_not_at_all() {
+        let list = |cpus: &[usize]| Some(CpuList(cpus.to_vec()));
+        for (count, wanted, allowed, expected, note) in [
+            (
+                ShardCount::Auto,
+                None,
+                vec![0, 1],
+                Ok(vec![Some(0), Some(1)]),
+                "all there are",
+            ),
+            (
+                ShardCount::Auto,
+                list(&[3]),
+                vec![1, 3],
+                Ok(vec![Some(3)]),
+                "only the listed",
+            ),
+            (
+                ShardCount::Exactly(1),
+                None,
+                vec![4, 5],
+                Ok(vec![Some(4)]),
+                "the first",
+            ),
+            (
+                ShardCount::Exactly(3),
+                None,
+                vec![0, 1],
+                Ok(vec![None; 3]),
+                "more than processors: unpinned",
+            ),
+            (
+                ShardCount::Auto,
+                list(&[7]),
+                vec![0],
+                Err(CpuNotAllowed { cpu: 7 }),
+                "outside the cpuset",
+            ),
+            (
+                ShardCount::Auto,
+                None,
+                vec![],
+                Ok(vec![None]),
+                "an unreadable mask still runs one",
+            ),
+        ] {
+            assert_eq!(place(count, wanted.as_ref(), &allowed), expected, "{note}");
+        }
+    }
+}

@@ -1,0 +1,313 @@
+//! The password pool: what it promises, counted in hashes, and each of its bounds reached.
+
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+use sluice_policy::Verifier;
+use zeroize::Zeroizing;
+
+use super::desk::{Desk, Limits, Work};
+use super::*;
+use crate::clock::Time;
+
+const DEADLINE: Duration = Duration::from_secs(10);
+const START: Time = Time(1);
+
+fn limits() -> Limits {
+    Limits {
+        queue_max: 4,
+        waiters_max: 64,
+        deadline: DEADLINE,
+        cache_entries_max: 16,
+        cache_lifetime: Duration::from_secs(60),
+    }
+}
+
+fn address(last: u8) -> IpAddr {
+    [10, 0, 0, last].into()
+}
+
+fn check(user: &str, secret: &str, verifier: Option<&Verifier>) -> Check {
+    Check {
+        user: user.into(),
+        secret: Zeroizing::new(secret.as_bytes().to_vec()),
+        verifier: verifier.cloned(),
+    }
+}
+
+/// A verifier of its own each time: the salt is fresh.
+fn stored() -> Verifier {
+    let hash = sluice_policy::hash_password(b"right").expect("randomness");
+    Verifier::parse(&hash).expect("our own hash")
+}
+
+struct Bench {
+    desk: Desk<u32>,
+    answers: Vec<(u32, AuthOutcome)>,
+}
+
+impl Bench {
+    fn new(limits: Limits) -> Self {
+        Self {
+            desk: Desk::new(limits, [7; 32]),
+            answers: Vec::new(),
+        }
+    }
+
+    fn submit(&mut self, now: Time, from: u8, origin: u32, check: Check) {
+        self.desk
+            .submit(now, address(from), origin, check, &mut self.answers);
+    }
+
+    fn next(&mut self, now: Time) -> Option<Work> {
+        self.desk.next(now, &mut self.answers)
+    }
+
+    fn finish(&mut self, now: Time, work: &Work, verified: Option<bool>) {
+        self.desk
+            .finish(now, &work.key, verified, &mut self.answers);
+    }
+
+    fn answers(&mut self) -> Vec<(u32, AuthOutcome)> {
+        std::mem::take(&mut self.answers)
+    }
+}
+
+#[test]
+fn s12_a_reconnect_storm_costs_one_hash_and_then_none() {
+    let mut bench = Bench::new(limits());
+    let verifier = stored();
+    for origin in 0..20 {
+        bench.submit(START, 1, origin, check("u", "right", Some(&verifier)));
+    }
+    let work = bench.next(START).expect("one check");
+    assert!(
+        bench.next(START).is_none(),
+        "the same check is not done twice"
+    );
+    bench.finish(START, &work, Some(true));
+    let expected: Vec<_> = (0..20)
+        .map(|origin| (origin, AuthOutcome::Verified))
+        .collect();
+    assert_eq!(bench.answers(), expected);
+
+    bench.submit(START, 2, 99, check("u", "right", Some(&verifier)));
+    assert_eq!(
+        bench.answers(),
+        [(99, AuthOutcome::Verified)],
+        "from the cache"
+    );
+    assert!(bench.next(START).is_none());
+}
+
+#[test]
+fn only_what_was_verified_hits_the_cache() {
+    let mut bench = Bench::new(limits());
+    let (old, new) = (stored(), stored());
+    bench.submit(START, 1, 0, check("u", "right", Some(&old)));
+    let work = bench.next(START).expect("a check");
+    bench.finish(START, &work, Some(true));
+    bench.answers();
+    for (note, other) in [
+        ("another secret", check("u", "wrong", Some(&old))),
+        ("another user", check("v", "right", Some(&old))),
+        ("a changed password", check("u", "right", Some(&new))),
+        ("the user was removed", check("u", "right", None)),
+    ] {
+        bench.submit(START, 1, 1, other);
+        let work = bench.next(START).expect(note);
+        bench.finish(START, &work, Some(false));
+        assert_eq!(bench.answers(), [(1, AuthOutcome::Refused)], "{note}");
+    }
+    let later = START.after(Duration::from_secs(60));
+    bench.submit(later, 1, 2, check("u", "right", Some(&old)));
+    assert!(bench.next(later).is_some(), "the lifetime is over");
+}
+
+#[test]
+fn refusals_are_not_remembered_and_an_unknown_user_is_worked_on_like_a_known_one() {
+    let mut bench = Bench::new(limits());
+    let verifier = stored();
+    for (user, verifier) in [("known", Some(&verifier)), ("unknown", None)] {
+        for round in 0..2 {
+            bench.submit(START, 1, round, check(user, "wrong", verifier));
+            let work = bench.next(START).expect("a hash each time");
+            bench.finish(START, &work, Some(false));
+            assert_eq!(bench.answers(), [(round, AuthOutcome::Refused)]);
+        }
+    }
+    assert_eq!(bench.desk.lens(), (0, 0, 0));
+}
+
+#[test]
+fn a_full_queue_says_busy_and_the_loudest_address_gives_way() {
+    let mut bench = Bench::new(limits());
+    for origin in 0..4 {
+        bench.submit(START, 1, origin, check(&format!("u{origin}"), "x", None));
+    }
+    bench.submit(START, 1, 4, check("u4", "x", None));
+    assert_eq!(
+        bench.answers(),
+        [(4, AuthOutcome::Busy)],
+        "no room, and it is the loudest itself"
+    );
+    bench.submit(START, 2, 5, check("u5", "x", None));
+    assert_eq!(
+        bench.answers(),
+        [(3, AuthOutcome::Busy)],
+        "the newest of the loudest gives way"
+    );
+    bench.submit(START, 3, 6, check("u6", "x", None));
+    assert_eq!(bench.answers(), [(2, AuthOutcome::Busy)]);
+    bench.submit(START, 4, 7, check("u7", "x", None));
+    assert_eq!(bench.answers(), [(1, AuthOutcome::Busy)]);
+    bench.submit(START, 5, 8, check("u8", "x", None));
+    assert_eq!(
+        bench.answers(),
+        [(8, AuthOutcome::Busy)],
+        "all have the same"
+    );
+    let order: Vec<String> = std::iter::from_fn(|| bench.next(START))
+        .map(|work| work.check.user.into())
+        .collect();
+    assert_eq!(order, ["u0", "u5", "u6", "u7"], "addresses take turns");
+}
+
+#[test]
+fn the_bound_on_waiting_sessions_holds() {
+    let mut bench = Bench::new(Limits {
+        waiters_max: 3,
+        ..limits()
+    });
+    for origin in 0..5 {
+        bench.submit(START, 1, origin, check("u", "x", None));
+    }
+    assert_eq!(
+        bench.answers(),
+        [(3, AuthOutcome::Busy), (4, AuthOutcome::Busy)]
+    );
+    let work = bench.next(START).expect("a check");
+    bench.finish(START, &work, Some(false));
+    assert_eq!(bench.answers().len(), 3);
+    assert_eq!(bench.desk.lens(), (0, 0, 0));
+}
+
+#[test]
+fn who_waits_beyond_the_deadline_is_told_busy_and_costs_no_hash() {
+    let mut bench = Bench::new(limits());
+    let half = START.after(DEADLINE / 2);
+    bench.submit(START, 1, 0, check("u", "x", None));
+    bench.submit(half, 1, 1, check("u", "x", None));
+    bench.submit(START, 1, 2, check("v", "x", None));
+    bench.desk.expire(half, &mut bench.answers);
+    assert_eq!(bench.answers(), []);
+    let late = START.after(DEADLINE);
+    bench.desk.expire(late, &mut bench.answers);
+    let mut told = bench.answers();
+    told.sort_by_key(|(origin, _)| *origin);
+    assert_eq!(told, [(0, AuthOutcome::Busy), (2, AuthOutcome::Busy)]);
+    let work = bench.next(late).expect("one still waits");
+    assert_eq!(&*work.check.user, "u");
+    assert!(bench.next(late).is_none(), "nobody waits for the other");
+}
+
+#[test]
+fn a_success_nobody_waits_for_any_more_is_remembered() {
+    let mut bench = Bench::new(limits());
+    let verifier = stored();
+    bench.submit(START, 1, 0, check("u", "right", Some(&verifier)));
+    let work = bench.next(START).expect("a check");
+    let late = START.after(DEADLINE);
+    bench.desk.expire(late, &mut bench.answers);
+    assert_eq!(bench.answers(), [(0, AuthOutcome::Busy)]);
+    bench.finish(late, &work, Some(true));
+    bench.submit(late, 1, 1, check("u", "right", Some(&verifier)));
+    assert_eq!(bench.answers(), [(1, AuthOutcome::Verified)]);
+}
+
+/// The pool with threads, and a hash that waits until it is told how to end.
+struct Threads {
+    pool: Pool<u32>,
+    answers: Receiver<(u32, AuthOutcome)>,
+    begun: Receiver<String>,
+    verdicts: Sender<Option<bool>>,
+}
+
+fn threads() -> Threads {
+    let (answer_in, answers) = channel();
+    let (begin_in, begun) = channel();
+    let (verdicts, verdict_out) = channel::<Option<bool>>();
+    let verdict_out = Mutex::new(verdict_out);
+    let answer_in = Mutex::new(answer_in);
+    let begin_in = Mutex::new(begin_in);
+    let pool = Pool::start(
+        1,
+        limits(),
+        [7; 32],
+        Box::new(move |check: &Check| {
+            let begun = begin_in.lock().unwrap_or_else(PoisonError::into_inner);
+            begun
+                .send(check.user.to_string())
+                .expect("the test listens");
+            drop(begun);
+            let verdict = verdict_out.lock().unwrap_or_else(PoisonError::into_inner);
+            verdict
+                .recv()
+                .expect("the test decides")
+                .expect("a fault of the library")
+        }),
+        Box::new(move |origin, outcome| {
+            let answers = answer_in.lock().unwrap_or_else(PoisonError::into_inner);
+            answers.send((origin, outcome)).expect("the test listens");
+        }),
+    );
+    Threads {
+        pool: pool.expect("threads"),
+        answers,
+        begun,
+        verdicts,
+    }
+}
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+#[test]
+fn threads_hash_count_and_survive_a_fault() {
+    let threads = threads();
+    for (origin, user, verdict, expected) in [
+        (0, "a", Some(true), AuthOutcome::Verified),
+        (1, "b", None, AuthOutcome::Busy),
+        (2, "c", Some(false), AuthOutcome::Refused),
+    ] {
+        threads
+            .pool
+            .submit(address(1), origin, check(user, "x", None));
+        assert_eq!(threads.begun.recv_timeout(PATIENCE).as_deref(), Ok(user));
+        threads.verdicts.send(verdict).expect("the thread lives");
+        let answer = threads.answers.recv_timeout(PATIENCE);
+        assert_eq!(answer, Ok((origin, expected)), "{user}");
+    }
+    let gauges = threads.pool.gauges();
+    assert_eq!((gauges.hashes, gauges.cache_len), (3, 1));
+}
+
+#[test]
+fn submitting_never_waits_for_a_hash() {
+    let threads = threads();
+    for origin in 0..3 {
+        threads
+            .pool
+            .submit(address(1), origin, check(&format!("u{origin}"), "x", None));
+    }
+    // The one thread stands in the first hash; the caller is here already.
+    assert_eq!(threads.begun.recv_timeout(PATIENCE).as_deref(), Ok("u0"));
+    assert_eq!(threads.pool.gauges().queue_len, 2);
+    for _ in 0..3 {
+        threads.verdicts.send(Some(true)).expect("the thread lives");
+    }
+    let mut told: Vec<u32> = (0..3)
+        .map(|_| threads.answers.recv_timeout(PATIENCE).expect("an answer").0)
+        .collect();
+    told.sort_unstable();
+    assert_eq!(told, [0, 1, 2]);
+}

@@ -1,0 +1,544 @@
+//! What the control thread does about each thing that happens: one function each, called by the loop of
+//! [`Control::run`].
+//!
+//! Nothing here waits: what takes long was sent to another thread or task and comes back as an event of its own.
+
+use super::*;
+
+impl Control {
+    /// Mail from the shards, a batch of each; the bell is rung again when some is left.
+    pub(super) fn take_mail(&mut self) {
+        let mut is_left = false;
+        for index in 0..self.inboxes.len() {
+            for taken in 0..MAIL_BATCH {
+                let Some(message) = self.inboxes.get(index).and_then(Inbox::take) else {
+                    break;
+                };
+                is_left |= taken + 1 == MAIL_BATCH;
+                self.take_message(message);
+            }
+        }
+        if is_left {
+            self.mail.wake();
+        }
+    }
+
+    fn take_message(&mut self, message: ToControl) {
+        match message {
+            ToControl::Authenticate {
+                shard,
+                session,
+                peer,
+                mut credentials,
+            } => {
+                let check = auth::Check {
+                    user: std::mem::take(&mut credentials.username),
+                    secret: Zeroizing::new(std::mem::take(&mut credentials.password)),
+                    verifier: credentials.verifier.take(),
+                };
+                self.pool.submit(peer, Origin { shard, session }, check);
+            }
+            ToControl::Acknowledged { shard, generation } => {
+                if self.apply.acknowledged(shard, generation) {
+                    tracing::info!(generation = generation.0, "policy is active on every shard");
+                    let status = format!("generation {} is active", generation.0);
+                    self.notifier.tell(State::Ready, &status);
+                }
+            }
+            ToControl::ListenFailed {
+                shard,
+                listener,
+                error,
+            } => {
+                let name = self.listener_name(listener);
+                tracing::error!(shard = shard.0, listener = %name, %error, "a shard cannot accept on its socket");
+                let reason = format!(
+                    "shard {} cannot accept on listener `{name}`: {error}",
+                    shard.0
+                );
+                self.deaf.push((shard, listener, reason));
+            }
+            // Ending sessions by hand is the control plane's; nobody here asks for it yet.
+            ToControl::Kicked {
+                shard, sessions, ..
+            } => {
+                tracing::info!(shard = shard.0, sessions, "sessions ended by an operator");
+            }
+            ToControl::Listed {
+                shard,
+                request,
+                sessions,
+                next,
+            } => self.listed(shard, request, sessions, next),
+            ToControl::Reported {
+                shard,
+                request,
+                latency,
+                gauges,
+            } => self.reported(shard, request, latency, gauges),
+            ToControl::Drained { shard, outcome } => {
+                tracing::info!(
+                    shard = shard.0,
+                    sessions = outcome.sessions,
+                    cut_off = outcome.cut_off,
+                    "shard is drained"
+                );
+                if let Some(shard) = self.shards.get_mut(usize::from(shard.0)) {
+                    shard.drained = Some(outcome);
+                }
+            }
+        }
+    }
+
+    /// The housekeeping of every [`TICK`].
+    pub(super) fn tick(&mut self) -> Option<End> {
+        self.ticks += 1;
+        for link in self.links.iter() {
+            link.flush();
+        }
+        self.pool.expire();
+        if self.ticks.is_multiple_of(TICKS_PER_PURGE) {
+            self.pool.purge();
+        }
+        if self.ticks.is_multiple_of(TICKS_PER_HEARTBEAT) {
+            self.ask_for_reports();
+        }
+        let lookup_every = if self.resolved.is_incomplete() {
+            TICKS_PER_LOOKUP_INCOMPLETE
+        } else {
+            TICKS_PER_LOOKUP
+        };
+        if self.ticks.is_multiple_of(lookup_every) {
+            self.begin_lookup();
+        }
+        self.begin_compiling();
+        self.answer_late_questions();
+        match &self.drain {
+            Some(drain) if clock::monotonic() >= drain.deadline => {
+                tracing::warn!("the drain took longer than its time; ending");
+                Some(End::Drained)
+            }
+            Some(_) | None => None,
+        }
+    }
+
+    // ---- policy
+
+    pub(super) fn take_offer(&mut self, offer: Offer) {
+        self.next_offer = Some(offer);
+        self.begin_compiling();
+    }
+
+    /// Compiles the next offer, unless one is at work already, replaced snapshots pile up, or we are leaving.
+    pub(super) fn begin_compiling(&mut self) {
+        if self.is_compiling || self.drain.is_some() || !self.apply.has_room() {
+            return;
+        }
+        let Some(offer) = self.next_offer.take() else {
+            return;
+        };
+        self.is_compiling = true;
+        let source = offer.source();
+        let generation = self.apply.desire(&source);
+        tracing::info!(generation = generation.0, source, "compiling policy");
+        let previous = self.apply.snapshot();
+        let known = self.resolved.clone();
+        let done = self.attempts.0.clone();
+        tokio::spawn(async move {
+            let result = attempt(offer, generation, previous, known).await;
+            // Fails only when the control thread is ending.
+            let _ = done.send(Attempt { generation, result }).await;
+        });
+    }
+
+    pub(super) fn finish_attempt(&mut self, attempt: Attempt) {
+        self.is_compiling = false;
+        let generation = attempt.generation;
+        let refused = match attempt.result {
+            Ok((compiled, resolved)) => {
+                self.apply.compiled(generation, &compiled.digest);
+                self.deliver(compiled, resolved)
+                    .err()
+                    .map(|error| vec![error])
+            }
+            Err(errors) => Some(errors),
+        };
+        match refused {
+            Some(errors) => self.refuse(generation, errors),
+            None => tracing::info!(
+                generation = generation.0,
+                "policy is delivered to the shards"
+            ),
+        }
+        self.begin_compiling();
+    }
+
+    fn deliver(&mut self, compiled: Compiled, resolved: Resolved) -> Result<(), String> {
+        let Compiled {
+            snapshot, warnings, ..
+        } = compiled;
+        let located = resolved.locate(&snapshot);
+        let directory = Directory::build(self.apply.directory(), &self.table, located)
+            .map_err(|error| error.to_string())?;
+        self.apply.deliver(Arc::clone(&snapshot), directory)?;
+        for warning in warnings {
+            tracing::warn!("{warning}");
+        }
+        self.delivered_at = clock::monotonic();
+        self.deaf
+            .retain(|(_, listener, _)| snapshot.listener(*listener).is_some());
+        self.dummy.follow(&snapshot);
+        self.resolved = resolved;
+        self.health.follow(&snapshot, self.apply.directory());
+        Ok(())
+    }
+
+    fn refuse(&mut self, generation: Generation, errors: Vec<String>) {
+        for error in &errors {
+            tracing::error!(generation = generation.0, "{error}");
+        }
+        let active = self
+            .apply
+            .status()
+            .delivered
+            .as_ref()
+            .map(|stage| stage.generation);
+        tracing::error!(
+            generation = generation.0,
+            errors = errors.len(),
+            in_force = active,
+            "policy is refused; what was in force stays"
+        );
+        self.apply.reject(generation, errors);
+        self.notifier.tell(
+            State::Ready,
+            "the new policy was refused; the old one stays",
+        );
+    }
+
+    // ---- names
+
+    fn begin_lookup(&mut self) {
+        let Some(snapshot) = self.apply.snapshot() else {
+            return;
+        };
+        let names = resolve::names(&snapshot);
+        if self.is_looking_up || self.is_compiling || names.is_empty() {
+            return;
+        }
+        self.is_looking_up = true;
+        let known = self.resolved.clone();
+        let done = self.lookups.0.clone();
+        tokio::spawn(async move {
+            let _ = done.send(resolve::resolve(names, known).await).await;
+        });
+    }
+
+    pub(super) fn finish_lookup(&mut self, resolved: Resolved) {
+        self.is_looking_up = false;
+        let Some(snapshot) = self.apply.snapshot() else {
+            return;
+        };
+        // A policy that arrived meanwhile has resolved its names itself.
+        if resolved == self.resolved || resolve::names(&snapshot) != resolved.names() {
+            return;
+        }
+        let located = resolved.locate(&snapshot);
+        match Directory::build(self.apply.directory(), &self.table, located) {
+            Ok(directory) => {
+                tracing::info!("upstream addresses have changed");
+                self.resolved = resolved;
+                self.apply.send_directory(directory);
+                self.health.follow(&snapshot, self.apply.directory());
+            }
+            Err(error) => tracing::error!(%error, "new upstream addresses cannot be used"),
+        }
+    }
+
+    // ---- operators
+
+    pub(super) fn obey(&mut self, command: Command) {
+        let until = clock::monotonic().after(REPORT_WAIT);
+        match command {
+            Command::Observe {
+                fresh: false,
+                reply,
+            } => {
+                let _ = reply.send(self.observed()); // who asked may have gone
+            }
+            Command::Observe { fresh: true, reply } => {
+                let number = self.ask_for_reports();
+                self.waiting_for_reports.push((number, until, reply));
+            }
+            Command::Sessions { at, limit, reply } => {
+                let Some(link) = self.links.get(usize::from(at.shard)) else {
+                    let _ = reply.send(SessionPage::default());
+                    return;
+                };
+                self.report_number += 1;
+                let request = self.report_number;
+                let question = ToShard::List {
+                    request,
+                    from: at.slot,
+                    limit,
+                };
+                if link.send(question).is_ok() {
+                    self.waiting_for_lists.push((request, until, reply));
+                }
+            }
+        }
+    }
+
+    fn ask_for_reports(&mut self) -> u64 {
+        self.report_number += 1;
+        let request = self.report_number;
+        for link in self.links.iter() {
+            // A stuck shard shows by its silence.
+            let _ = link.send(ToShard::Report { request });
+        }
+        request
+    }
+
+    fn reported(
+        &mut self,
+        shard: ShardId,
+        request: u64,
+        latency: Box<hdrhistogram::Histogram<u64>>,
+        gauges: ShardGauges,
+    ) {
+        let now = clock::monotonic();
+        if let Some(shard) = self.shards.get_mut(usize::from(shard.0)) {
+            shard.gauges = gauges;
+            shard.latency = Some(latency);
+            shard.answered_at = now;
+            shard.answered_report = shard.answered_report.max(request);
+        }
+        self.answer_late_questions();
+    }
+
+    fn listed(
+        &mut self,
+        shard: ShardId,
+        request: u64,
+        sessions: Vec<SessionInfo>,
+        next: Option<u32>,
+    ) {
+        let Some(index) = self
+            .waiting_for_lists
+            .iter()
+            .position(|(number, ..)| *number == request)
+        else {
+            return;
+        };
+        let (_, _, reply) = self.waiting_for_lists.swap_remove(index);
+        let next = match next {
+            Some(slot) => Some(SessionCursor {
+                shard: shard.0,
+                slot,
+            }),
+            None => {
+                let shard = shard.0.saturating_add(1);
+                (usize::from(shard) < self.links.len()).then_some(SessionCursor { shard, slot: 0 })
+            }
+        };
+        let named = |info: SessionInfo| {
+            let name = self.listener_name(info.listener);
+            (info, name)
+        };
+        let sessions = sessions.into_iter().map(named).collect();
+        let _ = reply.send(SessionPage { sessions, next });
+    }
+
+    /// Answers those whose reports are complete or who have waited long enough; drops list questions nobody answers.
+    fn answer_late_questions(&mut self) {
+        let now = clock::monotonic();
+        self.waiting_for_lists.retain(|(_, until, _)| now < *until);
+        let answered = self.shards.iter().map(|shard| shard.answered_report).min();
+        let answered = answered.unwrap_or(u64::MAX);
+        let waiting = std::mem::take(&mut self.waiting_for_reports);
+        for (number, until, reply) in waiting {
+            if number <= answered || now >= until {
+                let _ = reply.send(self.observed());
+            } else {
+                self.waiting_for_reports.push((number, until, reply));
+            }
+        }
+    }
+
+    fn observed(&self) -> Observed {
+        let now = clock::monotonic();
+        let policy = self.apply.status().clone();
+        let shards: Vec<ShardView> = self
+            .shards
+            .iter()
+            .zip(0_u16..)
+            .map(|(shard, number)| {
+                let generation = policy.shards.get(usize::from(number)).copied().flatten();
+                let silent_for = now.since(shard.answered_at);
+                ShardView::new(number, shard.engine, generation, &shard.gauges, silent_for)
+            })
+            .collect();
+        let deaf: Vec<String> = self
+            .deaf
+            .iter()
+            .map(|(.., reason)| reason.clone())
+            .collect();
+        let delivered_for = now.since(self.delivered_at);
+        let draining = self.drain.is_some();
+        let not_ready = observe::not_ready(&policy, &shards, draining, delivered_for, &deaf);
+        let snapshot = self.apply.snapshot();
+        let endpoints = snapshot
+            .as_deref()
+            .map(|snapshot| observe::endpoints(snapshot, self.apply.directory(), &self.table));
+        let listeners = self.apply.listening();
+        Observed {
+            policy,
+            connections: self.table.connections(),
+            connections_by_listener: listeners
+                .iter()
+                .map(|open| (open.name.clone(), self.table.connections_of(open.id())))
+                .collect(),
+            listeners,
+            shards,
+            endpoints: endpoints.unwrap_or_default(),
+            auth: self.pool.gauges(),
+            latency: self.latency(),
+            counters: self
+                .shards
+                .iter()
+                .map(|shard| Arc::clone(&shard.counters))
+                .collect(),
+            not_ready,
+        }
+    }
+
+    fn latency(&self) -> Option<hdrhistogram::Histogram<u64>> {
+        let mut reported = self
+            .shards
+            .iter()
+            .filter_map(|shard| shard.latency.as_deref());
+        let mut sum = reported.next()?.clone();
+        for histogram in reported {
+            // All shards make theirs with the same bounds, so adding cannot fail; if it did, its part is left out.
+            let _ = sum.add(histogram);
+        }
+        Some(sum)
+    }
+
+    fn listener_name(&self, id: ListenerId) -> Box<str> {
+        let snapshot = self.apply.snapshot();
+        let name = snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.listener(id))
+            .map(|listener| listener.name.clone());
+        name.unwrap_or_else(|| format!("#{}", id.0).into())
+    }
+
+    // ---- the end
+
+    pub(super) fn signalled(&mut self, signal: i32) -> Option<End> {
+        if signal == compile::SIGHUP {
+            self.reload();
+            return None;
+        }
+        if self.drain.is_some() {
+            tracing::warn!(signal, "second signal: ending at once");
+            return Some(End::Cut(signal));
+        }
+        tracing::info!(signal, time = ?self.drain_time, "draining: no new connections, open sessions end");
+        self.drain = Some(Drain {
+            signal,
+            deadline: clock::monotonic().after(self.drain_time).after(DRAIN_GRACE),
+        });
+        self.notifier.tell(State::Stopping, "draining");
+        for link in self.links.iter() {
+            let _ = link.send(ToShard::Drain {
+                within: self.drain_time,
+            });
+        }
+        None
+    }
+
+    fn reload(&mut self) {
+        let Some(path) = self.policy_file.clone() else {
+            tracing::warn!("SIGHUP, but no --policy file to read again");
+            return;
+        };
+        self.notifier
+            .tell(State::Reloading, "reading the policy again");
+        self.take_offer(Offer::File(path));
+    }
+
+    pub(super) fn shard_ended(&mut self, exit: ShardExit) -> Option<End> {
+        let number = exit.shard.0;
+        if let Some(shard) = self.shards.get_mut(usize::from(number)) {
+            shard.has_ended = true;
+        }
+        match exit.result {
+            Ok(()) if self.drain.is_some() => None,
+            Ok(()) => Some(End::ShardFailed(format!(
+                "shard {number} ended without being asked"
+            ))),
+            Err(error) => Some(End::ShardFailed(format!("shard {number} failed: {error}"))),
+        }
+    }
+
+    /// The drain is over when every shard has said so, and its thread is gone (rings closed, ports free).
+    pub(super) fn drained(&self) -> Option<End> {
+        let drain = self.drain.as_ref()?;
+        let all = self.shards.iter().all(|shard| shard.has_ended);
+        if all {
+            let cut_off: u32 = self
+                .shards
+                .iter()
+                .filter_map(|shard| shard.drained)
+                .map(|o| o.cut_off)
+                .sum();
+            tracing::info!(signal = drain.signal, cut_off, "drained");
+        }
+        all.then_some(End::Drained)
+    }
+}
+
+impl Shard {
+    pub(super) fn new(engine: &'static str, counters: Arc<Counters>, now: Time) -> Self {
+        Self {
+            engine,
+            counters,
+            gauges: ShardGauges::default(),
+            latency: None,
+            answered_at: now,
+            answered_report: 0,
+            drained: None,
+            has_ended: false,
+        }
+    }
+}
+
+pub(super) fn answer_password(
+    links: &[Link],
+    origin: &Origin,
+    outcome: crate::session::AuthOutcome,
+) {
+    if let Some(link) = links.get(usize::from(origin.shard.0)) {
+        let session = origin.session;
+        // A shard that is gone has no session that waits.
+        let _ = link.send(ToShard::Authenticated { session, outcome });
+    }
+}
+
+/// Compiles on another thread, then resolves the names it needs.
+async fn attempt(
+    offer: Offer,
+    generation: Generation,
+    previous: Option<Arc<Snapshot>>,
+    known: Resolved,
+) -> Result<(Compiled, Resolved), Vec<String>> {
+    let work = move || compile::compile(offer, generation, previous.as_deref());
+    let compiled = tokio::task::spawn_blocking(work)
+        .await
+        .unwrap_or_else(|error| Err(vec![format!("the compiler failed: {error}")]))?;
+    let names = resolve::names(&compiled.snapshot);
+    let resolved = resolve::resolve(names, known).await;
+    Ok((compiled, resolved))
+}

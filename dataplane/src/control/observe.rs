@@ -1,0 +1,256 @@
+//! What the control thread knows at one moment, put together for operators.
+//!
+//! Plain values, no handles: the admin server renders them and knows nothing else of the control thread. Names of
+//! listeners, upstreams and endpoints only; sessions are listed apart and never become metrics.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use sluice_policy::Snapshot;
+
+use super::apply::PolicyStatus;
+use super::auth::PoolGauges;
+use super::listeners::Listening;
+use crate::metrics::Counters;
+use crate::node::{Directory, ShardGauges, Table};
+use crate::ring::Target;
+
+/// How long a shard may leave questions unanswered before the node is not ready.
+pub const SHARD_SILENCE_MAX: Duration = Duration::from_secs(10);
+/// How long a delivered generation may wait for a shard before the node is not ready.
+pub const ACKNOWLEDGE_MAX: Duration = Duration::from_secs(10);
+
+/// See the module documentation.
+pub struct Observed {
+    /// Where every generation stands.
+    pub policy: PolicyStatus,
+    /// What is listened on.
+    pub listeners: Vec<Listening>,
+    /// Each shard.
+    pub shards: Vec<ShardView>,
+    /// Each endpoint in use.
+    pub endpoints: Vec<EndpointView>,
+    /// Connections of the node, by the table.
+    pub connections: u32,
+    /// Connections by listener name.
+    pub connections_by_listener: Vec<(Box<str>, u32)>,
+    /// The password pool.
+    pub auth: PoolGauges,
+    /// Added latency in microseconds, all shards; `None` until one has reported.
+    pub latency: Option<Histogram<u64>>,
+    /// The shards' counters.
+    pub counters: Vec<Arc<Counters>>,
+    /// Why the node is not ready; empty exactly when it is.
+    pub not_ready: Vec<String>,
+}
+
+/// A shard as seen from outside.
+#[derive(Clone, Debug, Serialize)]
+pub struct ShardView {
+    /// Its number.
+    pub shard: u16,
+    /// The engine that drives it.
+    pub engine: &'static str,
+    /// The generation it acknowledged last.
+    pub generation: Option<u64>,
+    /// Sessions open.
+    pub sessions: u32,
+    /// Sessions with an upstream connection.
+    pub connected: u32,
+    /// Bytes in backlogs.
+    pub backlog_bytes: u64,
+    /// Authentications waiting for an answer.
+    pub authenticating: u32,
+    /// Longest recent turn.
+    pub loop_lag_micros: u64,
+    /// Since its last answer.
+    pub silent_for_ms: u64,
+}
+
+/// An endpoint as the node counts it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct EndpointView {
+    /// Upstream it belongs to.
+    pub upstream: Box<str>,
+    /// As the policy spells it.
+    pub endpoint: Box<str>,
+    /// Where that is.
+    pub address: String,
+    /// Connections open.
+    pub connections: u32,
+    /// False exactly when the last active check failed.
+    pub healthy: bool,
+    /// True exactly when its breaker is not closed.
+    pub breaker_open: bool,
+    /// Failed dials.
+    pub failures: u64,
+}
+
+impl ShardView {
+    pub(super) fn new(
+        shard: u16,
+        engine: &'static str,
+        generation: Option<u64>,
+        gauges: &ShardGauges,
+        silent_for: Duration,
+    ) -> Self {
+        Self {
+            shard,
+            engine,
+            generation,
+            sessions: gauges.sessions,
+            connected: gauges.connected,
+            backlog_bytes: gauges.backlog_bytes,
+            authenticating: gauges.authenticating,
+            loop_lag_micros: gauges.loop_lag_micros,
+            silent_for_ms: u64::try_from(silent_for.as_millis()).unwrap_or(u64::MAX),
+        }
+    }
+}
+
+/// The endpoints of the snapshot's upstreams, in its order.
+pub(super) fn endpoints(
+    snapshot: &Snapshot,
+    directory: &Directory,
+    table: &Table,
+) -> Vec<EndpointView> {
+    let mut views = Vec::new();
+    for upstream in snapshot.upstreams() {
+        for endpoint in directory.endpoints(upstream.id) {
+            let Some(state) = table.endpoint(endpoint.cell) else {
+                continue;
+            };
+            views.push(EndpointView {
+                upstream: upstream.name.clone(),
+                endpoint: endpoint.name().into(),
+                address: match &endpoint.target {
+                    Target::Tcp(address) => address.to_string(),
+                    Target::Unix(path) => path.display().to_string(),
+                },
+                connections: state.open(),
+                healthy: state.is_healthy(),
+                breaker_open: state.is_open(),
+                failures: state.failures(),
+            });
+        }
+    }
+    views
+}
+
+/// Why the node should get no traffic.
+pub(super) fn not_ready(
+    policy: &PolicyStatus,
+    shards: &[ShardView],
+    draining: bool,
+    delivered_for: Duration,
+    deaf: &[String],
+) -> Vec<String> {
+    let mut reasons = Vec::new();
+    if draining {
+        reasons.push("draining".to_owned());
+    }
+    if policy.active.is_none() {
+        reasons.push("no policy is active".to_owned());
+    }
+    if let Some(delivered) = &policy.delivered
+        && delivered_for > ACKNOWLEDGE_MAX
+    {
+        let behind = policy.shards.iter().zip(0_u16..);
+        for (_, shard) in behind.filter(|(seen, _)| **seen < Some(delivered.generation)) {
+            let generation = delivered.generation;
+            reasons.push(format!(
+                "shard {shard} has not acknowledged generation {generation}"
+            ));
+        }
+    }
+    for view in shards {
+        if Duration::from_millis(view.silent_for_ms) > SHARD_SILENCE_MAX {
+            reasons.push(format!("shard {} does not answer", view.shard));
+        }
+    }
+    reasons.extend_from_slice(deaf);
+    reasons
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::apply::Stage;
+    use super::*;
+
+    fn stage(generation: u64) -> Option<Stage> {
+        Some(Stage {
+            generation,
+            source: "file:p.yaml".into(),
+            digest: None,
+        })
+    }
+
+    fn view(shard: u16, silent_for: Duration) -> ShardView {
+        ShardView::new(shard, "epoll", Some(1), &ShardGauges::default(), silent_for)
+    }
+
+    #[test]
+    fn every_reason_not_to_be_ready_is_said() {
+        let good = PolicyStatus {
+            delivered: stage(2),
+            active: stage(1),
+            shards: vec![Some(2), Some(1)],
+            ..PolicyStatus::default()
+        };
+        let (short, long) = (Duration::from_secs(1), Duration::from_secs(60));
+        let deaf = ["shard 0 cannot listen on `devices`".to_owned()];
+        let quiet = [view(0, short), view(1, long)];
+        type Case<'a> = (
+            &'a PolicyStatus,
+            &'a [ShardView],
+            bool,
+            Duration,
+            &'a [String],
+            &'a [&'a str],
+        );
+        let cases: [Case<'_>; 6] = [
+            (&good, &quiet[..1], false, short, &[], &[]),
+            (
+                &PolicyStatus::default(),
+                &[],
+                false,
+                short,
+                &[],
+                &["no policy is active"],
+            ),
+            (&good, &[], true, short, &[], &["draining"]),
+            (
+                &good,
+                &[],
+                false,
+                long,
+                &[],
+                &["shard 1 has not acknowledged generation 2"],
+            ),
+            (
+                &good,
+                &quiet,
+                false,
+                short,
+                &[],
+                &["shard 1 does not answer"],
+            ),
+            (
+                &good,
+                &[],
+                false,
+                short,
+                &deaf,
+                &["shard 0 cannot listen on `devices`"],
+            ),
+        ];
+        for (policy, shards, draining, delivered_for, deaf, expected) in cases {
+            assert_eq!(
+                not_ready(policy, shards, draining, delivered_for, deaf),
+                expected
+            );
+        }
+    }
+}

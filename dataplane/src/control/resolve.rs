@@ -1,0 +1,160 @@
+//! Names of endpoints to addresses, off the shards: asked again and again, the last good answer kept.
+//!
+//! Owns what is known of each name. A name that cannot be resolved does not refuse a policy: its endpoint is missing
+//! until it can be, and what was known before stays in use.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use sluice_policy::{Endpoint, Snapshot};
+use tokio::task::JoinSet;
+
+use crate::node::Located;
+use crate::ring::Target;
+
+/// Longest wait for one name.
+const LOOKUP_TIMEOUT: Duration = Duration::from_secs(5);
+/// Names asked for at once.
+const LOOKUPS_MAX: usize = 16;
+/// Addresses used of one name.
+const ADDRESSES_MAX: usize = 64;
+
+/// A host name with its port.
+pub type Name = (Box<str>, u16);
+
+/// What is known of each name.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resolved {
+    names: BTreeMap<Name, Vec<SocketAddr>>,
+}
+
+/// The names a snapshot needs resolved; literal addresses are none.
+pub fn names(snapshot: &Snapshot) -> BTreeSet<Name> {
+    let endpoints = snapshot
+        .upstreams()
+        .iter()
+        .flat_map(|upstream| &upstream.endpoints);
+    endpoints
+        .filter_map(|endpoint| match endpoint {
+            Endpoint::Tcp { host, port } if literal(host).is_none() => Some((host.clone(), *port)),
+            Endpoint::Tcp { .. } | Endpoint::Unix { .. } => None,
+        })
+        .collect()
+}
+
+/// Asks for every name, keeps of `previous` what does not answer now, and forgets the names not asked for.
+pub async fn resolve(names: BTreeSet<Name>, previous: Resolved) -> Resolved {
+    let mut resolved = Resolved::default();
+    let mut lookups = JoinSet::new();
+    let mut waiting = names.into_iter();
+    loop {
+        while lookups.len() < LOOKUPS_MAX
+            && let Some(name) = waiting.next()
+        {
+            lookups.spawn(async move {
+                let found = lookup(&name).await;
+                (name, found)
+            });
+        }
+        let Some(done) = lookups.join_next().await else {
+            return resolved;
+        };
+        // A lookup that panicked is a lookup without an answer; its name stays as it was known.
+        let Ok((name, found)) = done else { continue };
+        let addresses = match found {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                let known = previous.names.get(&name);
+                tracing::warn!(
+                    host = %name.0,
+                    %error,
+                    kept = known.map_or(0, Vec::len),
+                    "an upstream's name cannot be resolved; the last good addresses stay in use"
+                );
+                known.cloned().unwrap_or_default()
+            }
+        };
+        resolved.names.insert(name, addresses);
+    }
+}
+
+impl Resolved {
+    /// Every endpoint of the snapshot at every address it has.
+    pub fn locate(&self, snapshot: &Snapshot) -> Vec<Located> {
+        let mut located = Vec::new();
+        for upstream in snapshot.upstreams() {
+            for endpoint in &upstream.endpoints {
+                let mut place = |name: &str, target| {
+                    located.push(Located {
+                        upstream: upstream.id,
+                        name: name.into(),
+                        target,
+                    });
+                };
+                match endpoint {
+                    Endpoint::Unix { path } => {
+                        place(
+                            &format!("unix://{path}"),
+                            Target::Unix(PathBuf::from(&**path)),
+                        );
+                    }
+                    Endpoint::Tcp { host, port } => {
+                        let name = format!("tcp://{host}:{port}");
+                        for address in self.addresses(host, *port) {
+                            place(&name, Target::Tcp(address));
+                        }
+                    }
+                }
+            }
+        }
+        located
+    }
+
+    /// The names asked for.
+    pub fn names(&self) -> BTreeSet<Name> {
+        self.names.keys().cloned().collect()
+    }
+
+    /// True exactly when some name has no address at all.
+    pub fn is_incomplete(&self) -> bool {
+        self.names.values().any(Vec::is_empty)
+    }
+
+    fn addresses(&self, host: &str, port: u16) -> Vec<SocketAddr> {
+        match literal(host) {
+            Some(address) => vec![SocketAddr::new(address, port)],
+            None => self
+                .names
+                .get(&(host.into(), port))
+                .cloned()
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// `10.0.0.1`, `::1` and `[::1]` need nobody to be asked.
+fn literal(host: &str) -> Option<IpAddr> {
+    let inner = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'))
+        .unwrap_or(host);
+    inner.parse().ok()
+}
+
+/// Sorted, so that the order of a round-robin answer changes nothing.
+async fn lookup(name: &Name) -> std::io::Result<Vec<SocketAddr>> {
+    let asked = tokio::net::lookup_host((&*name.0, name.1));
+    let mut addresses: Vec<SocketAddr> = tokio::time::timeout(LOOKUP_TIMEOUT, asked)
+        .await
+        .map_err(|_| std::io::Error::from(std::io::ErrorKind::TimedOut))??
+        .collect();
+    addresses.sort();
+    addresses.dedup();
+    addresses.truncate(ADDRESSES_MAX);
+    if addresses.is_empty() {
+        return Err(std::io::Error::from(std::io::ErrorKind::NotFound));
+    }
+    Ok(addresses)
+}
