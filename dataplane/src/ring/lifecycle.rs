@@ -357,6 +357,11 @@ impl Outbox {
         &self.sends
     }
 
+    /// The send that this socket has queued.
+    pub(super) fn queued(&self, sending: &Sending) -> Option<&Outgoing> {
+        self.sends.get(sending.queued as usize)
+    }
+
     pub(super) fn pieces_len(&self) -> usize {
         self.pieces.len()
     }

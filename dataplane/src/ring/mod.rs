@@ -20,6 +20,7 @@
 
 mod buffers;
 mod enter;
+mod epoll;
 mod lifecycle;
 mod socket;
 mod uring;
@@ -31,6 +32,7 @@ use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+pub use self::epoll::Epoll;
 pub use self::socket::{listen_tcp, listen_unix, local_address};
 pub use self::uring::Uring;
 use crate::clock::Time;

@@ -72,6 +72,8 @@ struct Socket {
     receiving: Receiving,
     /// True exactly while this socket has a place in the line for buffers.
     in_line: bool,
+    /// True exactly while a note is due that answers a pause.
+    pause_noted: bool,
     /// True exactly while a connect is in the kernel.
     connecting: bool,
     sending: Sending,
@@ -83,6 +85,7 @@ impl Socket {
             fd,
             receiving: Receiving::Idle,
             in_line: false,
+            pause_noted: false,
             connecting: false,
             sending: Sending::default(),
         }
@@ -327,7 +330,10 @@ impl Ring for Uring {
             Receiving::Resuming => found.receiving = Receiving::Pausing,
             Receiving::Queued | Receiving::Waiting => {
                 found.receiving = Receiving::Idle;
-                self.notes.push(Note::Paused(socket));
+                if !found.pause_noted {
+                    found.pause_noted = true;
+                    self.notes.push(Note::Paused(socket));
+                }
             }
             Receiving::Idle | Receiving::Pausing | Receiving::Ended => {}
         }
@@ -812,8 +818,14 @@ impl Uring {
                     events.push(Event::ConnectFailed { socket, errno });
                 }
             }
-            Note::Paused(socket) if self.sockets.get(socket).is_some() => {
-                events.push(Event::Paused { socket });
+            Note::Paused(socket) => {
+                if let Some(found) = self.sockets.get_mut(socket) {
+                    found.pause_noted = false;
+                    // A receive that was asked for since has taken the pause back.
+                    if found.receiving == Receiving::Idle {
+                        events.push(Event::Paused { socket });
+                    }
+                }
             }
             Note::SentOwned(socket, buffer, taken) if self.sockets.get(socket).is_some() => {
                 events.push(Event::SentOwned {
@@ -822,7 +834,7 @@ impl Uring {
                     taken,
                 });
             }
-            Note::Connected(_) | Note::Paused(_) | Note::SentOwned(..) => {}
+            Note::Connected(_) | Note::SentOwned(..) => {}
         }
     }
 
