@@ -1,0 +1,6 @@
+//! What the benches and the bare forwarders share.
+//!
+//! Owns options and fixtures. Nothing depends on this crate.
+
+/// Options, listening and dialling of the bare forwarders.
+pub mod forward;
