@@ -14,15 +14,17 @@ pub(crate) fn is_connack(version: Version, code: u8) -> bool {
 }
 
 /// PUBACK and PUBREC (sections 3.4.2.1, 3.5.2.1).
-pub(crate) fn is_puback_or_pubrec(code: u8) -> bool {
-    matches!(
-        code,
-        0x00 | 0x10 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99
-    )
+pub(crate) fn is_puback_or_pubrec(side: Side, code: u8) -> bool {
+    match code {
+        0x00 | 0x80 | 0x83 | 0x87 | 0x90 | 0x91 | 0x97 | 0x99 => true,
+        // No matching subscribers: only a server knows.
+        0x10 => side == Side::Server,
+        _ => false,
+    }
 }
 
 /// PUBREL and PUBCOMP (sections 3.6.2.1, 3.7.2.1).
-pub(crate) fn is_pubrel_or_pubcomp(code: u8) -> bool {
+pub(crate) fn is_pubrel_or_pubcomp(_: Side, code: u8) -> bool {
     matches!(code, 0x00 | 0x92)
 }
 

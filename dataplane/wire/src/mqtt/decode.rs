@@ -29,25 +29,25 @@ pub fn decode<'a>(version: Version, side: Side, bytes: &'a [u8]) -> Result<Packe
         PacketKind::Puback => Packet::Puback(ack(
             version,
             fields,
-            codes::is_puback_or_pubrec,
+            |code| codes::is_puback_or_pubrec(side, code),
             Violation::PubackCodeUndefined,
         )?),
         PacketKind::Pubrec => Packet::Pubrec(ack(
             version,
             fields,
-            codes::is_puback_or_pubrec,
+            |code| codes::is_puback_or_pubrec(side, code),
             Violation::PubrecCodeUndefined,
         )?),
         PacketKind::Pubrel => Packet::Pubrel(ack(
             version,
             fields,
-            codes::is_pubrel_or_pubcomp,
+            |code| codes::is_pubrel_or_pubcomp(side, code),
             Violation::PubrelCodeUndefined,
         )?),
         PacketKind::Pubcomp => Packet::Pubcomp(ack(
             version,
             fields,
-            codes::is_pubrel_or_pubcomp,
+            |code| codes::is_pubrel_or_pubcomp(side, code),
             Violation::PubcompCodeUndefined,
         )?),
         PacketKind::Subscribe => Packet::Subscribe(subscribe(version, fields)?),
@@ -316,7 +316,7 @@ fn publish_topic<'a>(fields: &mut Cursor<'a>) -> Result<&'a str, Violation> {
 fn ack<'a>(
     version: Version,
     fields: &mut Cursor<'a>,
-    is_defined: fn(u8) -> bool,
+    is_defined: impl Fn(u8) -> bool,
     undefined: Violation,
 ) -> Result<Ack<'a>, Violation> {
     let packet_id = packet_id(fields)?;

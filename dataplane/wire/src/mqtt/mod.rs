@@ -26,3 +26,6 @@ pub use packet::{
 pub use properties::{Properties, PropertiesBuf, Property, PropertyId};
 pub use topic::{Filter, FilterError, TopicName, filter_matches, is_topic_name, parse_filter};
 pub use violation::{ReasonCode, Violation};
+
+#[cfg(test)]
+mod tests;

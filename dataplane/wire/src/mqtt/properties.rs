@@ -305,6 +305,11 @@ const PUBLISH_OF_CLIENT: IdSet = {
 const ACK: IdSet = set(&[PropertyId::ReasonString, PropertyId::UserProperty]);
 
 impl Place {
+    /// True exactly when the property may stand here.
+    pub(crate) const fn allows(self, id: PropertyId) -> bool {
+        self.allowed() & bit(id) != 0
+    }
+
     const fn allowed(self) -> IdSet {
         use PropertyId::*;
         match self {
@@ -378,7 +383,7 @@ fn validate(bytes: &[u8], place: Place) -> Result<(), Violation> {
     let mut seen: IdSet = 0;
     while !cursor.is_empty() {
         let (id, raw) = read(&mut cursor)?;
-        if place.allowed() & bit(id) == 0 {
+        if !place.allows(id) {
             return Err(place.not_allowed(id));
         }
         if seen & bit(id) & !place.repeatable() != 0 {

@@ -94,7 +94,7 @@ violations! {
     codec {
         // --- the fixed header and the order of packets ---
         /// The packet is longer than the receiver allows.
-        PacketTooLarge: "MQTT-3.1.2-24" => PacketTooLarge,
+        PacketTooLarge: "MQTT-3.2.2-15" => PacketTooLarge,
         /// The first packet of a client is not CONNECT.
         FirstPacketNotConnect: "MQTT-3.1.0-1" => ProtocolError,
         /// A client sends CONNECT again.
@@ -264,11 +264,11 @@ violations! {
         /// `$share/<name>` without `/` and a filter after it.
         FilterShareWithoutFilter: "MQTT-4.8.2-2" => ProtocolError,
         /// SUBACK without a code.
-        SubackNoCode: "MQTT-3.9.3-1" => ProtocolError,
+        SubackNoCode: "MQTT-3.8.4-6" => ProtocolError,
         /// A code that SUBACK does not define in this version.
         SubackCodeUndefined: "MQTT-3.9.3-2" => ProtocolError,
         /// UNSUBACK without a code, in version 5.
-        UnsubackNoCode: "MQTT-3.11.3-1" => ProtocolError,
+        UnsubackNoCode: "3.11.3" => ProtocolError,
         /// A reason code that UNSUBACK does not define.
         UnsubackCodeUndefined: "MQTT-3.11.3-2" => ProtocolError,
 
@@ -288,7 +288,7 @@ violations! {
         /// A topic alias that stands for no topic yet.
         TopicAliasUnknown: "3.3.2.3.4" => ProtocolError,
         /// AUTH although CONNECT named no authentication method, or another one.
-        AuthNotNegotiated: "MQTT-4.12.0-6" => ProtocolError,
+        AuthNotNegotiated: "MQTT-4.12.0-7" => ProtocolError,
         /// A SUBACK or UNSUBACK with fewer or more codes than the request has filters.
         AckCountMismatch: "MQTT-3.8.4-6" => ProtocolError,
     }
