@@ -13,6 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt};
 
 use crate::config::LogFormat;
+use crate::node::DecisionBatch;
 
 /// Longest filter accepted at run time; a filter is a handful of `target=level` pairs.
 const FILTER_BYTES_MAX: usize = 1024;
@@ -60,6 +61,27 @@ pub fn install(format: LogFormat, filter: &str) -> anyhow::Result<LogControl> {
         }
     }
     Ok(control)
+}
+
+/// Writes sampled decisions. The only lines with topics and client ids; off unless sampling is on.
+pub fn decisions(shard: u16, batch: &DecisionBatch) {
+    for line in &batch.lines {
+        tracing::info!(
+            target: "sluice::decision",
+            shard,
+            generation = line.generation,
+            action = ?line.action,
+            client_id = &*line.client_id,
+            username = line.username.as_deref(),
+            topic = &*line.topic,
+            decision = ?line.decision,
+            rule = line.rule.as_deref().unwrap_or("(default)"),
+            shadow = line.shadow.as_deref(),
+        );
+    }
+    if batch.left_off > 0 {
+        tracing::info!(target: "sluice::decision", shard, left_off = batch.left_off, "sampled decisions found no room");
+    }
 }
 
 impl LogControl {

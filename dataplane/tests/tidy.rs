@@ -41,7 +41,7 @@ const FLOORS: &[(&str, &[&str])] = &[
         &["clock", "metrics", "node", "ring", "session", "upstream"],
     ),
     ("config", &["ring"]),
-    ("logging", &["config"]),
+    ("logging", &["config", "node"]),
     (
         "control",
         &[

@@ -34,11 +34,27 @@ pub fn render(observed: &Observed) -> String {
     upstreams(&page, observed);
     auth(&page, observed);
     process(&page);
-    let mut text = recorder.handle().render();
+    let mut text = sorted(&recorder.handle().render());
     // Writing to a String cannot fail.
     let _ = write_cpu(&mut text);
     let _ = write_latency(&mut text, observed.latency.as_ref());
     text
+}
+
+/// Families by name and series by label, so that two pages can be compared by eye.
+fn sorted(text: &str) -> String {
+    let mut families: Vec<Vec<&str>> = text
+        .split("\n\n")
+        .map(|family| family.lines().filter(|line| !line.is_empty()).collect())
+        .filter(|family: &Vec<&str>| !family.is_empty())
+        .collect();
+    // `# HELP` sorts before `# TYPE`, and both before any series.
+    families
+        .iter_mut()
+        .for_each(|family| family.sort_unstable());
+    families.sort_unstable();
+    let lines: Vec<&str> = families.into_iter().flatten().collect();
+    lines.join("\n") + "\n"
 }
 
 /// Shards count apart; the node shows the sum.
@@ -51,21 +67,19 @@ fn counters(page: &Page<'_>, observed: &Observed) {
     }
 }
 
-/// One help text for each name: of counters that differ by label only, what each of them is.
+/// One help text for each name: what its counters share, or what each of them is.
 fn help(counter: Counter) -> String {
-    let same: Vec<Counter> = Counter::ALL
+    let mut parts: Vec<String> = Vec::new();
+    let same = Counter::ALL
         .iter()
-        .copied()
-        .filter(|other| other.name() == counter.name())
-        .collect();
-    if let [only] = same.as_slice() {
-        return only.help().to_owned();
+        .filter(|other| other.name() == counter.name());
+    for counter in same {
+        let part = counter.help().to_owned();
+        if !parts.contains(&part) {
+            parts.push(part);
+        }
     }
-    let parts = same.iter().map(|counter| {
-        let values: Vec<&str> = counter.labels().iter().map(|(_, value)| *value).collect();
-        format!("{}: {}", values.join(" "), counter.help())
-    });
-    parts.collect::<Vec<_>>().join(" ")
+    parts.join(" ")
 }
 
 fn policy(page: &Page<'_>, observed: &Observed) {

@@ -4,6 +4,7 @@
 //! Nothing here waits: what takes long was sent to another thread or task and comes back as an event of its own.
 
 use super::*;
+use crate::logging;
 
 impl Control {
     /// Mail from the shards, a batch of each; the bell is rung again when some is left.
@@ -76,6 +77,7 @@ impl Control {
                 latency,
                 gauges,
             } => self.reported(shard, request, latency, gauges),
+            ToControl::Decisions { shard, batch } => logging::decisions(shard.0, &batch),
             ToControl::Drained { shard, outcome } => {
                 tracing::info!(
                     shard = shard.0,

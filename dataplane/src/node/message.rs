@@ -12,6 +12,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use sluice_policy::{Generation, ListenerId};
 
+use super::decisions::DecisionBatch;
 use super::directory::Directory;
 use crate::session::{AuthOutcome, Credentials};
 
@@ -141,6 +142,14 @@ pub enum ToControl {
         latency: Box<Histogram<u64>>,
         /// What the shard holds.
         gauges: ShardGauges,
+    },
+    /// Sampled decisions, at most one batch for each turn. When the queue is full: left off and counted
+    /// ([`DecisionSampler::undelivered`](super::DecisionSampler::undelivered)).
+    Decisions {
+        /// Who.
+        shard: ShardId,
+        /// What.
+        batch: Box<DecisionBatch>,
     },
     /// The drain is over: no session is open. When the queue is full: sent again in a later turn.
     Drained {

@@ -5,6 +5,8 @@
 //! as a message. Nothing here does I/O or reads a clock. It sits above `session`, whose questions it carries, and below
 //! `shard` and `control`, which are its two users.
 
+/// The sampled decision log on its way to the control thread.
+pub mod decisions;
 /// Where the endpoints of each upstream are, and which cell of the table counts for them.
 pub mod directory;
 /// Bounded queues with a wake.
@@ -14,6 +16,7 @@ pub mod message;
 /// Counts that hold for the whole node.
 pub mod table;
 
+pub use decisions::{DecisionBatch, DecisionLine, DecisionSampler};
 pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
 pub use mailbox::{Inbox, Post, Undelivered, mailbox};
 pub use message::{
