@@ -397,10 +397,10 @@ impl Session {
 }
 
 /// The keep alive that both ends go by, in seconds; 0 is none. Only a client of version 5 can be told another value
-/// than its own, so the listener's maximum binds it alone.
+/// than its own, so the listener's maximum binds it alone; the greatest maximum there is binds nobody.
 pub(super) fn lower_keep_alive(version: Version, asked: u16, max: u16) -> u16 {
     match (version, asked, max) {
-        (Version::V31 | Version::V311, _, _) | (Version::V5, _, 0) => asked,
+        (Version::V31 | Version::V311, _, _) | (Version::V5, _, 0 | u16::MAX) => asked,
         (Version::V5, 0, _) => max,
         (Version::V5, _, _) => asked.min(max),
     }

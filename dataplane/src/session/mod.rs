@@ -331,7 +331,7 @@ impl Session {
             classes: Classes::default(),
             timers: deadlines::Timers::accepted(context.now, limits),
             packet_bytes_max: limits.map_or(0, |limits| limits.packet_bytes_max),
-            delivery_bytes_max: u32::MAX,
+            delivery_bytes_max: limits.map_or(0, |limits| limits.packet_bytes_max),
             upward_bytes_max: u32::MAX,
             alias_max_up: 0,
             alias_max_down: 0,

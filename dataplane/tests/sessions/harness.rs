@@ -1,0 +1,447 @@
+//! The shard of one session, as a test sees it: every output is carried out at once, and what each side would have
+//! received lies in a buffer.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use sluice_dataplane::clock::Time;
+use sluice_dataplane::metrics::{Counter, Counters};
+use sluice_dataplane::session::{
+    AuthOutcome, Cause, Context, DecisionRecord, Output, Outputs, Session, Side,
+};
+use sluice_policy::{Decision, Generation, Snapshot, compile};
+use sluice_wire::mqtt::{
+    Ack, Connack, Connect, Disconnect, Packet, PacketId, Properties, PropertiesBuf, Property,
+    Publish, QoS, Suback, Subscribe, SubscribeFilter, SubscribeFilters, Version, Will, encode,
+};
+
+pub(crate) const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
+
+/// Rules that cover each obligation under a topic of its own; what no rule names is denied.
+pub(crate) const RULES: &str = r##"
+rules:
+  - {name: connect, actions: [connect], decision: allow}
+  - {name: open, actions: [publish, subscribe], topics: ["open/#", "self/${client_id}/#"], decision: allow}
+  - {name: hidden, priority: 10, actions: [receive], topics: ["wide/hidden"], decision: deny}
+  - {name: low1, actions: [publish, subscribe], topics: ["low1/#"], qos_max: 1, decision: allow}
+  - {name: low0, actions: [publish, subscribe], topics: ["low0/#"], qos_max: 0, decision: allow}
+  - {name: strict1, actions: [publish], topics: ["strict1/#"], qos_max: 1, qos_over: refuse, decision: allow}
+  - {name: strip, actions: [publish, subscribe], topics: ["strip/#"], retain: strip, decision: allow}
+  - {name: bare, actions: [publish], topics: ["bare/#"], retain: refuse, decision: allow}
+  - {name: small, actions: [publish], topics: ["small/#"], payload_bytes_max: 4, decision: allow}
+  - {name: closing, actions: [publish], topics: ["closing/#"], on_deny: close, decision: deny}
+  - {name: bareclose, actions: [publish], topics: ["bareclose/#"], retain: refuse, on_deny: close, decision: allow}
+  - {name: qosclose, actions: [publish], topics: ["qosclose/#"], qos_max: 1, qos_over: refuse, on_deny: close, decision: allow}
+  - {name: shadowed, priority: 10, actions: [publish], topics: ["open/shadow"], mode: shadow, decision: deny}
+"##;
+
+/// A document with these keys of the listener and these rules.
+pub(crate) fn document(listener: &str, rules: &str) -> String {
+    format!(
+        r#"
+default: deny
+upstreams:
+  - {{name: broker, balance: round_robin, endpoints: ["tcp://127.0.0.1:1883"]}}
+listeners:
+  - name: plain
+    address: 127.0.0.1:1884
+    upstream: broker
+    anonymous: {{group: guests}}
+{listener}
+groups:
+  - {{name: guests}}
+users:
+  - {{name: alice, password_hash: "{HASH}"}}
+  - {{name: bob, password_hash: "{HASH}", enabled: false}}
+{rules}
+"#
+    )
+}
+
+/// Never verified here: the harness plays the hashing pool.
+const HASH: &str = "$2b$04$abcdefghijklmnopqrstuuQdFeAJMkTDdLVCuY7K0iwZ7rMkNwQZ2";
+
+pub(crate) fn snapshot(document: &str, generation: u64, previous: Option<&Snapshot>) -> Snapshot {
+    compile(document, "test.yaml", Generation(generation), previous)
+        .unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+/// What the session asked of the shard besides writing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    Authenticate { username: String, known: bool },
+    Dial,
+    Pause(Side),
+    Resume(Side),
+    Close(Cause),
+}
+
+/// One session and everything around it.
+pub(crate) struct Rig {
+    pub(crate) session: Session,
+    pub(crate) snapshot: Snapshot,
+    pub(crate) now: Time,
+    pub(crate) events: Vec<Event>,
+    pub(crate) decisions: Vec<(String, bool)>,
+    pub(crate) version: Version,
+    counters: Counters,
+    out: Outputs,
+    random: u64,
+    down: Vec<u8>,
+    up: Vec<u8>,
+}
+
+impl Rig {
+    pub(crate) fn new(document: &str) -> Self {
+        let snapshot = snapshot(document, 1, None);
+        let counters = Counters::default();
+        let mut out = Outputs::default();
+        let listener = snapshot.listener_by_name("plain").unwrap().id;
+        let now = Time(1_000_000_000);
+        let session = Session::accepted(
+            &mut Context {
+                now,
+                snapshot: &snapshot,
+                out: &mut out,
+                counters: &counters,
+                random: &mut || 0,
+                decisions: None,
+            },
+            listener,
+            IpAddr::from([192, 0, 2, 7]),
+        );
+        Self {
+            session,
+            snapshot,
+            now,
+            events: Vec::new(),
+            decisions: Vec::new(),
+            version: Version::V311,
+            counters,
+            out,
+            random: 0,
+            down: Vec::new(),
+            up: Vec::new(),
+        }
+    }
+
+    /// An open anonymous session called `dev` under [`RULES`].
+    pub(crate) fn open(version: Version) -> Self {
+        Self::open_with(version, &document("", RULES), &connect(version, "dev"))
+    }
+
+    /// An open session of that CONNECT; a user is taken to have the right password.
+    pub(crate) fn open_with(version: Version, document: &str, connect: &Connect<'_>) -> Self {
+        let mut rig = Self::dialled(version, document, connect);
+        rig.broker(&connack(version, 0, &[]));
+        assert!(rig.session.is_open(), "{:?}", rig.events);
+        rig.clear();
+        rig
+    }
+
+    /// A session whose CONNECT went upstream.
+    pub(crate) fn dialled(version: Version, document: &str, connect: &Connect<'_>) -> Self {
+        let mut rig = Self::new(document);
+        rig.version = version;
+        rig.client(&bytes(version, &Packet::Connect(connect.clone())));
+        if connect.username.is_some() {
+            rig.authenticated(AuthOutcome::Verified);
+        }
+        assert_eq!(rig.events.last(), Some(&Event::Dial));
+        assert!(
+            rig.up.is_empty(),
+            "something went upstream before it was there"
+        );
+        rig.dialled_now(true);
+        rig
+    }
+
+    /// Calls into the session and carries out what it says. `lease` is what it was given.
+    pub(crate) fn call(
+        &mut self,
+        lease: &mut [u8],
+        call: impl FnOnce(&mut Session, &mut Context<'_>, &mut [u8]),
+    ) {
+        let random = &mut self.random;
+        let decisions = &mut self.decisions;
+        let was_ended = self.session.is_ended();
+        call(
+            &mut self.session,
+            &mut Context {
+                now: self.now,
+                snapshot: &self.snapshot,
+                out: &mut self.out,
+                counters: &self.counters,
+                random: &mut || {
+                    *random += 1;
+                    *random
+                },
+                decisions: Some(&mut |record: &DecisionRecord<'_>| {
+                    decisions.push((record.topic.to_owned(), record.decision == Decision::Allow));
+                }),
+            },
+            lease,
+        );
+        assert!(
+            !was_ended || self.out.list.is_empty(),
+            "an ended session still says {:?}",
+            self.out.list
+        );
+        let written = std::mem::take(&mut self.out.bytes);
+        for output in std::mem::take(&mut self.out.list) {
+            assert!(
+                !matches!(self.events.last(), Some(Event::Close(_))),
+                "{output:?} after Close"
+            );
+            let (to, part) = match &output {
+                Output::Forward { to, range } => {
+                    (*to, &lease[range.start as usize..range.end as usize])
+                }
+                Output::Write { to, range } => {
+                    (*to, &written[range.start as usize..range.end as usize])
+                }
+                Output::Authenticate(credentials) => {
+                    self.events.push(Event::Authenticate {
+                        username: credentials.username.to_string(),
+                        known: credentials.verifier.is_some(),
+                    });
+                    continue;
+                }
+                Output::Dial { .. } => {
+                    self.events.push(Event::Dial);
+                    continue;
+                }
+                Output::PauseReading(side) => {
+                    self.events.push(Event::Pause(*side));
+                    continue;
+                }
+                Output::ResumeReading(side) => {
+                    self.events.push(Event::Resume(*side));
+                    continue;
+                }
+                Output::Close(cause) => {
+                    self.events.push(Event::Close(*cause));
+                    continue;
+                }
+            };
+            assert!(!part.is_empty(), "an empty piece");
+            match to {
+                Side::Downstream => self.down.extend_from_slice(part),
+                Side::Upstream => self.up.extend_from_slice(part),
+            }
+        }
+    }
+
+    pub(crate) fn bytes_from(&mut self, side: Side, bytes: &[u8]) {
+        let mut lease = bytes.to_vec();
+        self.call(&mut lease, |session, context, lease| {
+            session.handle_bytes(context, side, lease);
+        });
+    }
+
+    pub(crate) fn client(&mut self, bytes: &[u8]) {
+        self.bytes_from(Side::Downstream, bytes);
+    }
+
+    pub(crate) fn broker(&mut self, bytes: &[u8]) {
+        self.bytes_from(Side::Upstream, bytes);
+    }
+
+    pub(crate) fn client_sends(&mut self, packet: &Packet<'_>) {
+        let bytes = bytes(self.version, packet);
+        self.client(&bytes);
+    }
+
+    pub(crate) fn broker_sends(&mut self, packet: &Packet<'_>) {
+        let bytes = bytes(self.version, packet);
+        self.broker(&bytes);
+    }
+
+    pub(crate) fn authenticated(&mut self, outcome: AuthOutcome) {
+        self.call(&mut [], |session, context, _| {
+            session.handle_authenticated(context, outcome);
+        });
+    }
+
+    pub(crate) fn dialled_now(&mut self, connected: bool) {
+        self.call(&mut [], |session, context, _| {
+            session.handle_dialled(context, connected);
+        });
+    }
+
+    pub(crate) fn closed(&mut self, side: Side) {
+        self.call(&mut [], |session, context, _| {
+            session.handle_closed(context, side);
+        });
+    }
+
+    pub(crate) fn end(&mut self, cause: Cause) {
+        self.call(&mut [], |session, context, _| {
+            session.handle_end(context, cause);
+        });
+    }
+
+    pub(crate) fn held(&mut self, side: Side, held: bool) {
+        self.call(&mut [], |session, context, _| {
+            session.handle_held(context, side, held);
+        });
+    }
+
+    /// Lets time pass and checks the deadlines, due or not.
+    pub(crate) fn passes(&mut self, duration: Duration) {
+        self.now = self.now.after(duration);
+        self.call(&mut [], |session, context, _| {
+            session.handle_timeout(context);
+        });
+    }
+
+    /// Another generation, known to the session from its next call on.
+    pub(crate) fn applies(&mut self, document: &str) {
+        let generation = self.snapshot.generation().0 + 1;
+        self.snapshot = snapshot(document, generation, Some(&self.snapshot));
+    }
+
+    /// Tells the session of it.
+    pub(crate) fn sweeps(&mut self) {
+        self.call(&mut [], |session, context, _| {
+            session.handle_generation(context);
+        });
+    }
+
+    pub(crate) fn take_down(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.down)
+    }
+
+    pub(crate) fn take_up(&mut self) -> Vec<u8> {
+        std::mem::take(&mut self.up)
+    }
+
+    pub(crate) fn clear(&mut self) {
+        self.down.clear();
+        self.up.clear();
+        self.events.clear();
+        self.decisions.clear();
+    }
+
+    pub(crate) fn count(&self, counter: Counter) -> u64 {
+        self.counters.read(counter)
+    }
+
+    pub(crate) fn ended(&self) -> Option<Cause> {
+        match self.events.last() {
+            Some(Event::Close(cause)) => Some(*cause),
+            Some(_) | None => None,
+        }
+    }
+
+    /// What went to each side since it was last looked at.
+    #[track_caller]
+    pub(crate) fn expect(&mut self, down: &[u8], up: &[u8], note: &str) {
+        assert_eq!(self.take_down(), down, "down: {note}");
+        assert_eq!(self.take_up(), up, "up: {note}");
+    }
+}
+
+pub(crate) fn bytes(version: Version, packet: &Packet<'_>) -> Vec<u8> {
+    let mut out = Vec::new();
+    encode(version, packet, &mut out).unwrap();
+    out
+}
+
+pub(crate) fn id(number: u16) -> PacketId {
+    PacketId::new(number).unwrap()
+}
+
+pub(crate) fn properties(list: &[Property<'_>]) -> PropertiesBuf {
+    let mut buffer = PropertiesBuf::new();
+    for property in list {
+        buffer.push(*property).unwrap();
+    }
+    buffer
+}
+
+pub(crate) fn connect(version: Version, client_id: &str) -> Connect<'_> {
+    Connect {
+        version,
+        clean_start: true,
+        keep_alive_secs: 60,
+        properties: Properties::EMPTY,
+        client_id,
+        will: None,
+        username: None,
+        password: None,
+    }
+}
+
+pub(crate) fn will<'a>(topic: &'a str, qos: QoS, retain: bool, payload: &'a [u8]) -> Will<'a> {
+    Will {
+        qos,
+        retain,
+        properties: Properties::EMPTY,
+        topic,
+        payload,
+    }
+}
+
+pub(crate) fn connack(version: Version, code: u8, list: &[Property<'_>]) -> Vec<u8> {
+    let list = properties(list);
+    let connack = Connack {
+        session_present: false,
+        code,
+        properties: list.view(),
+    };
+    bytes(version, &Packet::Connack(connack))
+}
+
+pub(crate) fn publish<'a>(topic: &'a str, qos: QoS, number: u16, payload: &'a [u8]) -> Publish<'a> {
+    Publish {
+        dup: false,
+        qos,
+        retain: false,
+        topic,
+        packet_id: (qos != QoS::AtMostOnce).then(|| id(number)),
+        properties: Properties::EMPTY,
+        payload,
+        payload_bytes: u32::try_from(payload.len()).unwrap(),
+    }
+}
+
+pub(crate) fn ack<'a>(number: u16, code: u8) -> Ack<'a> {
+    Ack {
+        packet_id: id(number),
+        code,
+        properties: Properties::EMPTY,
+    }
+}
+
+pub(crate) fn subscribe(version: Version, number: u16, filters: &[(&str, QoS)]) -> Vec<u8> {
+    let mut buffer = SubscribeFilters::new();
+    for (filter, qos) in filters {
+        buffer.push(&SubscribeFilter::new(filter, *qos)).unwrap();
+    }
+    bytes(
+        version,
+        &Packet::Subscribe(Subscribe::new(id(number), Properties::EMPTY, &buffer)),
+    )
+}
+
+pub(crate) fn suback(version: Version, number: u16, codes: &[u8]) -> Vec<u8> {
+    bytes(
+        version,
+        &Packet::Suback(Suback {
+            packet_id: id(number),
+            properties: Properties::EMPTY,
+            codes,
+        }),
+    )
+}
+
+pub(crate) fn disconnect(version: Version, code: u8) -> Vec<u8> {
+    bytes(
+        version,
+        &Packet::Disconnect(Disconnect {
+            code,
+            properties: Properties::EMPTY,
+        }),
+    )
+}

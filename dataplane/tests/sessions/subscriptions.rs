@@ -1,0 +1,232 @@
+//! SUBSCRIBE filter by filter, and the SUBACK merged from two answers.
+
+use sluice_dataplane::metrics::Counter;
+use sluice_dataplane::session::Cause;
+use sluice_wire::mqtt::{
+    Packet, Properties, Property, PropertyId, QoS, Suback, Subscribe, SubscribeFilter,
+    SubscribeFilters, Unsubscribe, UnsubscribeFilters, Version, Violation,
+};
+
+use crate::harness::{
+    RULES, Rig, VERSIONS, bytes, connect, document, id, properties, publish, suback, subscribe,
+};
+
+const FILTERS: [(&str, QoS); 3] = [
+    ("open/a", QoS::AtLeastOnce),
+    ("secret/#", QoS::ExactlyOnce),
+    ("open/+/b", QoS::AtMostOnce),
+];
+
+#[test]
+fn what_is_allowed_as_it_is_passes_untouched() {
+    for version in VERSIONS {
+        let mut rig = Rig::open(version);
+        let sent = subscribe(version, 5, &[FILTERS[0], FILTERS[2]]);
+        rig.client(&sent);
+        rig.expect(&[], &sent, "SUBSCRIBE");
+        let answer = suback(version, 5, &[1, 0]);
+        rig.broker(&answer);
+        rig.expect(&answer, &[], "SUBACK");
+    }
+}
+
+#[test]
+fn m8_only_the_refused_filter_is_refused() {
+    for (version, code) in [
+        // 3.1 has no failure code: the QoS asked for, and nothing is forwarded.
+        (Version::V31, 2),
+        (Version::V311, 0x80),
+        (Version::V5, 0x87),
+    ] {
+        let mut rig = Rig::open(version);
+        rig.client(&subscribe(version, 5, &FILTERS));
+        let rest = subscribe(version, 5, &[FILTERS[0], FILTERS[2]]);
+        rig.expect(&[], &rest, "the others");
+        rig.broker(&suback(version, 5, &[1, 0]));
+        rig.expect(&suback(version, 5, &[1, code, 0]), &[], "merged in order");
+        assert_eq!(rig.count(Counter::SubscribeDenied), 1);
+
+        rig.client(&subscribe(version, 6, &[FILTERS[1]]));
+        rig.expect(&suback(version, 6, &[code]), &[], "nothing left to forward");
+    }
+}
+
+#[test]
+fn merging_keeps_options_identifiers_and_the_brokers_words() {
+    let mut filters = SubscribeFilters::new();
+    let mut left = SubscribeFilters::new();
+    for (name, options) in [("open/a", 0x2d), ("secret/a", 0x01), ("open/b", 0x14)] {
+        let filter = SubscribeFilter {
+            filter: name,
+            qos: QoS::AtLeastOnce,
+            options,
+        };
+        let qos = if options & 3 == 0 {
+            QoS::AtMostOnce
+        } else {
+            QoS::AtLeastOnce
+        };
+        let filter = SubscribeFilter { qos, ..filter };
+        filters.push(&filter).unwrap();
+        if !name.starts_with("secret") {
+            left.push(&filter).unwrap();
+        }
+    }
+    let list = properties(&[Property::Number(PropertyId::SubscriptionIdentifier, 300)]);
+    let mut rig = Rig::open(Version::V5);
+    rig.client_sends(&Packet::Subscribe(Subscribe::new(
+        id(5),
+        list.view(),
+        &filters,
+    )));
+    let rest = bytes(
+        Version::V5,
+        &Packet::Subscribe(Subscribe::new(id(5), list.view(), &left)),
+    );
+    rig.expect(&[], &rest, "options and identifier");
+    let words = properties(&[Property::Text(PropertyId::ReasonString, "as you wish")]);
+    let answer = |codes| {
+        bytes(
+            Version::V5,
+            &Packet::Suback(Suback {
+                packet_id: id(5),
+                properties: words.view(),
+                codes,
+            }),
+        )
+    };
+    rig.broker(&answer(&[1, 0x97]));
+    rig.expect(&answer(&[1, 0x87, 0x97]), &[], "reason string and codes");
+}
+
+#[test]
+fn qos_is_lowered_in_what_goes_upstream() {
+    for version in VERSIONS {
+        let mut rig = Rig::open(version);
+        let asked = [
+            ("low1/a", QoS::ExactlyOnce),
+            ("open/a", QoS::ExactlyOnce),
+            ("low0/a", QoS::AtLeastOnce),
+        ];
+        let lowered = [
+            ("low1/a", QoS::AtLeastOnce),
+            ("open/a", QoS::ExactlyOnce),
+            ("low0/a", QoS::AtMostOnce),
+        ];
+        rig.client(&subscribe(version, 5, &asked));
+        rig.expect(&[], &subscribe(version, 5, &lowered), "lowered");
+        let answer = suback(version, 5, &[1, 2, 0]);
+        rig.broker(&answer);
+        rig.expect(&answer, &[], "the broker's answer is the answer");
+    }
+}
+
+#[test]
+fn s5_a_filter_that_could_deliver_what_is_denied_is_refused() {
+    let rules = r##"rules:
+  - {name: c, actions: [connect], decision: allow}
+  - {name: no, priority: 5, actions: [subscribe], topics: ["internal/#"], decision: deny}
+  - {name: all, actions: [subscribe], topics: ["#"], decision: allow}"##;
+    let document = document("", rules);
+    for version in [Version::V311, Version::V5] {
+        let code = if version == Version::V5 { 0x87 } else { 0x80 };
+        for filter in [
+            "#",
+            "+/secret",
+            "internal/+",
+            "internal",
+            "$share/g/internal/x",
+            "$share/g/#",
+        ] {
+            let mut rig = Rig::open_with(version, &document, &connect(version, "dev"));
+            rig.client(&subscribe(version, 5, &[(filter, QoS::AtMostOnce)]));
+            rig.expect(&suback(version, 5, &[code]), &[], filter);
+        }
+        for filter in ["public/+", "+/+/+/+", "$share/g/public/x"] {
+            let mut rig = Rig::open_with(version, &document, &connect(version, "dev"));
+            let sent = subscribe(version, 5, &[(filter, QoS::AtMostOnce)]);
+            rig.client(&sent);
+            if filter == "+/+/+/+" {
+                rig.expect(&suback(version, 5, &[code]), &[], "it overlaps");
+            } else {
+                rig.expect(&[], &sent, filter);
+            }
+        }
+        // The second net: what is delivered all the same does not arrive.
+        let mut rig = Rig::open_with(version, &document, &connect(version, "dev"));
+        let secret = publish("internal/x", QoS::AtMostOnce, 0, b"x");
+        rig.broker_sends(&Packet::Publish(secret));
+        rig.expect(&[], &[], "delivery of a denied topic");
+    }
+}
+
+#[test]
+fn s6_only_the_filter_part_of_a_shared_subscription_is_judged() {
+    let mut rig = Rig::open(Version::V5);
+    let good = subscribe(Version::V5, 5, &[("$share/secret/open/a", QoS::AtMostOnce)]);
+    rig.client(&good);
+    rig.expect(&[], &good, "the group is only a name");
+    rig.client(&subscribe(
+        Version::V5,
+        6,
+        &[("$share/open/secret/a", QoS::AtMostOnce)],
+    ));
+    rig.expect(&suback(Version::V5, 6, &[0x87]), &[], "the filter is not");
+}
+
+#[test]
+fn unsubscribe_always_passes() {
+    for version in VERSIONS {
+        let mut rig = Rig::open(version);
+        let mut filters = UnsubscribeFilters::new();
+        filters.push("secret/#").unwrap();
+        let sent = bytes(
+            version,
+            &Packet::Unsubscribe(Unsubscribe::new(id(5), Properties::EMPTY, &filters)),
+        );
+        rig.client(&sent);
+        rig.expect(&[], &sent, "UNSUBSCRIBE");
+    }
+}
+
+#[test]
+fn a_suback_with_too_few_codes_is_not_guessed_at() {
+    let mut rig = Rig::open(Version::V311);
+    rig.client(&subscribe(Version::V311, 5, &FILTERS));
+    rig.clear();
+    rig.broker(&suback(Version::V311, 5, &[1]));
+    let expected = Cause::UpstreamViolation(Violation::AckCountMismatch);
+    assert_eq!(rig.ended(), Some(expected));
+    rig.expect(&[], &[], "nothing is passed on");
+}
+
+#[test]
+fn subscribes_under_way_are_bounded() {
+    let mut rig = Rig::open(Version::V5);
+    for number in 1..=64 {
+        rig.client(&subscribe(Version::V5, number, &FILTERS));
+    }
+    assert_eq!(rig.ended(), None);
+    // Those of which nothing is refused need no memory.
+    rig.client(&subscribe(Version::V5, 100, &FILTERS[..1]));
+    assert_eq!(rig.ended(), None);
+    rig.clear();
+    rig.client(&subscribe(Version::V5, 65, &FILTERS));
+    rig.expect(&[0xe0, 1, 0x97], &[], "one too many");
+    assert_eq!(rig.ended(), Some(Cause::Overload));
+}
+
+#[test]
+fn a_subscription_no_longer_permitted_stops_delivering() {
+    for version in VERSIONS {
+        let mut rig = Rig::open(version);
+        let message = publish("open/a", QoS::AtMostOnce, 0, b"x");
+        let message = bytes(version, &Packet::Publish(message));
+        rig.broker(&message);
+        rig.expect(&message, &[], "permitted");
+        rig.applies(&document("", &RULES.replace("\"open/#\", ", "")));
+        rig.broker(&message);
+        rig.expect(&[], &[], "taken away");
+        assert_eq!(rig.ended(), None);
+    }
+}
