@@ -22,5 +22,7 @@ pub mod node;
 pub mod ring;
 /// What we do with one client.
 pub mod session;
+/// One core's event loop.
+pub mod shard;
 /// Which endpoint, how often, how long: the broker's side.
 pub mod upstream;

@@ -118,6 +118,44 @@ counters! {
     EndedDrained => "sluice_sessions_ended_total" { "cause": "drained" };
     /// Sessions ended; the cause of that name.
     EndedOverload => "sluice_sessions_ended_total" { "cause": "overload" };
+    /// Connections closed at once: the shard drains.
+    RefusedDraining => "sluice_connections_refused_total" { "reason": "draining" };
+    /// Connections closed at once: turns take too long.
+    RefusedLag => "sluice_connections_refused_total" { "reason": "loop_lag" };
+    /// Connections closed at once: every slot of the shard is taken.
+    RefusedShard => "sluice_connections_refused_total" { "reason": "shard_full" };
+    /// Connections closed at once: the budget for backlogs is exhausted.
+    RefusedMemory => "sluice_connections_refused_total" { "reason": "memory" };
+    /// Connections closed at once: the current policy has no such listener.
+    RefusedListenerGone => "sluice_connections_refused_total" { "reason": "listener_gone" };
+    /// Connections closed at once: the limit of the node.
+    RefusedNode => "sluice_connections_refused_total" { "reason": "node_full" };
+    /// Connections closed at once: the limit of the listener.
+    RefusedListener => "sluice_connections_refused_total" { "reason": "listener_full" };
+    /// Connections closed at once: the limit of the address.
+    RefusedAddress => "sluice_connections_refused_total" { "reason": "address_full" };
+    /// Connections closed at once: there is no policy yet.
+    RefusedNoPolicy => "sluice_connections_refused_total" { "reason": "no_policy" };
+    /// Accepting failed: no descriptor, no memory, no slot.
+    AcceptFailed => "sluice_accept_failed_total" {};
+    /// Connections to upstreams begun.
+    DialAttempts => "sluice_dial_total" { "result": "begun" };
+    /// Connections to upstreams that failed or took too long.
+    DialFailed => "sluice_dial_total" { "result": "failed" };
+    /// Connections to upstreams not begun: no socket left on the shard.
+    DialNoSocket => "sluice_dial_total" { "result": "no_socket" };
+    /// Sessions sent to another endpoint than the one their client id belongs to.
+    DialFailover => "sluice_dial_failover_total" {};
+    /// Passwords not verified: too many at once, or the mailbox was full.
+    AuthenticateRefused => "sluice_authenticate_refused_total" {};
+    /// Answers about passwords that came after the session had ended.
+    AuthenticateLate => "sluice_authenticate_late_total" {};
+    /// Sends that a socket took only in part: a backlog began.
+    SendShort => "sluice_backlogs_total" { "event": "begun" };
+    /// Connections ended because the budget for backlogs was exceeded.
+    BacklogShed => "sluice_backlogs_total" { "event": "shed" };
+    /// Connections closed although they had not taken all they were owed.
+    CloseUnflushed => "sluice_backlogs_total" { "event": "cut_off" };
 }
 
 /// One shard's counters. Written by that shard only, so an addition is a load and a store.

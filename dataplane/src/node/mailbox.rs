@@ -9,7 +9,7 @@
 //! - **A message sent is a message seen.** The wake comes after the message is in the queue; a reader that sets its waker
 //!   late ([`Inbox::set_waker`]) must look into the queue once after that.
 
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, TrySendError, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, OnceLock};
 
 use crate::ring::Wake;
@@ -88,10 +88,7 @@ impl<T> Inbox<T> {
 
     /// The next message, if there is one.
     pub fn take(&self) -> Option<T> {
-        match self.receiver.try_recv() {
-            Ok(message) => Some(message),
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => None,
-        }
+        self.receiver.try_recv().ok()
     }
 }
 
@@ -147,7 +144,7 @@ mod tests {
         let waker = Arc::new(CountingWaker::default());
         inbox.set_waker(Arc::clone(&waker) as Arc<dyn Wake>);
         assert_eq!(inbox.take(), Some(1));
-        assert_eq!(post.clone().send(2), Ok(()));
+        assert_eq!(post.send(2), Ok(()));
         post.wake();
         assert_eq!(waker.0.load(Ordering::Relaxed), 2);
         assert_eq!(inbox.take(), Some(2));

@@ -1,0 +1,168 @@
+//! How a close is carried out: send what is owed, shutdown(write), discard until FIN or two seconds, close.
+//!
+//! Owns the end of connections and the return of everything a session had. Closing a socket with unread bytes would
+//! reset the connection, and a reset may destroy bytes on their way to the peer: its last message, or our reason.
+
+use std::time::Duration;
+
+use sluice_policy::Snapshot;
+
+use crate::clock::Time;
+use crate::metrics::Counter;
+use crate::ring::Ring;
+use crate::session::Side;
+
+use super::leg::{Chain, Closing, Leg, Reading};
+use super::slots::Waiting;
+use super::{Core, Turn};
+
+/// How long a peer may take to send its FIN.
+const LINGER: Duration = Duration::from_secs(2);
+/// For sessions whose listener is gone.
+const FLUSH_DEFAULT: Duration = Duration::from_secs(10);
+
+impl<R: Ring> Core<R> {
+    /// The session said close: it is dropped, its connections are flushed and closed.
+    pub(super) fn begin_close(&mut self, turn: Turn<'_>, slot: u32) {
+        let Some(open) = self.slots.get_mut(slot) else {
+            return;
+        };
+        open.session = None;
+        let until = turn.now.after(flush_time(turn.snapshot, open.listener));
+        self.stop_waiting(slot);
+        for side in [Side::Downstream, Side::Upstream] {
+            let Some(open) = self.slots.get_mut(slot) else {
+                return;
+            };
+            let leg = open.leg(side);
+            if leg.socket.is_none() {
+                continue;
+            }
+            leg.closing = Closing::Flushing;
+            leg.until = until;
+            self.outbox.mark(slot, side);
+        }
+        self.free_if_closed(slot);
+    }
+
+    /// Nobody waits for a dial or a password any more.
+    pub(super) fn stop_waiting(&mut self, slot: u32) {
+        let Some(open) = self.slots.get_mut(slot) else {
+            return;
+        };
+        match open.waiting.take().map(|waiting| *waiting) {
+            None => {}
+            Some(Waiting::Password(_)) => {
+                self.authenticating = self.authenticating.saturating_sub(1)
+            }
+            Some(Waiting::Dial(mut dial)) => {
+                dial.abandon(&self.table);
+                if let Some(socket) = open.up.socket.take() {
+                    open.up.reading = Reading::Unconnected;
+                    self.ring.close(socket);
+                }
+            }
+        }
+    }
+
+    /// Everything owed was handed over: FIN, and wait for the peer's.
+    pub(super) fn finish_sending(&mut self, now: Time, slot: u32, side: Side) {
+        let Some(open) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let leg = open.leg(side);
+        let Some(socket) = leg.socket else {
+            return;
+        };
+        self.ring.shutdown_write(socket);
+        leg.closing = Closing::Lingering;
+        // A peer that has sent its FIN already is waited for one tick: until the ring has told what was not taken.
+        leg.until = match leg.reading {
+            Reading::Ended => now,
+            Reading::Unconnected | Reading::Idle | Reading::Receiving | Reading::Pausing => {
+                now.after(LINGER)
+            }
+        };
+        self.schedule(now, slot);
+    }
+
+    /// The last send was short after all: the connection is flushed again, FIN follows by itself.
+    pub(super) fn resume_flushing(&mut self, turn: Turn<'_>, slot: u32, side: Side) {
+        let Some(open) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let until = turn.now.after(flush_time(turn.snapshot, open.listener));
+        let leg = open.leg(side);
+        if leg.closing == Closing::Lingering {
+            leg.closing = Closing::Flushing;
+            leg.until = until;
+        }
+    }
+
+    /// Closes the connections of a closing session whose time is up.
+    pub(super) fn close_overdue(&mut self, now: Time, slot: u32) {
+        for side in [Side::Downstream, Side::Upstream] {
+            let Some(open) = self.slots.get_mut(slot) else {
+                return;
+            };
+            let leg = open.leg(side);
+            if leg.closing != Closing::Not && leg.until <= now {
+                if leg.closing == Closing::Flushing {
+                    self.counters.add(Counter::CloseUnflushed, 1);
+                }
+                self.drop_leg(slot, side);
+            }
+        }
+        self.free_if_closed(slot);
+    }
+
+    /// Closes a connection at once, with whatever it is still owed.
+    pub(super) fn drop_leg(&mut self, slot: u32, side: Side) {
+        let Some(open) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let leg = open.leg(side);
+        let Some(socket) = leg.socket.take() else {
+            return;
+        };
+        self.ring.close(socket);
+        self.budget.removed(leg.backlog_bytes());
+        leg.backlog = None;
+        leg.pieces = Chain::EMPTY;
+        leg.reading = Reading::Ended;
+        leg.closing = Closing::Not;
+        leg.until = Time(u64::MAX);
+        if side == Side::Upstream
+            && let Some(cell) = open.cell.take()
+        {
+            self.connected = self.connected.saturating_sub(1);
+            if let Some(endpoint) = self.table.endpoint(cell) {
+                endpoint.disconnected();
+            }
+        }
+    }
+
+    /// Gives the slot back when the session is over and both connections are closed.
+    pub(super) fn free_if_closed(&mut self, slot: u32) {
+        let Some(open) = self.slots.get(slot) else {
+            return;
+        };
+        let is_closed = |leg: &Leg| leg.socket.is_none();
+        if open.session.is_some() || !is_closed(&open.down) || !is_closed(&open.up) {
+            return;
+        }
+        self.wheel.clear(slot);
+        if let Some(mut open) = self.slots.remove(slot)
+            && let Some(permit) = open.permit.take()
+        {
+            self.table.release(permit);
+        }
+    }
+}
+
+/// How long a connection may take to accept its last bytes.
+fn flush_time(snapshot: &Snapshot, listener: sluice_policy::ListenerId) -> Duration {
+    snapshot
+        .listener(listener)
+        .map_or(FLUSH_DEFAULT, |row| row.limits.write_stall_timeout)
+}

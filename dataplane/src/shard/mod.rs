@@ -1,0 +1,325 @@
+//! One core's event loop: the owner of every session, connection and timer of its thread.
+//!
+//! A shard shares nothing with other shards but the node's table and the policy pointer, is told things by one mailbox,
+//! and runs on any [`Ring`]: the same code serves the kernel and the simulation. Nothing in here may block, and nothing
+//! in here knows MQTT.
+//!
+//! # A turn
+//!
+//! ```text
+//!  ring.turn           submits the last turn's sends, waits, gives events
+//!  now, policy         each looked at once
+//!  short sends         become backlogs, before anything is added to them
+//!  mail                from the control thread
+//!  events              one handle_* of a session each; its outputs are carried out at once: bytes become pieces
+//!  timers, sweep,      sessions whose time has come; idle sessions under a new policy; the next few of a drain
+//!  drain
+//!  flush               one send for each socket that is owed something
+//! ```
+//!
+//! # Invariants
+//!
+//! - **A leg has pieces or a backlog, never both.** While a backlog exists every new byte is appended to it, so bytes leave
+//!   in the order in which the session wrote them.
+//! - **The policy is acknowledged after the sweep**: when every session of the shard was judged by it.
+//! - **A slot is free exactly when both its connections are closed**; its place in the node's counts is given back then.
+//!
+//! | file | noun |
+//! |---|---|
+//! | `accept.rs` | new connections, and why they are refused |
+//! | `dispatch.rs` | event to session, outputs to operations, the flush |
+//! | `pressure.rs`, `backlog.rs` | what sockets do not take: backlogs, holding back, budgets, stalls |
+//! | `connect.rs` | the way to the upstream; parked passwords |
+//! | `close.rs` | send, shutdown, discard, close |
+//! | `deadlines.rs`, `timers.rs` | when a session is looked at again |
+//! | `mail.rs` | what control wants |
+//! | `sweep.rs`, `drain.rs` | idle sessions under a new policy; the end |
+//! | `slots.rs`, `leg.rs`, `outbox.rs` | where things are kept |
+//! | `lag.rs`, `random.rs` | how long turns take; a seeded generator |
+
+mod accept;
+mod backlog;
+mod close;
+mod connect;
+mod deadlines;
+mod dispatch;
+mod drain;
+mod lag;
+mod leg;
+mod mail;
+mod outbox;
+mod pressure;
+mod random;
+mod slots;
+mod sweep;
+mod timers;
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+use sluice_policy::{ListenerId, PolicyCache, PolicyHandle, Snapshot};
+
+use crate::clock::Time;
+use crate::metrics::Counters;
+use crate::node::{Directory, Inbox, Post, ShardId, Table, ToControl, ToShard};
+use crate::ring::{Event, Piece, Ring};
+use crate::session::{Outputs, Side};
+
+use drain::Drain;
+use lag::Lag;
+use mail::Outgoing;
+use outbox::Outbox;
+use pressure::Budget;
+use random::Random;
+use slots::Slots;
+use sweep::Sweep;
+use timers::Wheel;
+
+/// Bounds of a shard. All of them are reached in tests.
+#[derive(Clone, Debug)]
+pub struct ShardLimits {
+    /// Sessions at once (closing ones included).
+    pub sessions_max: u32,
+    /// Bytes in backlogs of all sessions; above three quarters of it every sender is held back early, above it the
+    /// largest sessions are ended.
+    pub backlog_bytes_max: u64,
+    /// New connections are refused while turns take longer than this.
+    pub loop_lag_max: Duration,
+    /// Passwords being verified at once; one more is told to come back.
+    pub authenticating_max: u32,
+    /// How long a password may take.
+    pub authenticate_timeout: Duration,
+}
+
+impl Default for ShardLimits {
+    fn default() -> Self {
+        Self {
+            sessions_max: 100_000,
+            backlog_bytes_max: 256 << 20,
+            loop_lag_max: Duration::from_millis(250),
+            authenticating_max: 512,
+            authenticate_timeout: Duration::from_secs(20),
+        }
+    }
+}
+
+/// What a shard is made of besides its ring.
+pub struct ShardParts {
+    /// Its number.
+    pub shard: ShardId,
+    /// What control tells it.
+    pub inbox: Inbox<ToShard>,
+    /// What it tells control.
+    pub control: Post<ToControl>,
+    /// The policy pointer.
+    pub policy: PolicyHandle,
+    /// The node's counts.
+    pub table: Arc<Table>,
+    /// Its own counters.
+    pub counters: Arc<Counters>,
+    /// Its bounds.
+    pub limits: ShardLimits,
+    /// Seed of its generator.
+    pub seed: u64,
+}
+
+/// See the module documentation.
+pub struct Shard<R: Ring> {
+    policy: PolicyCache,
+    events: Vec<Event>,
+    core: Core<R>,
+}
+
+/// Everything but the policy pointer, so that a turn can borrow the snapshot while it changes the rest.
+struct Core<R: Ring> {
+    shard: ShardId,
+    ring: R,
+    limits: ShardLimits,
+    table: Arc<Table>,
+    directory: Arc<Directory>,
+    counters: Arc<Counters>,
+    random: Random,
+    slots: Slots,
+    /// By socket index: whose it is. Verified against the leg, so stale entries are harmless.
+    owners: Vec<Owner>,
+    wheel: Wheel,
+    /// Reused between turns.
+    due: Vec<u32>,
+    outputs: Outputs,
+    outbox: Outbox,
+    pieces: Vec<Piece>,
+    budget: Budget,
+    /// Added latency in microseconds.
+    latency: Histogram<u64>,
+    inbox: Inbox<ToShard>,
+    outgoing: Outgoing,
+    sweep: Sweep,
+    drain: Option<Drain>,
+    authenticating: u32,
+    connected: u32,
+    /// Counts dials; round robin goes by it.
+    dials: u64,
+    latency_budget_micros: u32,
+    lag: Lag,
+    /// Where this shard accepts.
+    listening: Vec<ListenerId>,
+}
+
+/// Whose socket this is.
+#[derive(Clone, Copy)]
+struct Owner {
+    slot: u32,
+    side: Side,
+}
+
+/// What is looked at once per turn.
+#[derive(Clone, Copy)]
+struct Turn<'a> {
+    now: Time,
+    snapshot: &'a Snapshot,
+}
+
+impl<R: Ring> Shard<R> {
+    /// A shard on this ring; made on the thread that runs it.
+    pub fn new(ring: R, parts: ShardParts) -> io::Result<Self> {
+        // A message queued before this line is found in the first turn, which looks into the mailbox in any case.
+        parts.inbox.set_waker(ring.waker());
+        let now = ring.now();
+        Ok(Self {
+            policy: parts.policy.cache(),
+            events: Vec::new(),
+            core: Core {
+                shard: parts.shard,
+                slots: Slots::new(parts.limits.sessions_max),
+                budget: Budget::new(parts.limits.backlog_bytes_max),
+                limits: parts.limits,
+                ring,
+                table: parts.table,
+                directory: Arc::default(),
+                counters: parts.counters,
+                random: Random::new(parts.seed),
+                owners: Vec::new(),
+                wheel: Wheel::new(now),
+                due: Vec::new(),
+                outputs: Outputs::default(),
+                outbox: Outbox::default(),
+                pieces: Vec::new(),
+                latency: latency_histogram()?,
+                inbox: parts.inbox,
+                outgoing: Outgoing::new(parts.control),
+                sweep: Sweep::default(),
+                drain: None,
+                authenticating: 0,
+                connected: 0,
+                dials: 0,
+                latency_budget_micros: 0,
+                lag: Lag::default(),
+                listening: Vec::new(),
+            },
+        })
+    }
+
+    /// Turns until the shard was drained and has said so, or its engine fails.
+    pub fn run(mut self) -> io::Result<()> {
+        while !self.is_finished() {
+            self.turn()?;
+        }
+        Ok(())
+    }
+
+    /// One turn; see the module documentation.
+    pub fn turn(&mut self) -> io::Result<()> {
+        let core = &mut self.core;
+        let until = core.until();
+        core.ring
+            .turn(until, core.latency_budget_micros, &mut self.events)?;
+        let now = core.ring.now();
+        match self.policy.load() {
+            Some(snapshot) => {
+                core.notice(snapshot);
+                core.serve(Turn { now, snapshot }, &mut self.events);
+            }
+            None => core.refuse_all(&mut self.events),
+        }
+        core.outgoing.deliver();
+        core.measure_lag(now);
+        Ok(())
+    }
+
+    /// True exactly when the shard was drained and control has been told.
+    pub fn is_finished(&self) -> bool {
+        self.core.drain.as_ref().is_some_and(Drain::is_over) && self.core.outgoing.is_empty()
+    }
+
+    /// Sessions open, closing ones included.
+    pub fn sessions(&self) -> u32 {
+        self.core.slots.open()
+    }
+
+    /// Bytes in backlogs.
+    pub fn backlog_bytes(&self) -> u64 {
+        self.core.budget.bytes()
+    }
+
+    /// The engine, for tests that play the network.
+    pub fn ring_mut(&mut self) -> &mut R {
+        &mut self.core.ring
+    }
+}
+
+impl<R: Ring> Core<R> {
+    /// When the next turn must end at the latest.
+    fn until(&self) -> Option<Time> {
+        if self.sweep.is_pending() || self.outgoing.has_read_too_much() {
+            return Some(self.ring.now());
+        }
+        let retry = self.outgoing.retry_at(self.ring.now());
+        let drain = self
+            .drain
+            .as_ref()
+            .and_then(|drain| drain.next(self.slots.open()));
+        [self.wheel.next(), retry, drain]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn serve(&mut self, turn: Turn<'_>, events: &mut Vec<Event>) {
+        let mut events_left = events.drain(..).peekable();
+        while let Some(event) = events_left
+            .next_if(|event| matches!(event, Event::SendShort { .. } | Event::SendFailed { .. }))
+        {
+            self.dispatch(turn, event);
+        }
+        self.read_mail(Some(turn));
+        for event in events_left {
+            self.dispatch(turn, event);
+        }
+        self.check_timers(turn);
+        self.sweep(turn);
+        self.drain(turn);
+        self.relieve(turn);
+        self.flush(turn);
+    }
+
+    /// Without a policy nobody is let in: there is nothing to judge them by.
+    fn refuse_all(&mut self, events: &mut Vec<Event>) {
+        self.read_mail(None);
+        for event in events.drain(..) {
+            self.refuse_event(&event);
+        }
+        self.drain_without_policy();
+    }
+
+    fn measure_lag(&mut self, began: Time) {
+        let now = self.ring.now();
+        self.lag.took(now, now.since(began));
+    }
+}
+
+/// From 1 us to 60 s at two digits: about 22 KiB.
+fn latency_histogram() -> io::Result<Histogram<u64>> {
+    Histogram::new_with_bounds(1, 60_000_000, 2).map_err(io::Error::other)
+}
