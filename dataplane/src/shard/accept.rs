@@ -10,7 +10,7 @@ use crate::clock::Time;
 use crate::metrics::Counter;
 use crate::node::{Address, Permit, Refused};
 use crate::ring::{Event, ListenSlot, Ring, SocketId};
-use crate::session::{Context, Session, Side};
+use crate::session::{Session, Side};
 
 use super::leg::Leg;
 use super::slots::Open;
@@ -71,17 +71,11 @@ impl<R: Ring> Core<R> {
         peer: IpAddr,
         permit: Permit,
     ) {
-        let random = &mut self.random;
-        let mut context = Context {
-            now: turn.now,
-            snapshot: turn.snapshot,
-            out: &mut self.outputs,
-            counters: &self.counters,
-            random: &mut || random.next(),
-            decisions: None,
-        };
+        let session = self
+            .lent
+            .with(turn, |context| Session::accepted(context, listener, peer));
         let open = Open {
-            session: Some(Session::accepted(&mut context, listener, peer)),
+            session: Some(session),
             down: Leg::connected(socket),
             up: Leg::none(),
             waiting: None,

@@ -93,7 +93,7 @@ impl<R: Ring> Core<R> {
             endpoints: self.directory.endpoints(dial.upstream()),
             table: &self.table,
             turn: self.dials,
-            random: self.random.next(),
+            random: self.lent.random.next(),
         };
         let (target, failover) = match dial.next(around) {
             Step::Connect { target, failover } => (target, failover),
@@ -160,7 +160,7 @@ impl<R: Ring> Core<R> {
             endpoints: self.directory.endpoints(dial.upstream()),
             table: &self.table,
             turn: self.dials,
-            random: self.random.next(),
+            random: self.lent.random.next(),
         };
         if dial.failed(around) != Step::GiveUp {
             self.schedule(turn.now, slot);

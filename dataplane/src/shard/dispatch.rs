@@ -83,16 +83,10 @@ impl<R: Ring> Core<R> {
         else {
             return; // closing: discarded until FIN
         };
-        let random = &mut self.random;
-        let mut context = Context {
-            now: turn.now,
-            snapshot: turn.snapshot,
-            out: &mut self.outputs,
-            counters: &self.counters,
-            random: &mut || random.next(),
-            decisions: None,
-        };
-        session.handle_bytes(&mut context, side, self.ring.lease(lease));
+        let bytes = self.ring.lease(lease);
+        self.lent.with(turn, |context| {
+            session.handle_bytes(context, side, bytes);
+        });
         self.settle(turn, slot, Some(lease));
     }
 
@@ -121,16 +115,7 @@ impl<R: Ring> Core<R> {
         else {
             return false;
         };
-        let random = &mut self.random;
-        let mut context = Context {
-            now: turn.now,
-            snapshot: turn.snapshot,
-            out: &mut self.outputs,
-            counters: &self.counters,
-            random: &mut || random.next(),
-            decisions: None,
-        };
-        call(session, &mut context);
+        self.lent.with(turn, |context| call(session, context));
         true
     }
 
@@ -154,7 +139,7 @@ impl<R: Ring> Core<R> {
     }
 
     fn carry_out(&mut self, turn: Turn<'_>, slot: u32, lease: Option<Lease>) -> Option<Follow> {
-        let mut outputs = std::mem::take(&mut self.outputs);
+        let mut outputs = std::mem::take(&mut self.lent.outputs);
         let mut follow = None;
         for output in outputs.list.drain(..) {
             match output {
@@ -181,7 +166,7 @@ impl<R: Ring> Core<R> {
             }
         }
         outputs.bytes.clear();
-        self.outputs = outputs;
+        self.lent.outputs = outputs;
         follow
     }
 

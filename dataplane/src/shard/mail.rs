@@ -133,6 +133,19 @@ impl<R: Ring> Core<R> {
         }
     }
 
+    /// At most one batch for each turn; what finds no room is counted as left off.
+    pub(super) fn post_decisions(&mut self) {
+        let Some(batch) = self.lent.take_decisions() else {
+            return;
+        };
+        let (shard, batch) = (self.shard, Box::new(batch));
+        if let Err(undelivered) = self.outgoing.ask(ToControl::Decisions { shard, batch })
+            && let ToControl::Decisions { batch, .. } = undelivered.into_inner()
+        {
+            self.lent.decisions_undelivered(&batch);
+        }
+    }
+
     fn listen(&mut self, listener: ListenerId, socket: OwnedFd) {
         match self.ring.listen(ListenSlot(listener.0), socket) {
             Ok(()) => self.listening.push(listener),

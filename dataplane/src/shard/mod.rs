@@ -35,7 +35,7 @@
 //! | `mail.rs` | what control wants |
 //! | `sweep.rs`, `drain.rs` | idle sessions under a new policy; the end |
 //! | `slots.rs`, `leg.rs`, `outbox.rs` | where things are kept |
-//! | `lag.rs`, `random.rs` | how long turns take; a seeded generator |
+//! | `lent.rs`, `lag.rs`, `random.rs` | what sessions are lent; how long turns take; a seeded generator |
 
 mod accept;
 mod backlog;
@@ -46,6 +46,7 @@ mod dispatch;
 mod drain;
 mod lag;
 mod leg;
+mod lent;
 mod mail;
 mod outbox;
 mod pressure;
@@ -63,12 +64,13 @@ use sluice_policy::{ListenerId, PolicyCache, PolicyHandle, Snapshot};
 
 use crate::clock::Time;
 use crate::metrics::Counters;
-use crate::node::{Directory, Inbox, Post, ShardId, Table, ToControl, ToShard};
+use crate::node::{DecisionSampler, Directory, Inbox, Post, ShardId, Table, ToControl, ToShard};
 use crate::ring::{Event, Piece, Ring};
-use crate::session::{Outputs, Side};
+use crate::session::Side;
 
 use drain::Drain;
 use lag::Lag;
+use lent::Lent;
 use mail::Outgoing;
 use outbox::Outbox;
 use pressure::Budget;
@@ -121,6 +123,8 @@ pub struct ShardParts {
     pub counters: Arc<Counters>,
     /// Its bounds.
     pub limits: ShardLimits,
+    /// Which decisions are logged; `None` for none.
+    pub decisions: Option<DecisionSampler>,
     /// Seed of its generator.
     pub seed: u64,
 }
@@ -140,14 +144,13 @@ struct Core<R: Ring> {
     table: Arc<Table>,
     directory: Arc<Directory>,
     counters: Arc<Counters>,
-    random: Random,
     slots: Slots,
     /// By socket index: whose it is. Verified against the leg, so stale entries are harmless.
     owners: Vec<Owner>,
     wheel: Wheel,
     /// Reused between turns.
     due: Vec<u32>,
-    outputs: Outputs,
+    lent: Lent,
     outbox: Outbox,
     pieces: Vec<Piece>,
     budget: Budget,
@@ -198,12 +201,15 @@ impl<R: Ring> Shard<R> {
                 ring,
                 table: parts.table,
                 directory: Arc::default(),
+                lent: Lent::new(
+                    Arc::clone(&parts.counters),
+                    Random::new(parts.seed),
+                    parts.decisions,
+                ),
                 counters: parts.counters,
-                random: Random::new(parts.seed),
                 owners: Vec::new(),
                 wheel: Wheel::new(now),
                 due: Vec::new(),
-                outputs: Outputs::default(),
                 outbox: Outbox::default(),
                 pieces: Vec::new(),
                 latency: latency_histogram()?,
@@ -243,6 +249,7 @@ impl<R: Ring> Shard<R> {
             }
             None => core.refuse_all(&mut self.events),
         }
+        core.post_decisions();
         core.outgoing.deliver();
         core.measure_lag(now);
         Ok(())

@@ -1,0 +1,70 @@
+//! What a session is lent during a call: outputs to write to, counters, a generator, the decision log.
+//!
+//! Kept apart from the rest of the shard so that a session, its slot and the ring can be borrowed beside it.
+
+use std::sync::Arc;
+
+use crate::metrics::Counters;
+use crate::node::{DecisionBatch, DecisionSampler};
+use crate::session::{Context, DecisionRecord, Outputs};
+
+use super::Turn;
+use super::random::Random;
+
+pub(super) struct Lent {
+    pub(super) outputs: Outputs,
+    pub(super) random: Random,
+    counters: Arc<Counters>,
+    decisions: Option<DecisionSampler>,
+}
+
+impl Lent {
+    pub(super) fn new(
+        counters: Arc<Counters>,
+        random: Random,
+        decisions: Option<DecisionSampler>,
+    ) -> Self {
+        Self {
+            outputs: Outputs::default(),
+            random,
+            counters,
+            decisions,
+        }
+    }
+
+    /// Makes one call with everything at hand.
+    #[inline]
+    pub(super) fn with<T>(
+        &mut self,
+        turn: Turn<'_>,
+        call: impl FnOnce(&mut Context<'_>) -> T,
+    ) -> T {
+        let random = &mut self.random;
+        let mut note = self
+            .decisions
+            .as_mut()
+            .map(|sampler| move |record: &DecisionRecord<'_>| sampler.note(turn.snapshot, record));
+        call(&mut Context {
+            now: turn.now,
+            snapshot: turn.snapshot,
+            out: &mut self.outputs,
+            counters: &self.counters,
+            random: &mut || random.next(),
+            decisions: note
+                .as_mut()
+                .map(|note| note as &mut dyn FnMut(&DecisionRecord<'_>)),
+        })
+    }
+
+    /// The decisions of the turn that are to be logged.
+    pub(super) fn take_decisions(&mut self) -> Option<DecisionBatch> {
+        self.decisions.as_mut()?.take()
+    }
+
+    /// The mailbox was full.
+    pub(super) fn decisions_undelivered(&mut self, batch: &DecisionBatch) {
+        if let Some(sampler) = self.decisions.as_mut() {
+            sampler.undelivered(batch);
+        }
+    }
+}
