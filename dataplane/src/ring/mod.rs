@@ -22,6 +22,7 @@ mod buffers;
 mod enter;
 mod epoll;
 mod lifecycle;
+pub mod simulated;
 mod socket;
 mod uring;
 mod wake;
@@ -164,7 +165,7 @@ pub trait Ring {
     fn send_owned(&mut self, socket: SocketId, buffer: Vec<u8>, from: usize);
     /// Sends FIN after what was sent before; see the invariants. Asking again has no effect.
     fn shutdown_write(&mut self, socket: SocketId);
-    /// Closes, after the sends of this turn; see the invariants.
+    /// Closes, after the sends of this turn, whose rest is lost if they fall short; see the invariants.
     fn close(&mut self, socket: SocketId);
 
     /// One turn: submits, waits until something happens or `until` has passed (`None`: no limit), and appends events.

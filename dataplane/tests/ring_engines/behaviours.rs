@@ -41,8 +41,7 @@ pub(crate) fn echo_keeps_every_byte_in_order<R: Ring>(make: impl FnOnce(&RingCon
         .collect();
     let mut echo = Echo::default();
     while echo.closed < clients.len() {
-        let events = driver.turn();
-        echo.handle(&mut driver.ring, events);
+        echo.turn(&mut driver);
     }
     driver.poll();
     for (sent, write, read) in clients {
@@ -73,8 +72,7 @@ pub(crate) fn short_sends_lose_nothing_with_a_slow_reader<R: Ring>(
     let mut echo = Echo::default();
     let mut told = false;
     while echo.closed == 0 {
-        let events = driver.turn();
-        echo.handle(&mut driver.ring, events);
+        echo.turn(&mut driver);
         if !told && echo.shorts > 0 && echo.pauses > 0 {
             told = true;
             held_back.send(()).unwrap();

@@ -181,17 +181,20 @@ pub(crate) struct Echo {
 #[derive(Default)]
 struct EchoSocket {
     backlog: Vec<u8>,
+    /// A send of this turn may still fall short; closing would lose the rest.
+    sent_this_turn: bool,
     sending: bool,
     pausing: bool,
     paused: bool,
     ended: bool,
+    done: bool,
 }
 
 impl Echo {
     const BACKLOG_HIGH: usize = 64 * 1024;
 
     /// Handles the events of one turn as a shard would: notes first, then one send for each socket.
-    pub(crate) fn handle<R: Ring>(&mut self, ring: &mut R, events: Vec<Event>) {
+    fn handle<R: Ring>(&mut self, ring: &mut R, events: Vec<Event>) {
         let mut leases: Vec<(SocketId, Vec<Piece>)> = Vec::new();
         for event in events {
             match event {
@@ -239,6 +242,7 @@ impl Echo {
         }
         for (socket, pieces) in leases {
             ring.send(socket, &pieces);
+            self.socket(socket).sent_this_turn = true;
         }
         self.drain(ring);
     }
@@ -262,14 +266,25 @@ impl Echo {
                 echo.paused = false;
                 ring.receive(*socket);
             }
-            if echo.ended && idle {
+            echo.done = echo.ended && idle && !std::mem::take(&mut echo.sent_this_turn);
+            if echo.done {
                 ring.shutdown_write(*socket);
                 ring.close(*socket);
                 self.closed += 1;
             }
         }
-        self.sockets
-            .retain(|(_, echo)| !(echo.ended && !echo.sending && echo.backlog.is_empty()));
+        self.sockets.retain(|(_, echo)| !echo.done);
+    }
+
+    /// The next turn: one that does not wait when a socket has only to learn that its last send was taken.
+    pub(crate) fn turn<R: Ring>(&mut self, driver: &mut Driver<R>) {
+        let closing = |echo: &EchoSocket| echo.ended && !echo.sending && echo.backlog.is_empty();
+        let events = if self.sockets.iter().any(|(_, echo)| closing(echo)) {
+            driver.poll()
+        } else {
+            driver.turn()
+        };
+        self.handle(&mut driver.ring, events);
     }
 
     fn socket(&mut self, socket: SocketId) -> &mut EchoSocket {
