@@ -41,6 +41,10 @@ impl Owned {
     pub(super) fn is_empty(&self) -> bool {
         self.flows.is_empty()
     }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.flows.allocation_size()
+    }
 }
 
 impl Session {

@@ -27,6 +27,10 @@ struct Entry {
 pub(super) struct Full;
 
 impl Aliases {
+    pub(super) fn heap_bytes(&self) -> usize {
+        size_of::<Self>() + self.entries.capacity() * size_of::<Option<Entry>>() + self.topic_bytes
+    }
+
     /// The sender maps `alias`, which is at most its maximum, to `topic`. The receiver has not heard of it yet.
     pub(super) fn set(&mut self, alias: NonZeroU16, topic: &str) -> Result<(), Full> {
         let index = usize::from(alias.get()) - 1;

@@ -26,6 +26,10 @@ impl KeptConnect {
     pub(super) fn is_empty(&self) -> bool {
         self.bytes.is_empty()
     }
+
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.bytes.capacity()
+    }
 }
 
 impl Drop for KeptConnect {
@@ -42,6 +46,11 @@ pub(super) struct WillRecord {
 }
 
 impl WillRecord {
+    pub(super) fn heap_bytes(&self) -> usize {
+        let response_topic = self.response_topic.as_ref().map_or(0, |topic| topic.len());
+        size_of::<Self>() + self.topic.len() + response_topic
+    }
+
     fn of(will: &Will<'_>) -> Self {
         Self {
             topic: will.topic.into(),
@@ -69,8 +78,8 @@ impl Session {
         Route::Absorb
     }
 
-    /// A CONNECT that cannot be read. Its sender is answered in the version it claims, as far as that can be told.
-    fn refuse_undecodable(
+    /// A first packet that cannot be read. Its sender is answered in the version it claims, as far as that can be told.
+    pub(super) fn refuse_undecodable(
         &mut self,
         context: &mut Context<'_>,
         bytes: &[u8],
@@ -426,18 +435,18 @@ fn balance_key(client_id: &str) -> u64 {
         })
 }
 
-/// The protocol level a CONNECT claims, found without trusting anything else in it.
+/// The protocol level a CONNECT claims, found without trusting anything else in it. `None` when this is no CONNECT, or
+/// not enough of one.
 fn claimed_level(bytes: &[u8]) -> Option<u8> {
-    let length_bytes = bytes
-        .iter()
-        .skip(1)
-        .take(4)
-        .position(|byte| byte & 0x80 == 0)?
-        + 1;
-    let body = bytes.get(1 + length_bytes..)?;
-    let (name_len, rest) = body.split_first_chunk::<2>()?;
-    rest.get(usize::from(u16::from_be_bytes(*name_len)))
-        .copied()
+    let (first, rest) = bytes.split_first()?;
+    let length_bytes = rest.iter().take(4).position(|byte| byte & 0x80 == 0)? + 1;
+    let (name, rest) = rest.get(length_bytes..)?.split_at_checked(6)?;
+    match (*first, name) {
+        (0x10, b"\0\x04MQTT") => rest.first().copied(),
+        // The longer name of 3.1.
+        (0x10, b"\0\x06MQIs") => rest.get(2).copied(),
+        _ => None,
+    }
 }
 
 /// A will, or a message, of no interest but for its topic.

@@ -80,6 +80,10 @@ impl Lane {
         }
     }
 
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.framer.heap_bytes()
+    }
+
     /// Gives back everything.
     pub(super) fn clear(&mut self) {
         *self = Self::client(0);
@@ -221,6 +225,9 @@ impl Session {
             }
             let step = match framer.next(input.rest(at)) {
                 Ok(step) => step,
+                Err(violation) if self.phase == Phase::Connecting => {
+                    return self.refuse_undecodable(context, input.rest(at), violation);
+                }
                 Err(violation) => return self.broken(context, from, violation),
             };
             match step {

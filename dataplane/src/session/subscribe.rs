@@ -39,6 +39,11 @@ impl Pending {
         self.list.is_empty()
     }
 
+    pub(super) fn heap_bytes(&self) -> usize {
+        let codes: usize = self.list.iter().map(|entry| entry.codes.len()).sum();
+        self.list.capacity() * size_of::<PendingSubscribe>() + codes
+    }
+
     /// False when there is no room.
     fn push(&mut self, packet_id: PacketId, codes: Vec<u8>) -> bool {
         let held: usize = self.list.iter().map(|entry| entry.codes.len()).sum();

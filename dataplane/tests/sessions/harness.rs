@@ -1,7 +1,10 @@
 //! The shard of one session, as a test sees it: every output is carried out at once, and what each side would have
 //! received lies in a buffer.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_dataplane::clock::Time;
@@ -61,9 +64,20 @@ users:
 /// Never verified here: the harness plays the hashing pool.
 const HASH: &str = "$2b$04$abcdefghijklmnopqrstuuQdFeAJMkTDdLVCuY7K0iwZ7rMkNwQZ2";
 
-pub(crate) fn snapshot(document: &str, generation: u64, previous: Option<&Snapshot>) -> Snapshot {
-    compile(document, "test.yaml", Generation(generation), previous)
-        .unwrap_or_else(|errors| panic!("{errors}"))
+fn snapshot(document: &str, generation: u64, previous: Option<&Snapshot>) -> Arc<Snapshot> {
+    let snapshot = compile(document, "test.yaml", Generation(generation), previous);
+    Arc::new(snapshot.unwrap_or_else(|errors| panic!("{errors}")))
+}
+
+/// The first generation of a document, compiled once for each test: the property tests ask thousands of times.
+fn first_snapshot(document: &str) -> Arc<Snapshot> {
+    thread_local! {
+        static COMPILED: RefCell<BTreeMap<String, Arc<Snapshot>>> = const { RefCell::new(BTreeMap::new()) };
+    }
+    COMPILED.with_borrow_mut(|compiled| {
+        let entry = compiled.entry(document.to_owned());
+        Arc::clone(entry.or_insert_with(|| snapshot(document, 1, None)))
+    })
 }
 
 /// What the session asked of the shard besides writing.
@@ -79,7 +93,7 @@ pub(crate) enum Event {
 /// One session and everything around it.
 pub(crate) struct Rig {
     pub(crate) session: Session,
-    pub(crate) snapshot: Snapshot,
+    pub(crate) snapshot: Arc<Snapshot>,
     pub(crate) now: Time,
     pub(crate) events: Vec<Event>,
     pub(crate) decisions: Vec<(String, bool)>,
@@ -93,7 +107,7 @@ pub(crate) struct Rig {
 
 impl Rig {
     pub(crate) fn new(document: &str) -> Self {
-        let snapshot = snapshot(document, 1, None);
+        let snapshot = first_snapshot(document);
         let counters = Counters::default();
         let mut out = Outputs::default();
         let listener = snapshot.listener_by_name("plain").unwrap().id;

@@ -245,6 +245,7 @@ fn an_unknown_protocol_level_is_answered() {
     };
     for (number, answer) in [
         (0, vec![0x20, 2, 0, 1]),
+        (0x84, vec![0x20, 2, 0, 1]),
         (2, vec![0x20, 2, 0, 1]),
         (6, vec![0x20, 3, 0, 0x84, 0]),
         (9, vec![0x20, 3, 0, 0x84, 0]),
@@ -667,6 +668,21 @@ fn m14_a_declared_length_above_the_limit_is_refused_before_it_comes() {
     let mut rig = Rig::new(&document("", RULES));
     rig.client(&[0x10, 0xff, 0xff, 0xff, 0x7f]);
     assert!(matches!(rig.ended(), Some(Cause::Violation(_))));
+    // As soon as the version can be seen, a client of version 5 is told.
+    let mut long = connect(Version::V5, "dev");
+    let password = vec![0; 65_535];
+    (long.username, long.password) = (Some("alice"), Some(&password[..]));
+    for (version, told) in [
+        (Version::V311, vec![]),
+        (Version::V5, vec![0x20, 3, 0, 0x95, 0]),
+    ] {
+        long.version = version;
+        let sent = bytes(version, &Packet::Connect(long.clone()));
+        let mut rig = Rig::new(&document("", RULES));
+        rig.client(&sent[..20]);
+        rig.expect(&told, &[], "CONNECT of 65 KiB");
+        assert!(matches!(rig.ended(), Some(Cause::Violation(_))));
+    }
     for (version, told) in [(Version::V311, vec![]), (Version::V5, vec![0xe0, 1, 0x95])] {
         let mut rig = Rig::open(version);
         rig.client(&[0x30, 0xff, 0xff, 0xff, 0x7f]);
@@ -741,4 +757,29 @@ fn m13_bytes_one_at_a_time_make_the_same_session() {
         rig.expect(&[], &disconnect(version, 0), "DISCONNECT");
         assert_eq!(rig.ended(), Some(Cause::ClientDisconnect));
     }
+}
+
+#[test]
+fn an_idle_session_holds_next_to_no_memory() {
+    let client_id = "a-client-id-of-twent";
+    let mut rig = Rig::open_with(
+        Version::V311,
+        &document("", RULES),
+        &connect(Version::V311, client_id),
+    );
+    assert_eq!(rig.session.heap_bytes(), client_id.len());
+    // Neither traffic nor what was absorbed leaves anything behind.
+    for byte in bytes(
+        Version::V311,
+        &Packet::Publish(publish("low1/a", QoS::ExactlyOnce, 9, b"payload")),
+    ) {
+        rig.client(&[byte]);
+    }
+    assert!(rig.session.heap_bytes() > client_id.len());
+    rig.broker(&[0x40, 2, 0, 9]);
+    rig.client(&[0x62, 2, 0, 9]);
+    rig.client(&[0xc0, 0]);
+    rig.broker(&[0xd0, 0]);
+    rig.client(&[]);
+    assert_eq!(rig.session.heap_bytes(), client_id.len());
 }
