@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test ci fmt clippy build sim fuzz deny clean
+.PHONY: help run test ci fmt clippy build bench load sim fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,13 @@ clippy: ## Lints, warnings denied
 
 build: ## Optimised binaries in target/release
 	$(CARGO) build --locked --release --bins
+
+bench: ## Criterion benches, short form; NAME=mqtt_decode runs one
+	$(CARGO) bench --locked -p sluice-bench $(if $(NAME),--bench $(NAME),--benches) -- --warm-up-time 0.5 --measurement-time 1 --sample-size 20
+
+load: ## Compare the data plane with bare forwarders, nginx and HAProxy (where installed), short form
+	$(CARGO) build --locked --release -p sluice-dataplane -p sluice-bench -p sluice-loadtest --bins
+	target/release/sluice-loadtest compare --rounds 3 --duration 2 --json target/load.json
 
 sim: ## Simulate the shard; SEED=n replays one seed
 	$(if $(SEED),SLUICE_SIM_SEED=$(SEED)) $(CARGO) test --locked -p sluice-dataplane --test simulation -- --nocapture

@@ -4,3 +4,6 @@
 
 /// Options, listening and dialling of the bare forwarders.
 pub mod forward;
+
+/// Packets, topics and policies.
+pub mod fixtures;

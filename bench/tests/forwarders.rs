@@ -70,6 +70,11 @@ fn epoll_moves_every_byte() {
 }
 
 #[test]
+fn monoio_moves_every_byte() {
+    check(env!("CARGO_BIN_EXE_forward_monoio"), &[]);
+}
+
+#[test]
 fn uring_moves_every_byte() {
     check(env!("CARGO_BIN_EXE_forward_uring"), &[]);
 }

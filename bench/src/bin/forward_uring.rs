@@ -88,7 +88,8 @@ impl Buffers {
         }?;
         let mut buffers = Self {
             entries,
-            memory: vec![0; usize::from(BUFFERS) * BUFFER_BYTES],
+            // Not zero, so that the pages are there from the start and are not mistaken for memory of connections.
+            memory: vec![0xaa; usize::from(BUFFERS) * BUFFER_BYTES],
             filled: vec![0; usize::from(BUFFERS)],
             tail: 0,
         };

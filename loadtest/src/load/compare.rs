@@ -26,7 +26,7 @@ use super::subject::{Spec, Subject, Surroundings};
 /// Options of a comparison.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// direct, sluice, nginx, haproxy, epoll, uring, each with +unix, +waitN (sluice, uring), +epoll (sluice);
+    /// direct, sluice, nginx, haproxy, epoll, uring, monoio, each with +unix, +waitN (sluice, uring), +epoll (sluice);
     /// or label=tcp://host:port@pid of one that runs already with the sink as its upstream
     #[arg(
         long,
@@ -139,8 +139,17 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
         programs,
     };
     cpu::pin_this_thread(args.load_core)?;
-    let mut rows: Vec<Row> = args
+    let (targets, missing): (Vec<_>, Vec<_>) = args
         .targets
+        .iter()
+        .partition(|spec| spec.is_installed(&around));
+    for spec in missing {
+        writeln!(
+            io::stderr(),
+            "{spec} is left out: its program is not installed"
+        )?;
+    }
+    let mut rows: Vec<Row> = targets
         .iter()
         .map(|spec| Row {
             label: spec.to_string(),
@@ -152,7 +161,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
         let mut order: Vec<usize> = (0..rows.len()).collect();
         order.rotate_left(round as usize % rows.len().max(1));
         for index in order {
-            let (Some(spec), Some(row)) = (args.targets.get(index), rows.get_mut(index)) else {
+            let (Some(spec), Some(row)) = (targets.get(index), rows.get_mut(index)) else {
                 continue;
             };
             let numbers = one(spec, args, &around, &sink)

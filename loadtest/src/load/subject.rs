@@ -40,16 +40,19 @@ pub enum Program {
     Epoll,
     /// The bare io_uring forwarder of `bench/`.
     Uring,
+    /// The forwarder on monoio of `bench/`.
+    Monoio,
 }
 
 /// Names on the command line.
-const PROGRAMS: [(&str, Program); 6] = [
+const PROGRAMS: [(&str, Program); 7] = [
     ("direct", Program::Direct),
     ("sluice", Program::Sluice),
     ("nginx", Program::Nginx),
     ("haproxy", Program::Haproxy),
     ("epoll", Program::Epoll),
     ("uring", Program::Uring),
+    ("monoio", Program::Monoio),
 ];
 
 /// A subject as named on the command line: `name`, `name+unix`, `name+wait300`, or `label=tcp://host:port@pid`.
@@ -84,7 +87,7 @@ pub enum Spec {
 pub enum BadSpec {
     /// Neither a known program nor `label=address@pid`.
     #[error(
-        "`{0}`: known are direct, sluice, nginx, haproxy, epoll, uring, or label=tcp://host:port@pid"
+        "`{0}`: known are direct, sluice, nginx, haproxy, epoll, uring, monoio, or label=tcp://host:port@pid"
     )]
     Unknown(String),
     /// An option that this program does not have.
@@ -142,6 +145,45 @@ impl fmt::Display for Spec {
             Self::Started { label, .. } | Self::Given { label, .. } => f.write_str(label),
         }
     }
+}
+
+impl Spec {
+    /// False when its program is not on this machine.
+    pub fn is_installed(&self, around: &Surroundings) -> bool {
+        match self {
+            Self::Given { .. } => true,
+            Self::Started { program, .. } => {
+                program.file().is_empty() || find(program.file(), &around.programs).is_some()
+            }
+        }
+    }
+}
+
+impl Program {
+    /// Name of the executable; empty when there is none.
+    fn file(self) -> &'static str {
+        match self {
+            Self::Direct => "",
+            Self::Sluice => "sluice-dataplane",
+            Self::Nginx => "nginx",
+            Self::Haproxy => "haproxy",
+            Self::Epoll => "forward_epoll",
+            Self::Uring => "forward_uring",
+            Self::Monoio => "forward_monoio",
+        }
+    }
+}
+
+/// Looks in our own folder first, then where systems keep programs. Debian has proxies in `/usr/sbin`, which is not in
+/// the search path of everyone.
+fn find(file: &str, programs: &Path) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    [programs.to_path_buf()]
+        .into_iter()
+        .chain(std::env::split_paths(&path))
+        .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
+        .map(|folder| folder.join(file))
+        .find(|candidate| candidate.is_file())
 }
 
 /// What a subject is given.
@@ -314,19 +356,23 @@ struct Line<'a> {
 impl Line<'_> {
     /// Writes the configuration and returns the command.
     fn words(&self, program: Program) -> anyhow::Result<Vec<String>> {
+        let command = find(program.file(), &self.around.programs)
+            .with_context(|| format!("{} is not installed", program.file()))?
+            .display()
+            .to_string();
         let words = match program {
             Program::Direct => Vec::new(),
             Program::Nginx => {
                 let file = self.write("nginx.conf", &self.nginx())?;
-                vec!["nginx".into(), "-c".into(), file]
+                vec![command, "-c".into(), file]
             }
             Program::Haproxy => {
                 let file = self.write("haproxy.cfg", &self.haproxy())?;
-                vec!["haproxy".into(), "-db".into(), "-f".into(), file]
+                vec![command, "-db".into(), "-f".into(), file]
             }
-            Program::Epoll => self.forwarder("forward_epoll"),
+            Program::Epoll | Program::Monoio => self.forwarder(command),
             Program::Uring => {
-                let mut words = self.forwarder("forward_uring");
+                let mut words = self.forwarder(command);
                 if self.wait_micros > 0 {
                     words.extend(["--min-wait".into(), self.wait_micros.to_string()]);
                 }
@@ -344,7 +390,7 @@ impl Line<'_> {
                 let file = self.write("policy.yaml", &policy)?;
                 let core = self.around.core.to_string();
                 let engine = if self.epoll_engine { "epoll" } else { "uring" };
-                let mut words = vec![self.own("sluice-dataplane"), "run".into()];
+                let mut words = vec![command, "run".into()];
                 for (flag, value) in [
                     ("--policy", file.as_str()),
                     ("--shards", "1"),
@@ -366,10 +412,6 @@ impl Line<'_> {
         Ok(path.display().to_string())
     }
 
-    fn own(&self, name: &str) -> String {
-        self.around.programs.join(name).display().to_string()
-    }
-
     fn upstream(&self, unix_prefix: &str) -> String {
         if self.unix {
             format!("{unix_prefix}{}", self.around.sink_unix.display())
@@ -378,7 +420,7 @@ impl Line<'_> {
         }
     }
 
-    fn forwarder(&self, name: &str) -> Vec<String> {
+    fn forwarder(&self, command: String) -> Vec<String> {
         let upstream = if self.unix {
             Target::Unix(self.around.sink_unix.clone())
         } else {
@@ -386,7 +428,7 @@ impl Line<'_> {
         };
         let (listen, upstream) = (Target::Tcp(self.listen).to_string(), upstream.to_string());
         vec![
-            self.own(name),
+            command,
             "--listen".into(),
             listen,
             "--upstream".into(),

@@ -1,0 +1,109 @@
+//! How long does a whole session take for one PUBLISH, without I/O: framing, decoding, verdict, counters, outputs?
+//!
+//! The difference to `compare` of the load tester is the kernel and the shard; the difference to `mqtt_decode` is policy.
+
+// A bench that cannot set up its case ends.
+#![allow(clippy::expect_used)]
+
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+
+use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use sluice_bench::fixtures::{Level, connack, connect_anonymous, policy, publish};
+use sluice_dataplane::clock::Time;
+use sluice_dataplane::metrics::Counters;
+use sluice_dataplane::session::{Context, Output, Outputs, Session, Side};
+use sluice_policy::{Generation, Snapshot, compile};
+
+struct Bench {
+    snapshot: Snapshot,
+    counters: Counters,
+    out: Outputs,
+    session: Session,
+}
+
+impl Bench {
+    /// A session that is open, under a policy with so many rules.
+    fn open(level: Level, rules: u32) -> Self {
+        let snapshot = compile(&policy(rules), "bench.yaml", Generation(1), None)
+            .expect("the policy of the bench compiles");
+        let listener = snapshot
+            .listener_by_name("devices")
+            .expect("the listener of the bench")
+            .id;
+        let counters = Counters::default();
+        let mut out = Outputs::default();
+        let mut random = || 7;
+        let mut context = Context {
+            now: Time(1),
+            snapshot: &snapshot,
+            out: &mut out,
+            counters: &counters,
+            random: &mut random,
+            decisions: None,
+        };
+        let mut session =
+            Session::accepted(&mut context, listener, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let mut packet = connect_anonymous(level, "bench");
+        session.handle_bytes(&mut context, Side::Downstream, &mut packet);
+        session.handle_dialled(&mut context, true);
+        session.handle_bytes(&mut context, Side::Upstream, &mut connack(level));
+        assert!(session.is_open(), "the session of the bench opens");
+        Self {
+            snapshot,
+            counters,
+            out,
+            session,
+        }
+    }
+
+    /// Handles what arrived; how many outputs came of it.
+    fn handle(&mut self, bytes: &mut [u8]) -> usize {
+        self.out.list.clear();
+        self.out.bytes.clear();
+        let mut random = || 7;
+        let mut context = Context {
+            now: Time(2),
+            snapshot: &self.snapshot,
+            out: &mut self.out,
+            counters: &self.counters,
+            random: &mut random,
+            decisions: None,
+        };
+        self.session
+            .handle_bytes(&mut context, Side::Downstream, bytes);
+        self.out.list.len()
+    }
+}
+
+fn publishes(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("session_publish_128B");
+    for rules in [10, 10_000] {
+        for (name, level) in [("v311", Level::V311), ("v5", Level::V5)] {
+            for messages in [1usize, 30] {
+                let mut bench = Bench::open(level, rules);
+                let mut bytes = publish(level, "devices/9/telemetry", &[], 128).repeat(messages);
+                bench.handle(&mut bytes);
+                assert!(
+                    matches!(
+                        bench.out.list.first(),
+                        Some(Output::Forward {
+                            to: Side::Upstream,
+                            ..
+                        })
+                    ),
+                    "the message of the bench is allowed"
+                );
+                group.throughput(Throughput::Elements(messages as u64));
+                let id = BenchmarkId::new(format!("{name}_x{messages}"), rules);
+                group.bench_function(id, |bencher| {
+                    bencher.iter(|| bench.handle(black_box(&mut bytes)));
+                });
+            }
+        }
+    }
+    group.finish();
+}
+
+criterion_group!(benches, publishes);
+criterion_main!(benches);
