@@ -353,6 +353,11 @@ impl Outbox {
         self.sends.is_empty() && self.refused.is_empty()
     }
 
+    /// Whether a send was refused, which is told without any completion.
+    pub(super) fn has_refused(&self) -> bool {
+        !self.refused.is_empty()
+    }
+
     pub(super) fn sends(&self) -> &[Outgoing] {
         &self.sends
     }

@@ -22,6 +22,7 @@ mod buffers;
 mod enter;
 mod epoll;
 mod lifecycle;
+mod probe;
 pub mod simulated;
 mod socket;
 mod uring;
@@ -34,6 +35,7 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 pub use self::epoll::Epoll;
+pub use self::probe::{Decision, Engine, EngineChoice, probe};
 pub use self::socket::{listen_tcp, listen_unix, local_address};
 pub use self::uring::Uring;
 use crate::clock::Time;

@@ -468,6 +468,7 @@ impl Uring {
     /// Whether this turn must learn how its sends went, or give its leases back, before it may wait.
     fn must_settle_first(&self) -> bool {
         !self.fins.is_empty()
+            || self.outbox.has_refused()
             || !self.line.is_empty()
             || self.pool.free() < self.pool.count() / BUFFERS_LOW_FRACTION
     }

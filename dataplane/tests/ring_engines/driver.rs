@@ -51,7 +51,10 @@ impl<R: Ring> Driver<R> {
         let until = self.ring.now().after(PATIENCE);
         let mut events = std::mem::take(&mut self.events);
         self.ring.turn(Some(until), 0, &mut events).expect("a turn");
-        assert!(!events.is_empty(), "nothing happened for {PATIENCE:?}");
+        assert!(
+            !events.is_empty() && self.ring.now() < until,
+            "nothing happened for {PATIENCE:?}, or only its end told of it: {events:?}"
+        );
         short_sends_come_first(&events);
         events
     }
