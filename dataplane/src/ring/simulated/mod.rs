@@ -109,6 +109,11 @@ impl Simulated {
         })
     }
 
+    /// Sockets open, for tests that look for what was left behind.
+    pub fn sockets_open(&self) -> usize {
+        self.sockets.len()
+    }
+
     /// Starts accepting what the test connects to `listener`. Takes the place of [`Ring::listen`], which needs a socket.
     pub fn listen_simulated(&mut self, listener: ListenSlot) {
         if !self.listeners.iter().any(|found| found.slot == listener) {
