@@ -4,9 +4,11 @@
 //! The main thread becomes the control thread. Each shard gets a thread of its own, pinned where possible, and makes its
 //! ring there. A shard that panics or fails ends the whole process with a clear message: a node must not limp.
 
+use std::num::NonZeroU32;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::mpsc as std_mpsc;
+use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
@@ -24,8 +26,11 @@ use crate::control::notify::Notifier;
 use crate::control::{Control, End, Parts, ShardExit, auth};
 use crate::logging::{self, LogControl};
 use crate::metrics::Counters;
-use crate::node::{Inbox, Post, ShardId, Table, TableConfig, ToControl, ToShard, mailbox};
+use crate::node::{
+    DecisionSampler, Inbox, Post, ShardId, Table, TableConfig, ToControl, ToShard, mailbox,
+};
 use crate::ring::{self, RingConfig};
+use crate::shard::{Shard, ShardLimits, ShardParts};
 
 /// A shard failed: EX_SOFTWARE of sysexits.h.
 const EXIT_SHARD_FAILED: u8 = 70;
@@ -37,8 +42,10 @@ const PROBE: RingConfig = RingConfig {
     buffers: 8,
     buffer_bytes: 256,
 };
+/// What a shard waits for a password beyond the pool's deadline: the answer travels.
+const AUTH_GRACE: Duration = Duration::from_secs(1);
 /// Messages in a mailbox to a shard and from a shard. What does not fit waits outside, on its sender's side.
-const MAILBOX_LEN: usize = 1024;
+const MAILBOX_LEN: usize = 4096;
 
 /// Runs the data plane until it is told to end.
 pub fn run(args: &RunArgs) -> ExitCode {
@@ -113,7 +120,8 @@ async fn control_thread(
             shard,
             cpu: *cpu,
             engine,
-            sessions_max,
+            limits: shard_limits(args),
+            decisions: NonZeroU32::new(args.decision_log_sample).map(DecisionSampler::new),
             policy: policy.clone(),
             inbox: to_shard,
             control: to_control,
@@ -181,7 +189,8 @@ struct ShardThread {
     shard: ShardId,
     cpu: Option<usize>,
     engine: Engine,
-    sessions_max: u32,
+    limits: ShardLimits,
+    decisions: Option<DecisionSampler>,
     policy: PolicyHandle,
     inbox: Inbox<ToShard>,
     control: Post<ToControl>,
@@ -218,13 +227,16 @@ impl ShardThread {
         if let Some(cpu) = self.cpu {
             pin(shard, cpu);
         }
-        let config = ring_config(self.sessions_max);
+        let config = ring_config(self.limits.sessions_max);
         exit.result = match self.engine {
             Engine::Uring => match ring::Uring::new(&config) {
                 Ok(ring) => self.serve(ring, made),
                 Err(error) => failed(made, "io_uring", error),
             },
-            Engine::Epoll => failed(made, "epoll", std::io::ErrorKind::Unsupported.into()),
+            Engine::Epoll => match ring::Epoll::new(&config) {
+                Ok(ring) => self.serve(ring, made),
+                Err(error) => failed(made, "epoll", error),
+            },
         };
     }
 
@@ -233,17 +245,24 @@ impl ShardThread {
         ring: R,
         made: &std_mpsc::SyncSender<anyhow::Result<()>>,
     ) -> Result<(), String> {
+        let parts = ShardParts {
+            shard: self.shard,
+            inbox: self.inbox,
+            control: self.control,
+            policy: self.policy,
+            table: self.table,
+            counters: self.counters,
+            limits: self.limits,
+            decisions: self.decisions,
+            seed: self.seed,
+        };
+        let shard = match Shard::new(ring, parts) {
+            Ok(shard) => shard,
+            Err(error) => return failed(made, "the shard", error),
+        };
+        // Fails only when the starting thread is gone, and with it the process.
         let _ = made.send(Ok(()));
-        let _ = (
-            ring,
-            self.inbox,
-            self.control,
-            self.table,
-            self.counters,
-            self.policy,
-            self.seed,
-        );
-        Err("no shard yet".into())
+        shard.run().map_err(|error| format!("its engine: {error}"))
     }
 }
 
@@ -272,6 +291,17 @@ fn failed(
     let message = format!("{engine}: {error}");
     let _ = made.send(Err(anyhow::Error::new(error).context(engine.to_owned())));
     Err(message)
+}
+
+/// The kernel spreads connections over the shards as it likes, so each must be able to hold all of them, and all that
+/// wait for a password. A shard gives up on a password a little after the pool would have said that it is late.
+fn shard_limits(args: &RunArgs) -> ShardLimits {
+    ShardLimits {
+        sessions_max: args.connections_max.get(),
+        authenticating_max: args.auth_queue.get(),
+        authenticate_timeout: args.auth_deadline.0 + AUTH_GRACE,
+        ..ShardLimits::default()
+    }
 }
 
 /// Receive buffers of a shard: what its clients may send between two turns before the rest waits in the kernel.
