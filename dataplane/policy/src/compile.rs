@@ -5,14 +5,16 @@
 
 use std::collections::HashMap;
 
-use crate::model::{ListenerModel, Model, UpstreamModel, UserModel};
+use sluice_wire::mqtt::QoS;
+
+use crate::model::{ListenerModel, Model, RuleModel, UpstreamModel, UserModel};
 use crate::password::{Kind, Verifier};
 use crate::problem::{Errors, Position, Problems};
-use crate::rows::Rows;
-use crate::snapshot::Numbers;
+use crate::rows::{Mode, QosOver, Retain, Rows};
+use crate::snapshot::{Numbers, Outcome};
 use crate::{
     Balance, Generation, Listener, ListenerId, Snapshot, Upstream, UpstreamId, User, Variable,
-    digest, document, validate,
+    classes, digest, document, validate,
 };
 
 /// Compiles a YAML document. `file` is only for the messages; `previous` is the snapshot in use, whose numbers of
@@ -49,8 +51,10 @@ fn compile_noted(
     let model = validate::check(rows, &mut problems);
     let model = problems.finish(file, model)?;
     let mut problems = Problems::default();
-    let snapshot = build(model, generation, previous, &mut problems);
-    problems.finish(file, snapshot)
+    match build(model, generation, previous, &mut problems) {
+        Some(snapshot) => problems.finish(file, snapshot),
+        None => Err(problems.into_errors(file)),
+    }
 }
 
 fn build(
@@ -58,7 +62,7 @@ fn build(
     generation: Generation,
     previous: Option<&Snapshot>,
     problems: &mut Problems,
-) -> Snapshot {
+) -> Option<Snapshot> {
     let digest = digest::digest(&model);
     let upstream_numbers = number(
         model.upstreams.iter().map(|row| &row.name),
@@ -76,7 +80,17 @@ fn build(
         .map(|row| needs_client_id(&model, row))
         .collect();
     let dummy_verifier = dummy_verifier(&model.users);
-    Snapshot {
+    let classes = classes::build(&model, previous, problems)?;
+    let default = Outcome {
+        payload_bytes_max: u32::MAX,
+        effect: model.default,
+        qos_max: QoS::ExactlyOnce,
+        qos_over: QosOver::Downgrade,
+        retain: Retain::Allow,
+        on_deny: model.on_deny,
+        is_shadow: false,
+    };
+    Some(Snapshot {
         generation,
         digest,
         listeners: model
@@ -98,10 +112,26 @@ fn build(
             .map(|row| (row.name.clone(), user(row)))
             .collect(),
         dummy_verifier,
+        outcomes: model.rules.iter().map(outcome).collect(),
         rules: model.rules.into(),
         needs_client_id,
-        default: model.default,
-        on_deny: model.on_deny,
+        index: classes.index,
+        has_shadow: classes.tables.iter().any(|table| table.shadow.is_some()),
+        classes: classes.classes,
+        tables: classes.tables,
+        default,
+    })
+}
+
+fn outcome(rule: &RuleModel) -> Outcome {
+    Outcome {
+        payload_bytes_max: rule.payload_bytes_max.unwrap_or(u32::MAX),
+        effect: rule.effect,
+        qos_max: rule.qos_max,
+        qos_over: rule.qos_over,
+        retain: rule.retain,
+        on_deny: rule.on_deny,
+        is_shadow: rule.mode == Mode::Shadow,
     }
 }
 

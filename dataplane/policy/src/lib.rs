@@ -4,19 +4,21 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod classes;
 mod compile;
 mod digest;
 mod document;
 mod filter;
-mod judge;
 mod live;
 pub mod model;
 mod password;
 mod problem;
 pub mod rows;
 mod snapshot;
+mod tables;
 mod units;
 mod validate;
+mod verdict;
 mod yaml;
 
 pub use compile::{compile, compile_rows};
@@ -32,6 +34,7 @@ pub use snapshot::*;
 pub use validate::{
     ENDPOINTS_MAX, LISTENERS_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX, RULES_MAX, validate,
 };
+pub use verdict::SESSION_CLASSES_MAX;
 pub use yaml::{ALIAS_NODES_MAX, DEPTH_MAX, DOCUMENT_BYTES_MAX};
 
 /// What this build can do. A document that `requires` anything else is refused, so that an old node never reads a row in

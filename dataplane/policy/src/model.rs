@@ -3,6 +3,7 @@
 //! Plain data. Nothing here is compiled for speed, and nothing here can be wrong: `validate` is the only maker.
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use regex::Regex;
@@ -124,7 +125,8 @@ pub struct RuleModel {
     pub name: Box<str>,
     pub priority: i64,
     pub order: i64,
-    pub who: WhoPart,
+    /// Shared by the rules with the same one.
+    pub who: Arc<WhoPart>,
     pub actions: ActionSet,
     pub topics: Vec<TopicFilter>,
     pub effect: Effect,

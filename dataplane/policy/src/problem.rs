@@ -94,16 +94,22 @@ impl Problems {
     }
 
     /// The end of the reading: `value` when nothing was noted, else all problems in document order.
-    pub(crate) fn finish<T>(mut self, file: &str, value: T) -> Result<T, Errors> {
+    pub(crate) fn finish<T>(self, file: &str, value: T) -> Result<T, Errors> {
         if self.is_empty() {
-            return Ok(value);
+            Ok(value)
+        } else {
+            Err(self.into_errors(file))
         }
+    }
+
+    /// The end of a reading that gave no value.
+    pub(crate) fn into_errors(mut self, file: &str) -> Errors {
         self.list.sort();
         self.list.dedup();
-        Err(Errors {
+        Errors {
             file: file.into(),
             problems: self.list,
             left_off: self.left_off,
-        })
+        }
     }
 }

@@ -2,13 +2,17 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_wire::mqtt::{QoS, Version};
 
-use crate::judge;
 use crate::model::{ClientIdBinding, Pattern, RuleModel};
 use crate::password::Verifier;
+use crate::rows::{QosOver, Retain};
+use crate::tables::class::ClassTable;
+use crate::tables::who::WhoIndex;
+use crate::verdict;
 
 /// The number of a released policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -314,10 +318,61 @@ pub struct Snapshot {
     pub(crate) upstream_numbers: Numbers,
     pub(crate) users: HashMap<Box<str>, User>,
     pub(crate) dummy_verifier: Verifier,
+    /// In rank order; for names and explanations only.
     pub(crate) rules: Box<[RuleModel]>,
     pub(crate) needs_client_id: Box<[bool]>,
-    pub(crate) default: Effect,
+    pub(crate) index: WhoIndex,
+    pub(crate) classes: Box<[Class]>,
+    /// By class, apart from the rest so that what a message touches lies close together.
+    pub(crate) tables: Box<[Arc<ClassTable>]>,
+    /// By rank.
+    pub(crate) outcomes: Box<[Outcome]>,
+    /// What is done where no rule decides.
+    pub(crate) default: Outcome,
+    /// True exactly when some table has shadow rules.
+    pub(crate) has_shadow: bool,
+}
+
+/// What one rule asks for when it decides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outcome {
+    pub(crate) payload_bytes_max: u32,
+    pub(crate) effect: Effect,
+    pub(crate) qos_max: QoS,
+    pub(crate) qos_over: QosOver,
+    pub(crate) retain: Retain,
     pub(crate) on_deny: OnDeny,
+    pub(crate) is_shadow: bool,
+}
+
+/// The rules with one who-part, apart from their topics.
+#[derive(Clone, Debug)]
+pub(crate) struct Class {
+    /// The connect rule with the lowest rank.
+    pub(crate) connect: u32,
+    /// The same among shadow rules.
+    pub(crate) connect_shadow: u32,
+    pub(crate) has_topics: bool,
+    pub(crate) client_id: VariableUse,
+    pub(crate) username: VariableUse,
+    /// Changes with anything the class's table is made of.
+    pub(crate) key: [u8; 32],
+}
+
+/// Where the filters of a class use a variable.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct VariableUse {
+    pub(crate) anywhere: bool,
+    /// As the first level, where a value with `$` would reach the broker's own topics.
+    pub(crate) first: bool,
+}
+
+impl VariableUse {
+    /// True exactly when `value` can stand where the variable is used: as one level, and a plain one.
+    pub(crate) fn fits(self, value: &str) -> bool {
+        let is_level = !value.is_empty() && !value.contains(['/', '+', '#', '\0']);
+        !self.anywhere || (is_level && !(self.first && value.starts_with('$')))
+    }
 }
 
 impl std::fmt::Debug for Snapshot {
@@ -420,12 +475,12 @@ impl Snapshot {
 
     /// May this session open, or stay open? Also gives its classes.
     pub fn admit(&self, who: &Who<'_>) -> Result<Admission, Refusal> {
-        judge::admit(self, who)
+        verdict::admit(self, who)
     }
 
     /// Judges one message. No allocation, no regular expression.
     pub fn verdict(&self, classes: &Classes, vars: &Vars<'_>, request: &Request<'_>) -> Verdict {
-        judge::verdict(self, classes, vars, request)
+        verdict::verdict(self, classes, vars, request)
     }
 
     /// Judges one filter, share group taken off by the caller: granted exactly when every topic it can deliver is allowed.
@@ -438,6 +493,6 @@ impl Snapshot {
         shared: bool,
     ) -> Verdict {
         let _ = shared;
-        judge::subscribe(self, classes, vars, filter, qos)
+        verdict::subscribe(self, classes, vars, filter, qos)
     }
 }

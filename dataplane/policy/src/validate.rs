@@ -3,9 +3,10 @@
 //! Goes on after every problem, so that all of them are reported at once. A setting that could not have an effect where
 //! it stands is a problem too.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
+use std::sync::Arc;
 use std::time::Duration;
 
 use regex::{Regex, RegexBuilder};
@@ -78,6 +79,7 @@ pub(crate) fn check(rows: Rows, problems: &mut Problems) -> Model {
             problems,
         ),
         patterns: HashMap::new(),
+        who_parts: HashSet::new(),
         problems,
     };
     names(
@@ -142,6 +144,8 @@ struct Checker<'p> {
     users: Names,
     /// Each different expression is compiled once; `None` was reported as broken.
     patterns: HashMap<Box<str>, Option<Regex>>,
+    /// Equal who-parts are kept once.
+    who_parts: HashSet<Arc<WhoPart>>,
     problems: &'p mut Problems,
 }
 
@@ -580,7 +584,7 @@ impl Checker<'_> {
                 || i64::try_from(position).unwrap_or(i64::MAX),
                 |located| located.value,
             ),
-            who: self.who(row.who),
+            who: self.shared_who(row.at, row.who),
             actions,
             topics,
             effect,
@@ -686,6 +690,33 @@ impl Checker<'_> {
                 "`on_deny` is about a refused publish, and this rule cannot refuse one",
             );
         }
+    }
+
+    fn shared_who(&mut self, at: Position, row: WhoRow) -> Arc<WhoPart> {
+        let lists = [
+            ("users", &row.users),
+            ("user_patterns", &row.user_patterns),
+            ("client_ids", &row.client_ids),
+            ("client_id_patterns", &row.client_id_patterns),
+            ("addresses", &row.addresses),
+            ("groups", &row.groups),
+            ("versions", &row.versions),
+            ("listeners", &row.listeners),
+        ];
+        for (key, list) in lists {
+            if list.as_ref().is_some_and(Vec::is_empty) {
+                self.problems.add(
+                    at,
+                    format!("`{key}` of `who` must not be empty; leave it out to mean any"),
+                );
+            }
+        }
+        let who = Arc::new(self.who(row));
+        if let Some(known) = self.who_parts.get(&who) {
+            return Arc::clone(known);
+        }
+        self.who_parts.insert(Arc::clone(&who));
+        who
     }
 
     fn who(&mut self, row: WhoRow) -> WhoPart {

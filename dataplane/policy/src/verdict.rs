@@ -1,0 +1,369 @@
+//! The three questions a snapshot answers: may this session be, may this message pass, may this filter be subscribed to.
+//!
+//! `verdict` runs for every message: it allocates nothing and evaluates no expression. `admit` runs when a session begins
+//! and when it meets a new generation.
+
+use sluice_wire::mqtt::QoS;
+
+use crate::rows::{QosOver, Retain};
+use crate::snapshot::{Class, Outcome};
+use crate::tables::NO_RANK;
+use crate::tables::class::{ClassTable, Tries};
+use crate::tables::level::{Level, split};
+use crate::tables::subscription::{Check, Grant};
+use crate::tables::topic_trie::{Bound, Search, TopicTrie, VERDICT_NODES_MAX};
+use crate::tables::who::Facts;
+use crate::{
+    Action, Admission, Classes, Decision, Denial, Effect, Listener, OnDeny, Refusal, Request,
+    RuleId, Snapshot, User, Vars, Verdict, Who,
+};
+
+/// How many classes with topic rules a session may be in; one more and it is refused. A document in which some session
+/// certainly is in more is refused as a whole.
+pub const SESSION_CLASSES_MAX: usize = 64;
+
+/// A session that was recognised, before any rule was asked.
+pub(crate) struct Recognised<'s> {
+    pub(crate) listener: &'s Listener,
+    pub(crate) groups: &'s [Box<str>],
+}
+
+/// Everything about a session that does not depend on rules.
+pub(crate) fn recognise<'s>(
+    snapshot: &'s Snapshot,
+    who: &Who<'_>,
+) -> Result<Recognised<'s>, Refusal> {
+    let listener = snapshot
+        .listener(who.listener)
+        .ok_or(Refusal::ListenerGone)?;
+    if !listener.versions.contains(&who.version) {
+        return Err(Refusal::Version);
+    }
+    let user: Option<&User> = match who.username {
+        Some(name) => Some(snapshot.user(name).ok_or(Refusal::Credentials)?),
+        None if !listener.anonymous => return Err(Refusal::Credentials),
+        None => None,
+    };
+    let is_bound = |user: &User| {
+        user.client_id
+            .as_ref()
+            .is_none_or(|binding| binding.allows(who.client_id))
+    };
+    let is_allowed = who.client_id.len() <= usize::from(listener.client_id_bytes_max)
+        && listener
+            .client_id_pattern
+            .as_ref()
+            .is_none_or(|pattern| pattern.is_match(who.client_id))
+        && user.is_none_or(is_bound);
+    if !is_allowed {
+        return Err(Refusal::ClientIdentifier);
+    }
+    let groups = user.map_or_else(|| listener.anonymous_group.as_slice(), |user| &*user.groups);
+    Ok(Recognised { listener, groups })
+}
+
+/// The classes of a recognised session, those with connect rules only included.
+pub(crate) fn classes_of(
+    snapshot: &Snapshot,
+    who: &Who<'_>,
+    recognised: &Recognised<'_>,
+) -> Vec<u32> {
+    snapshot.index.classes_of(&Facts {
+        username: who.username,
+        client_id: who.client_id,
+        address: who.address,
+        groups: recognised.groups,
+        version: who.version,
+        listener: &recognised.listener.name,
+    })
+}
+
+/// The connect rules of some classes: the rank that decides, and the shadow rank before it.
+pub(crate) fn connect_ranks(snapshot: &Snapshot, classes: &[u32]) -> (u32, u32) {
+    let found = classes
+        .iter()
+        .filter_map(|id| snapshot.classes.get(*id as usize));
+    let (enforce, shadow) = found.fold((NO_RANK, NO_RANK), |(enforce, shadow), class| {
+        (enforce.min(class.connect), shadow.min(class.connect_shadow))
+    });
+    (enforce, if shadow < enforce { shadow } else { NO_RANK })
+}
+
+/// See [`Snapshot::admit`].
+pub(crate) fn admit(snapshot: &Snapshot, who: &Who<'_>) -> Result<Admission, Refusal> {
+    let recognised = recognise(snapshot, who)?;
+    let mut ids = classes_of(snapshot, who, &recognised);
+    let (connect, shadow) = connect_ranks(snapshot, &ids);
+    ids.retain(|id| {
+        snapshot
+            .classes
+            .get(*id as usize)
+            .is_some_and(|class| class.has_topics)
+    });
+    let classes = || {
+        ids.iter()
+            .filter_map(|id| snapshot.classes.get(*id as usize))
+    };
+    if !classes().all(|class| fits_variables(class, who)) {
+        return Err(Refusal::ClientIdentifier);
+    }
+    let effect = snapshot.effect(connect);
+    if effect == Effect::Deny || ids.len() > SESSION_CLASSES_MAX {
+        return Err(Refusal::NotAuthorized);
+    }
+    let is_otherwise = shadow != NO_RANK && snapshot.effect(shadow) != effect;
+    Ok(Admission {
+        classes: Classes { ids: ids.into() },
+        rule: rule(connect),
+        shadow: if is_otherwise { rule(shadow) } else { None },
+    })
+}
+
+/// True exactly when every variable that the class's filters use has a value that is one level. A session that lacks one
+/// is refused: leaving the rules out would weaken denies.
+pub(crate) fn fits_variables(class: &Class, who: &Who<'_>) -> bool {
+    class.client_id.fits(who.client_id) && class.username.fits(who.username.unwrap_or_default())
+}
+
+/// See [`Snapshot::verdict`].
+#[inline]
+pub(crate) fn verdict(
+    snapshot: &Snapshot,
+    classes: &Classes,
+    vars: &Vars<'_>,
+    request: &Request<'_>,
+) -> Verdict {
+    let levels = split(request.topic);
+    let bound = bound(vars);
+    let mut search = Search::new(NO_RANK, VERDICT_NODES_MAX);
+    for id in &classes.ids {
+        if let Some(table) = snapshot.tables.get(*id as usize)
+            && let Some(trie) = table.enforce.of(request.action)
+        {
+            trie.search(&levels, &bound, &mut search);
+        }
+    }
+    if search.is_exhausted() {
+        return Verdict {
+            decision: Decision::Deny(Denial::TooComplex),
+            ..judge(snapshot, NO_RANK, request)
+        };
+    }
+    let enforced = search.best;
+    let mut verdict = judge(snapshot, enforced, request);
+    if snapshot.has_shadow {
+        let shadow = Search::new(enforced, VERDICT_NODES_MAX);
+        verdict.shadow = shadow_rule(
+            snapshot, classes, &levels, &bound, request, &verdict, shadow,
+        );
+    }
+    verdict
+}
+
+/// The shadow rule before the one that decided, when it would have decided otherwise.
+#[inline(never)]
+fn shadow_rule(
+    snapshot: &Snapshot,
+    classes: &Classes,
+    levels: &[Level<'_>],
+    bound: &Bound<'_>,
+    request: &Request<'_>,
+    verdict: &Verdict,
+    mut search: Search,
+) -> Option<RuleId> {
+    let enforced = search.best;
+    for id in &classes.ids {
+        if let Some(shadow) = snapshot
+            .tables
+            .get(*id as usize)
+            .and_then(|table| table.shadow.as_ref())
+            && let Some(trie) = shadow.of(request.action)
+        {
+            trie.search(levels, bound, &mut search);
+        }
+    }
+    if search.best == enforced || search.is_exhausted() {
+        return None;
+    }
+    let other = judge(snapshot, search.best, request);
+    let is_same = other.decision == verdict.decision
+        && other.qos_max.min(request.qos) == verdict.qos_max.min(request.qos)
+        && other.strip_retain == verdict.strip_retain;
+    if is_same { None } else { rule(search.best) }
+}
+
+/// What the rule of that rank, or the default, says to one message.
+#[inline]
+fn judge(snapshot: &Snapshot, rank: u32, request: &Request<'_>) -> Verdict {
+    let outcome = snapshot.outcome(rank);
+    let decision = if outcome.effect == Effect::Deny {
+        Decision::Deny(Denial::NotAuthorized)
+    } else if request.payload_bytes > outcome.payload_bytes_max {
+        Decision::Deny(Denial::PayloadTooLarge)
+    } else if request.retain && outcome.retain == Retain::Refuse {
+        Decision::Deny(Denial::RetainRefused)
+    } else if request.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
+        Decision::Deny(Denial::QosRefused)
+    } else {
+        Decision::Allow
+    };
+    Verdict {
+        decision,
+        rule: rule(rank),
+        qos_max: outcome.qos_max,
+        strip_retain: decision == Decision::Allow
+            && request.retain
+            && outcome.retain == Retain::Strip,
+        on_deny: outcome.on_deny,
+        shadow: None,
+    }
+}
+
+/// See [`Snapshot::subscribe`].
+pub(crate) fn subscribe(
+    snapshot: &Snapshot,
+    classes: &Classes,
+    vars: &Vars<'_>,
+    filter: &str,
+    qos: QoS,
+) -> Verdict {
+    let asked = Subscription {
+        snapshot,
+        classes,
+        bound: bound(vars),
+        filter,
+        qos,
+    };
+    let (mut verdict, _) = asked.judge(false);
+    let has_shadow = asked.tables().any(|table| table.shadow.is_some());
+    if has_shadow {
+        let (other, shadow) = asked.judge(true);
+        let is_same = other.decision == verdict.decision
+            && other.qos_max.min(qos) == verdict.qos_max.min(qos);
+        verdict.shadow = if is_same { None } else { rule(shadow) };
+    }
+    verdict
+}
+
+struct Subscription<'a> {
+    snapshot: &'a Snapshot,
+    classes: &'a Classes,
+    bound: Bound<'a>,
+    filter: &'a str,
+    qos: QoS,
+}
+
+impl<'a> Subscription<'a> {
+    fn tables(&self) -> impl Iterator<Item = &'a ClassTable> {
+        let snapshot = self.snapshot;
+        self.classes
+            .ids
+            .iter()
+            .filter_map(move |id| snapshot.tables.get(*id as usize))
+            .map(|table| &**table)
+    }
+
+    /// Both what may be subscribed to and what may be delivered must cover the filter: `subscribe` implies `receive`, and
+    /// `receive` by itself only takes away. The second value is the lowest shadow rank that decided anything.
+    fn judge(&self, with_shadow: bool) -> (Verdict, u32) {
+        let tries = |table: &'a ClassTable| {
+            let shadow = table.shadow.as_deref().filter(|_| with_shadow);
+            [Some(&table.enforce), shadow].into_iter().flatten()
+        };
+        let is_apart = self.tables().flat_map(tries).any(Tries::has_receive_apart);
+        let mut shadow = NO_RANK;
+        let asked = self
+            .tables()
+            .flat_map(tries)
+            .filter_map(|tries| tries.subscribe.as_ref());
+        let mut verdict = self.grant(asked, &mut shadow);
+        let qos_refused = Decision::Deny(Denial::QosRefused);
+        if is_apart && (verdict.decision == Decision::Allow || verdict.decision == qos_refused) {
+            let delivered = self.tables().flat_map(tries).filter_map(Tries::receive);
+            let delivered = self.grant(delivered, &mut shadow);
+            // That it is not allowed at all is said before that it is not allowed at this QoS.
+            if delivered.decision == Decision::Allow {
+                verdict.qos_max = verdict.qos_max.min(delivered.qos_max);
+            } else if delivered.decision != qos_refused || verdict.decision == Decision::Allow {
+                verdict = delivered;
+            }
+        }
+        (verdict, shadow)
+    }
+
+    fn grant(&self, tries: impl Iterator<Item = &'a TopicTrie>, shadow: &mut u32) -> Verdict {
+        let snapshot = self.snapshot;
+        let mut verdict = Verdict {
+            decision: Decision::Allow,
+            rule: None,
+            qos_max: QoS::ExactlyOnce,
+            strip_retain: false,
+            on_deny: OnDeny::Drop,
+            shadow: None,
+        };
+        let mut qos_refused_by = NO_RANK;
+        let is_deny = |rank: u32| snapshot.effect(rank) == Effect::Deny;
+        let mut decided = |rank: u32| {
+            if rank < *shadow && snapshot.outcome(rank).is_shadow {
+                *shadow = rank;
+            }
+        };
+        let grant =
+            Check::new(tries, self.bound, &is_deny, &mut decided).run(self.filter, |rank| {
+                let outcome = snapshot.outcome(rank);
+                verdict.rule = verdict.rule.or(rule(rank));
+                verdict.qos_max = verdict.qos_max.min(outcome.qos_max);
+                if self.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
+                    qos_refused_by = qos_refused_by.min(rank);
+                }
+            });
+        let (denial, rank) = match grant {
+            Grant::Granted if qos_refused_by == NO_RANK => return verdict,
+            Grant::Granted => (Denial::QosRefused, qos_refused_by),
+            Grant::Refused(rank) => (Denial::NotAuthorized, rank),
+            Grant::TooComplex => (Denial::TooComplex, NO_RANK),
+        };
+        Verdict {
+            decision: Decision::Deny(denial),
+            rule: rule(rank),
+            qos_max: QoS::ExactlyOnce,
+            ..verdict
+        }
+    }
+}
+
+impl Tries {
+    #[inline]
+    fn of(&self, action: Action) -> Option<&TopicTrie> {
+        match action {
+            Action::Publish => self.publish.as_ref(),
+            Action::Receive => self.receive(),
+            // Not asked about one topic: nothing matches, so the default decides.
+            Action::Connect | Action::Subscribe => None,
+        }
+    }
+}
+
+impl Snapshot {
+    /// What the rule of a rank asks for; the default's for no rank.
+    #[inline]
+    pub(crate) fn outcome(&self, rank: u32) -> &Outcome {
+        self.outcomes.get(rank as usize).unwrap_or(&self.default)
+    }
+
+    pub(crate) fn effect(&self, rank: u32) -> Effect {
+        self.outcome(rank).effect
+    }
+}
+
+fn bound<'a>(vars: &Vars<'a>) -> Bound<'a> {
+    Bound {
+        client_id: vars.client_id.as_bytes(),
+        username: vars.username.as_bytes(),
+    }
+}
+
+#[inline]
+fn rule(rank: u32) -> Option<RuleId> {
+    (rank != NO_RANK).then_some(RuleId(rank))
+}
