@@ -1,0 +1,605 @@
+//! The binary as an operator meets it: commands and their exit codes, start, reload, drain, the admin server.
+//!
+//! What devices see is tested with real brokers in `loadtest/tests/`; here a broker of three lines is enough.
+
+#![allow(clippy::expect_used)] // a test that cannot go on says so
+
+#[path = "process/harness.rs"]
+mod harness;
+
+use std::io::Write;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::process::ExitStatusExt;
+
+use rustix::process::Signal;
+use sluice_policy::Verifier;
+
+use harness::{Device, PATIENCE, Running, ask, broker, data};
+
+/// bcrypt, cost 4, of `secret`: real, and quick enough for a test.
+const SECRET: &str = "$2b$04$CFhggLUUUgNKRKMvlo6Jiu62Cpzqn2hm2bQ1ReqPmYxLYVtUzrmDe";
+/// The same of `other`.
+const OTHER: &str = "$2b$04$utnzQO8M96s6Qv6cYCPbb.ipHdlClIUQn5c.x9c475EqfPpDTFYpS";
+
+/// One listener in front of `upstream`, anonymous allowed, permit-all permitted.
+fn open_policy(upstream: SocketAddr) -> String {
+    format!(
+        "listeners:
+  - {{name: devices, address: '127.0.0.1:0', upstream: broker, anonymous: {{group: guests}}}}
+groups:
+  - {{name: guests}}
+upstreams:
+  - {{name: broker, endpoints: ['tcp://{upstream}']}}
+rules:
+  - {{name: permit-all, actions: [connect, publish, subscribe], topics: ['#'], decision: allow}}
+"
+    )
+}
+
+/// The same with one user, no anonymous devices.
+fn login_policy(upstream: SocketAddr, hash: &str) -> String {
+    open_policy(upstream).replace(", anonymous: {group: guests}", "")
+        + &format!("users:\n  - {{name: u, password_hash: '{hash}'}}\n")
+}
+
+fn stdout(output: &std::process::Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+// ---- commands that need no sockets
+
+#[test]
+fn c17_check_lists_every_error_with_its_place_and_fails() {
+    let bad = data("bad.yaml");
+    let bad = bad.to_str().expect("text");
+    let output = ask(&["check", bad], b"");
+    let shown = stdout(&output).replace(bad, "bad.yaml");
+    let expected = std::fs::read_to_string(data("bad.expected")).expect("the golden file");
+    assert_eq!(shown, expected);
+    assert_eq!(output.status.code(), Some(1));
+}
+
+#[test]
+fn check_as_json_has_the_same_places() {
+    let output = ask(
+        &[
+            "check",
+            "--output",
+            "json",
+            data("bad.yaml").to_str().expect("text"),
+        ],
+        b"",
+    );
+    assert_eq!(output.status.code(), Some(1));
+    let page: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let problems = page["files"][0]["problems"].as_array().expect("a list");
+    let golden = std::fs::read_to_string(data("bad.expected")).expect("the golden file");
+    let lines: Vec<String> = problems
+        .iter()
+        .map(|problem| {
+            let message = problem["message"].as_str().expect("text");
+            format!(
+                "bad.yaml:{}:{}: {message}",
+                problem["line"], problem["column"]
+            )
+        })
+        .collect();
+    assert_eq!(lines, golden.lines().collect::<Vec<_>>());
+}
+
+#[test]
+fn exit_codes_tell_a_bad_policy_from_a_bad_command() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let good = folder.path().join("good.yaml");
+    std::fs::write(&good, open_policy(SocketAddr::from(([127, 0, 0, 1], 1)))).expect("written");
+    let good = good.to_str().expect("text");
+    let bad = data("bad.yaml");
+    let bad = bad.to_str().expect("text");
+    let long = "9".repeat(30);
+    let cases: [(&[&str], i32); 12] = [
+        (&["check", good], 0),
+        (&["check", good, good], 0),
+        (&["check", good, bad], 1),
+        (&["check", bad, "/nonexistent.yaml"], 2),
+        (&["check"], 2),
+        (&["check", "--unknown", good], 2),
+        (&["unknown"], 2),
+        (&["--shards", "0"], 2),
+        (&["--drain-time", &long], 2),
+        (&["--log-level", "inof"], 2),
+        (&["explain", "--policy", bad, "publish", "t"], 1),
+        (
+            &["explain", "--policy", "/nonexistent.yaml", "publish", "t"],
+            2,
+        ),
+    ];
+    for (args, expected) in cases {
+        let output = ask(args, b"");
+        assert_eq!(output.status.code(), Some(expected), "{args:?}: {output:?}");
+        assert!(
+            !output.stdout.is_empty() || !output.stderr.is_empty(),
+            "{args:?} says why"
+        );
+    }
+}
+
+#[test]
+fn a_password_is_hashed_from_standard_input_only() {
+    let output = ask(&["hash-password"], b"correct horse\r\n");
+    assert_eq!(output.status.code(), Some(0));
+    let hash = stdout(&output);
+    let verifier = Verifier::parse(hash.trim_end()).expect("a hash the policy takes");
+    assert!(verifier.verify(b"correct horse"));
+    assert!(!hash.contains("horse"));
+
+    for (args, stdin) in [
+        (&["hash-password"][..], &b""[..]),
+        (&["hash-password"], b"\n"),
+        (&["hash-password"], &[b'x'; 70_000]),
+        (&["hash-password", "secret"], b"secret\n"),
+    ] {
+        let output = ask(args, stdin);
+        assert_eq!(
+            output.status.code(),
+            Some(2),
+            "{args:?} with {} bytes",
+            stdin.len()
+        );
+        assert!(output.stdout.is_empty());
+    }
+}
+
+// ---- start
+
+#[test]
+fn without_a_policy_it_lives_and_is_not_ready() {
+    let running = Running::start(None, &["--shards", "2"]);
+    assert_eq!(running.get("/livez").status, 200);
+    let ready = running.get("/readyz?verbose");
+    assert_eq!(ready.status, 503);
+    assert!(ready.body.contains("no policy is active"), "{}", ready.body);
+    assert_eq!(running.metric("sluice_ready "), Some(0.0));
+    assert_eq!(running.json("/policy")["active"], serde_json::Value::Null);
+    running.signal(Signal::TERM);
+    assert_eq!(running.end().0.code(), Some(0));
+}
+
+#[test]
+fn a_bad_policy_at_start_is_refused_and_a_good_one_is_taken_later() {
+    let mut running = Running::start(Some("listeners: 7\n"), &["--shards", "1"]);
+    let line = running.wait_log("policy.yaml:1:");
+    assert!(line.contains("ERROR"), "{line}");
+    running.wait_for("/policy", |answer| answer.body.contains("policy.yaml:1:"));
+    assert_eq!(running.get("/readyz").status, 503);
+    running.replace_policy(&open_policy(broker()));
+    running.wait_for("/readyz", |answer| answer.status == 200);
+    let policy = running.json("/policy");
+    assert_eq!(
+        policy["active"]["generation"], 2,
+        "the refused one keeps its number: {policy}"
+    );
+    assert_eq!(policy["rejected"], serde_json::Value::Null);
+}
+
+#[test]
+fn an_admin_address_in_use_is_a_clear_error() {
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound").to_string();
+    let output = ask(&["--admin", &address], b"");
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains(&address) && log.contains("--admin"), "{log}");
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("notify");
+    let manager = UnixDatagram::bind(&path).expect("a socket");
+    manager.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let policy = open_policy(broker());
+    let running = Running::start_with(Some(&policy), &["--shards", "1"], |command| {
+        command.env("NOTIFY_SOCKET", &path);
+    });
+    let wait_for = |text: &str| {
+        let mut buffer = [0; 512];
+        loop {
+            let len = manager.recv(&mut buffer).expect("told in time");
+            if String::from_utf8_lossy(&buffer[..len]).contains(text) {
+                return;
+            }
+        }
+    };
+    wait_for("READY=1");
+    wait_for("generation 1 is active");
+    running.replace_policy(&policy);
+    wait_for("RELOADING=1\nMONOTONIC_USEC=");
+    wait_for("READY=1\nSTATUS=generation 2 is active");
+    running.signal(Signal::TERM);
+    wait_for("STOPPING=1");
+    assert_eq!(running.end().0.code(), Some(0));
+}
+
+// ---- reload
+
+#[test]
+fn s18_a_bad_file_is_refused_whole_and_the_old_generation_stays() {
+    let policy = open_policy(broker());
+    let mut running = Running::start_ready(&policy, &["--shards", "2"]);
+    let before = running.json("/policy")["active"].clone();
+    let port = running.listener("devices");
+
+    let worse = policy
+        .replace("decision: allow", "decision: maybe")
+        .replace("anonymous:", "anonymus:");
+    running.replace_policy(&worse);
+    let answer = running.wait_for("/policy", |answer| {
+        !answer.body.contains("\"rejected\":null")
+    });
+    let page: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+    assert_eq!(page["active"], before);
+    assert_eq!(page["delivered"], before);
+    assert_eq!(page["desired"]["generation"], 2);
+    assert_eq!(page["rejected"]["generation"], 2);
+    let errors = page["rejected"]["errors"].as_array().expect("a list");
+    assert_eq!(errors.len(), 3, "all errors at once: {errors:?}");
+    for (place, error) in [
+        (":2:", &errors[0]),
+        (":8:", &errors[1]),
+        (":8:", &errors[2]),
+    ] {
+        let error = error.as_str().expect("text");
+        assert!(error.contains(&format!("policy.yaml{place}")), "{error}");
+        running.wait_log(error);
+    }
+    assert_eq!(running.metric("sluice_policy_rejected_total "), Some(1.0));
+    assert_eq!(
+        running.metric("sluice_policy_generation{stage=\"active\"} "),
+        Some(1.0)
+    );
+    assert_eq!(running.get("/readyz").status, 200);
+    assert_eq!(running.listener("devices"), port);
+    assert_eq!(Device::connect(port, "still-served", None).connack(), 0);
+}
+
+#[test]
+fn a_port_in_use_refuses_the_whole_generation() {
+    let upstream = broker();
+    let policy = open_policy(upstream);
+    let running = Running::start_ready(&policy, &["--shards", "2"]);
+    let before = running.json("/listeners");
+    let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = taken.local_addr().expect("bound");
+    let second = format!(
+        "listeners:\n  - {{name: second, address: '{address}', upstream: broker, anonymous: {{group: guests}}}}"
+    );
+    running.replace_policy(&policy.replace("listeners:", &second));
+    let answer = running.wait_for("/policy", |answer| {
+        !answer.body.contains("\"rejected\":null")
+    });
+    assert!(
+        answer.body.contains("second") && answer.body.contains(&address.to_string()),
+        "{}",
+        answer.body
+    );
+    assert_eq!(running.json("/listeners"), before);
+    assert_eq!(
+        running.metric("sluice_policy_generation{stage=\"delivered\"} "),
+        Some(1.0)
+    );
+}
+
+#[test]
+fn listeners_come_and_go_with_the_generations() {
+    let policy = open_policy(broker());
+    let running = Running::start_ready(&policy, &["--shards", "2"]);
+    let first = running.listener("devices");
+    let two = policy.replace(
+        "groups:",
+        "  - {name: second, address: '127.0.0.1:0', upstream: broker, anonymous: {group: guests}}\ngroups:",
+    );
+    running.replace_policy(&two);
+    running.wait_for("/policy", |answer| {
+        answer.body.contains("\"active\":{\"generation\":2")
+    });
+    let second = running.listener("second");
+    assert_eq!(
+        running.listener("devices"),
+        first,
+        "what stays is not disturbed"
+    );
+    assert_eq!(Device::connect(second, "a", None).connack(), 0);
+    let mut stays = Device::connect(first, "stays", None);
+    assert_eq!(stays.connack(), 0);
+    let mut goes = Device::connect(second, "goes", None);
+    assert_eq!(goes.connack(), 0);
+
+    running.replace_policy(&policy);
+    goes.closed();
+    running.wait_for("/policy", |answer| {
+        answer.body.contains("\"active\":{\"generation\":3")
+    });
+    running.wait_for("/sessions", |_| {
+        std::net::TcpStream::connect(second).is_err()
+    });
+    assert_eq!(Device::connect(first, "b", None).connack(), 0);
+    stays.stream.write_all(&[0xc0, 0]).expect("still open");
+}
+
+// ---- passwords
+
+fn hashes(running: &Running) -> f64 {
+    running
+        .metric("sluice_auth_hashes_total ")
+        .expect("the metric")
+}
+
+#[test]
+fn s12_an_unknown_user_costs_the_same_work_and_a_reconnect_costs_none() {
+    let running = Running::start_ready(&login_policy(broker(), SECRET), &["--shards", "2"]);
+    let port = running.listener("devices");
+    for (note, login, code, cost) in [
+        ("the first time", ("u", "secret"), 0, 1.0),
+        ("again: no second hash", ("u", "secret"), 0, 0.0),
+        ("wrong", ("u", "wrong"), 4, 1.0),
+        (
+            "wrong again: refusals are not remembered",
+            ("u", "wrong"),
+            4,
+            1.0,
+        ),
+        ("unknown: the same work", ("nobody", "secret"), 4, 1.0),
+        ("unknown again", ("nobody", "secret"), 4, 1.0),
+    ] {
+        let before = hashes(&running);
+        let mut device = Device::connect(port, "c", Some(login));
+        assert!(matches!(device.connack(), got if got == code), "{note}");
+        assert_eq!(hashes(&running) - before, cost, "{note}");
+    }
+}
+
+#[test]
+fn s12_a_reconnect_storm_costs_no_second_hash() {
+    let running = Running::start_ready(&login_policy(broker(), SECRET), &["--shards", "2"]);
+    let port = running.listener("devices");
+    assert_eq!(
+        Device::connect(port, "first", Some(("u", "secret"))).connack(),
+        0
+    );
+    assert_eq!(hashes(&running), 1.0);
+    let mut storm: Vec<Device> = (0..100)
+        .map(|number| Device::connect(port, &format!("c{number}"), Some(("u", "secret"))))
+        .collect();
+    assert!(storm.iter_mut().all(|device| device.connack() == 0));
+    assert_eq!(hashes(&running), 1.0);
+}
+
+#[test]
+fn s12_a_changed_password_counts_at_once() {
+    let upstream = broker();
+    let running = Running::start_ready(&login_policy(upstream, SECRET), &["--shards", "1"]);
+    let port = running.listener("devices");
+    assert_eq!(
+        Device::connect(port, "a", Some(("u", "secret"))).connack(),
+        0
+    );
+    running.replace_policy(&login_policy(upstream, OTHER));
+    running.wait_for("/policy", |answer| {
+        answer.body.contains("\"active\":{\"generation\":2")
+    });
+    assert_eq!(
+        Device::connect(port, "b", Some(("u", "secret"))).connack(),
+        4,
+        "the cache does not remember it"
+    );
+    assert_eq!(
+        Device::connect(port, "c", Some(("u", "other"))).connack(),
+        0
+    );
+}
+
+// ---- the end
+
+#[test]
+fn sigterm_drains_and_ends_with_0() {
+    let running = Running::start_ready(
+        &open_policy(broker()),
+        &["--shards", "2", "--drain-time", "200ms"],
+    );
+    let port = running.listener("devices");
+    let mut devices: Vec<Device> = (0..4)
+        .map(|n| Device::connect(port, &format!("c{n}"), None))
+        .collect();
+    assert!(devices.iter_mut().all(|device| device.connack() == 0));
+    running.signal(Signal::TERM);
+    devices.iter_mut().for_each(Device::closed);
+    let (status, log) = running.end();
+    assert_eq!(status.code(), Some(0), "{log:#?}");
+    assert!(
+        std::net::TcpStream::connect(port).is_err(),
+        "the port is free"
+    );
+}
+
+#[test]
+fn a_second_sigterm_ends_at_once() {
+    let mut running = Running::start_ready(
+        &open_policy(broker()),
+        &["--shards", "1", "--drain-time", "1h"],
+    );
+    let port = running.listener("devices");
+    let mut devices: Vec<Device> = (0..4)
+        .map(|n| Device::connect(port, &format!("c{n}"), None))
+        .collect();
+    assert!(devices.iter_mut().all(|device| device.connack() == 0));
+    running.signal(Signal::TERM);
+    running.wait_log("draining");
+    let ready = running.wait_for("/readyz?verbose", |answer| answer.status == 503);
+    assert!(ready.body.contains("draining"), "{}", ready.body);
+    running.signal(Signal::TERM);
+    let (status, log) = running.end();
+    assert_eq!(status.code(), Some(143), "{log:#?}");
+    assert_eq!(status.signal(), None);
+}
+
+// ---- the admin server
+
+#[test]
+fn metrics_parse_and_have_bounded_labels_only() {
+    let running = Running::start_ready(&open_policy(broker()), &["--shards", "2"]);
+    let port = running.listener("devices");
+    let mut device = Device::connect(port, "client-id-of-a-device", None);
+    assert_eq!(device.connack(), 0);
+    device
+        .stream
+        .write_all(b"\x30\x0f\x00\x0bsecret/pathxx")
+        .expect("sent");
+    running.wait_for("/metrics", |answer| {
+        answer
+            .body
+            .contains("sluice_publish_total{direction=\"up\",result=\"forwarded\"} 1")
+    });
+    let page = running.get("/metrics").body;
+    let known = [
+        "action",
+        "cause",
+        "direction",
+        "edit",
+        "engine",
+        "event",
+        "le",
+        "limit",
+        "listener",
+        "outcome",
+        "reason",
+        "result",
+        "shard",
+        "side",
+        "stage",
+        "state",
+        "upstream",
+        "version",
+    ];
+    let mut described = std::collections::BTreeMap::new();
+    for line in page.lines() {
+        if let Some(rest) = line.strip_prefix("# ") {
+            let mut words = rest.splitn(3, ' ');
+            let (kind, name, text) = (words.next(), words.next(), words.next());
+            assert!(text.is_some_and(|text| !text.is_empty()), "{line}");
+            described
+                .entry(name.expect("a name").to_owned())
+                .or_insert_with(Vec::new)
+                .push(kind.expect("a kind"));
+            continue;
+        }
+        let (series, value) = line.rsplit_once(' ').expect("a series and its value");
+        assert!(value.parse::<f64>().is_ok(), "{line}");
+        let (name, labels) = match series.split_once('{') {
+            Some((name, labels)) => (name, labels.strip_suffix('}').expect("closed")),
+            None => (series, ""),
+        };
+        assert!(
+            name.starts_with("sluice_") || name.starts_with("process_"),
+            "{line}"
+        );
+        let family = ["_bucket", "_sum", "_count"]
+            .iter()
+            .find_map(|end| name.strip_suffix(end))
+            .unwrap_or(name);
+        assert_eq!(
+            described.get(family).map(Vec::as_slice),
+            Some(&["HELP", "TYPE"][..]),
+            "{line}"
+        );
+        for label in labels.split(',').filter(|label| !label.is_empty()) {
+            let (label, _) = label.split_once('=').expect("a value");
+            assert!(known.contains(&label), "{line}");
+        }
+    }
+    for text in ["client-id-of-a-device", "secret/path", "permit-all"] {
+        assert!(!page.contains(text), "{text} became a label");
+    }
+    assert!(page.lines().count() < 400, "{} lines", page.lines().count());
+}
+
+#[test]
+fn the_log_level_changes_at_run_time() {
+    let mut running = Running::start_ready(
+        &open_policy(broker()),
+        &[
+            "--shards",
+            "1",
+            "--log-level",
+            "warn,sluice_dataplane::admin=info",
+        ],
+    );
+    assert_eq!(running.put("/log", "loud").status, 400);
+    assert_eq!(running.put("/log", &"info,".repeat(2000)).status, 413);
+    let answer = running.put("/log", "info");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "info\n"));
+    assert_eq!(running.get("/log").body, "info\n");
+    running.replace_policy(&open_policy(broker()));
+    running.wait_log("policy is active on every shard");
+}
+
+#[test]
+fn sessions_are_listed_in_pages() {
+    let running = Running::start_ready(&open_policy(broker()), &["--shards", "2"]);
+    let port = running.listener("devices");
+    let mut devices: Vec<Device> = (0..7)
+        .map(|n| Device::connect(port, &format!("c{n}"), None))
+        .collect();
+    assert!(devices.iter_mut().all(|device| device.connack() == 0));
+    let mut seen = Vec::new();
+    let mut path = "/sessions?limit=2".to_owned();
+    for _ in 0..20 {
+        let page = running.json(&path);
+        let sessions = page["sessions"].as_array().expect("a list");
+        assert!(sessions.len() <= 2, "{page}");
+        for session in sessions {
+            assert_eq!(session["listener"], "devices");
+            seen.push(session["client_id"].as_str().expect("known").to_owned());
+        }
+        let Some(next) = page["next"].as_str() else {
+            break;
+        };
+        path = format!("/sessions?limit=2&after={next}");
+    }
+    seen.sort();
+    assert_eq!(seen, ["c0", "c1", "c2", "c3", "c4", "c5", "c6"]);
+    assert_eq!(running.get("/sessions?after=x").status, 400);
+}
+
+#[test]
+fn decisions_are_logged_when_sampled() {
+    let mut running = Running::start_ready(
+        &open_policy(broker()),
+        &[
+            "--shards",
+            "1",
+            "--decision-log-sample",
+            "1",
+            "--log-format",
+            "text",
+        ],
+    );
+    let port = running.listener("devices");
+    let mut device = Device::connect(port, "sampled", None);
+    assert_eq!(device.connack(), 0);
+    device
+        .stream
+        .write_all(b"\x30\x09\x00\x03a/bhush")
+        .expect("sent");
+    let line = running.wait_log("action=Publish");
+    for text in [
+        "sluice::decision",
+        "client_id=\"sampled\"",
+        "topic=\"a/b\"",
+        "decision=Allow",
+        "rule=\"permit-all\"",
+    ] {
+        assert!(line.contains(text), "{text} in {line}");
+    }
+    assert!(!line.contains("hush"), "payloads are never logged");
+}
