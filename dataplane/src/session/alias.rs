@@ -6,9 +6,9 @@
 
 use std::num::NonZeroU16;
 
-/// Bytes of topics that the aliases of one direction may hold: 64 topics of the greatest length, or thousands of usual
-/// ones. A sender that wants more is ended; it was told a maximum of aliases, and nobody needs such topics.
-const TOPIC_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Bytes of topics that the aliases of one direction may hold: thousands of usual topics, four of the greatest length. A
+/// sender that wants more is ended: what one session may hold times the sessions of a node must stay affordable.
+const TOPIC_BYTES_MAX: usize = 256 * 1024;
 
 /// The aliases of one direction.
 #[derive(Default)]

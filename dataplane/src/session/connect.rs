@@ -126,6 +126,8 @@ impl Session {
                 let code = ReasonCode::BadAuthenticationMethod;
                 return self.refuse_connect(context, Cause::Refused, 5, code);
             }
+            // The upstream proves who this is, not we: without a user name that we verified it is anonymous here, and the
+            // listener must let such sessions in.
             self.upstream_auth = true;
         }
         self.identity = Identity::new(&client_id, None);

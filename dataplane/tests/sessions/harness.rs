@@ -90,6 +90,13 @@ pub(crate) enum Event {
     Close(Cause),
 }
 
+/// A piece of a send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Piece {
+    Forwarded(Side, usize),
+    Written(Side, usize),
+}
+
 /// One session and everything around it.
 pub(crate) struct Rig {
     pub(crate) session: Session,
@@ -97,6 +104,8 @@ pub(crate) struct Rig {
     pub(crate) now: Time,
     pub(crate) events: Vec<Event>,
     pub(crate) decisions: Vec<(String, bool)>,
+    /// Every piece that was sent: where to, from the lease or from copied bytes, and how long.
+    pub(crate) pieces: Vec<Piece>,
     pub(crate) version: Version,
     counters: Counters,
     out: Outputs,
@@ -130,6 +139,7 @@ impl Rig {
             now,
             events: Vec::new(),
             decisions: Vec::new(),
+            pieces: Vec::new(),
             version: Version::V311,
             counters,
             out,
@@ -239,6 +249,10 @@ impl Rig {
                 }
             };
             assert!(!part.is_empty(), "an empty piece");
+            self.pieces.push(match output {
+                Output::Forward { .. } => Piece::Forwarded(to, part.len()),
+                _ => Piece::Written(to, part.len()),
+            });
             match to {
                 Side::Downstream => self.down.extend_from_slice(part),
                 Side::Upstream => self.up.extend_from_slice(part),
@@ -335,6 +349,7 @@ impl Rig {
         self.up.clear();
         self.events.clear();
         self.decisions.clear();
+        self.pieces.clear();
     }
 
     pub(crate) fn count(&self, counter: Counter) -> u64 {

@@ -13,5 +13,6 @@ mod harness;
 mod ends;
 mod messages;
 mod opening;
+mod regressions;
 mod streams;
 mod subscriptions;

@@ -7,7 +7,7 @@ use sluice_wire::mqtt::{
 };
 
 use crate::harness::{
-    RULES, Rig, VERSIONS, ack, bytes, connack, connect, document, properties, publish,
+    Piece, RULES, Rig, VERSIONS, ack, bytes, connack, connect, document, properties, publish,
 };
 
 const QOS: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
@@ -620,4 +620,52 @@ fn a_verdict_holds_for_the_payload_of_its_message() {
     rig.client(&message);
     rig.expect(&[], &[], "the next is judged by the new generation");
     assert_eq!(rig.ended(), None);
+}
+
+#[test]
+fn runs_of_what_passes_leave_as_one_range_of_the_lease() {
+    let message = |topic, qos, number| {
+        bytes(
+            Version::V311,
+            &Packet::Publish(publish(topic, qos, number, b"payload")),
+        )
+    };
+    let passes = message("open/a", QoS::AtLeastOnce, 1);
+    let lowered = message("low1/a", QoS::ExactlyOnce, 2);
+    let denied = message("secret/a", QoS::AtMostOnce, 0);
+    let bare = message("low0/a", QoS::AtLeastOnce, 3);
+    let run = [&passes[..], &lowered, &[0xc0, 0], &passes].concat();
+    let mut rig = Rig::open(Version::V311);
+    rig.client(&run);
+    assert_eq!(
+        rig.pieces,
+        [Piece::Forwarded(Side::Upstream, run.len())],
+        "an edit of the flags is made in the lease"
+    );
+    rig.clear();
+    rig.client(&[&passes[..], &denied, &passes, &passes[..5]].concat());
+    let one = Piece::Forwarded(Side::Upstream, passes.len());
+    assert_eq!(rig.pieces, [one, one], "around what is dropped");
+    rig.clear();
+    rig.client(&passes[5..]);
+    let head_bytes = passes.len() - b"payload".len();
+    assert_eq!(
+        rig.pieces,
+        [
+            Piece::Written(Side::Upstream, head_bytes),
+            Piece::Forwarded(Side::Upstream, 7)
+        ],
+        "only a head that came in two reads is copied"
+    );
+    rig.clear();
+    rig.client(&bare);
+    assert_eq!(
+        rig.pieces,
+        [
+            Piece::Written(Side::Upstream, head_bytes - 2),
+            Piece::Written(Side::Downstream, 4),
+            Piece::Forwarded(Side::Upstream, 7)
+        ],
+        "a rewritten head, PUBACK, and the payload as it lies"
+    );
 }
