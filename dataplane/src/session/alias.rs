@@ -103,7 +103,7 @@ mod tests {
             aliases.set(alias(number), &long).unwrap();
         }
         assert_eq!(aliases.set(alias(fits + 1), &long), Err(Full));
-        aliases.set(alias(1), "short").unwrap();
+        aliases.set(alias(1), "s").unwrap();
         aliases.set(alias(fits + 1), &long).unwrap();
     }
 }
