@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::admin;
-use crate::config::{self, CPUS_MAX, EngineChoice, RunArgs};
+use crate::config::{self, CPUS_MAX, RunArgs};
 use crate::control::apply::Apply;
 use crate::control::link::Link;
 use crate::control::listeners::Listeners;
@@ -29,19 +29,13 @@ use crate::metrics::Counters;
 use crate::node::{
     DecisionSampler, Inbox, Post, ShardId, Table, TableConfig, ToControl, ToShard, mailbox,
 };
-use crate::ring::{self, RingConfig};
+use crate::ring::{self, Decision, Engine, EngineChoice, RingConfig};
 use crate::shard::{Shard, ShardLimits, ShardParts};
 
 /// A shard failed: EX_SOFTWARE of sysexits.h.
 const EXIT_SHARD_FAILED: u8 = 70;
 /// Descriptors that are not sessions: engines, listeners, files, the admin server, health checks.
 const DESCRIPTORS_RESERVED: u64 = 1024;
-/// Sockets and buffers of the ring that is made to see whether one can be made.
-const PROBE: RingConfig = RingConfig {
-    sockets_max: 16,
-    buffers: 8,
-    buffer_bytes: 256,
-};
 /// What a shard waits for a password beyond the pool's deadline: the answer travels.
 const AUTH_GRACE: Duration = Duration::from_secs(1);
 /// Messages in a mailbox to a shard and from a shard. What does not fit waits outside, on its sender's side.
@@ -70,19 +64,19 @@ pub fn run(args: &RunArgs) -> ExitCode {
 
 fn start(args: &RunArgs, log: LogControl) -> anyhow::Result<End> {
     let cpus = config::place(args.shards, args.cpus.as_ref(), &allowed_cpus())?;
-    raise_descriptor_limit(u64::from(args.connections_max.get()));
+    let sessions_max = sessions_by_descriptors(args.connections_max.get());
     let engine = choose_engine(args.engine)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         shards = cpus.len(),
-        engine = engine.name(),
+        pinned = cpus.iter().all(Option::is_some),
         "starting"
     );
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .context("the control thread's runtime")?;
-    let end = runtime.block_on(control_thread(args, log, &cpus, engine));
+    let end = runtime.block_on(control_thread(args, log, &cpus, engine, sessions_max));
     // A name lookup may hang in the resolver; nothing waits for it.
     runtime.shutdown_background();
     end
@@ -93,6 +87,7 @@ async fn control_thread(
     log: LogControl,
     cpus: &[Option<usize>],
     engine: Engine,
+    sessions_max: u32,
 ) -> anyhow::Result<End> {
     let signals = signals().context("signal handlers")?;
     let admin_socket = admin::listen(args.admin).with_context(|| {
@@ -101,7 +96,6 @@ async fn control_thread(
             args.admin
         )
     })?;
-    let sessions_max = args.connections_max.get();
     let table = Arc::new(Table::new(&TableConfig {
         connections_max: sessions_max,
         seed: random_u64()?,
@@ -120,7 +114,7 @@ async fn control_thread(
             shard,
             cpu: *cpu,
             engine,
-            limits: shard_limits(args),
+            limits: shard_limits(args, sessions_max),
             decisions: NonZeroU32::new(args.decision_log_sample).map(DecisionSampler::new),
             policy: policy.clone(),
             inbox: to_shard,
@@ -142,7 +136,7 @@ async fn control_thread(
         apply: Apply::new(policy, links.clone(), listeners),
         links,
         inboxes,
-        engines: vec![engine.name(); cpus.len()],
+        engines: vec![engine_name(engine); cpus.len()],
         counters,
         table,
         exits,
@@ -166,22 +160,6 @@ async fn control_thread(
         }
     });
     Ok(control.run(signals).await)
-}
-
-/// What drives the sockets of every shard.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Engine {
-    Uring,
-    Epoll,
-}
-
-impl Engine {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Uring => "uring",
-            Self::Epoll => "epoll",
-        }
-    }
 }
 
 /// All that a shard's thread needs to begin.
@@ -295,9 +273,9 @@ fn failed(
 
 /// The kernel spreads connections over the shards as it likes, so each must be able to hold all of them, and all that
 /// wait for a password. A shard gives up on a password a little after the pool would have said that it is late.
-fn shard_limits(args: &RunArgs) -> ShardLimits {
+fn shard_limits(args: &RunArgs, sessions_max: u32) -> ShardLimits {
     ShardLimits {
-        sessions_max: args.connections_max.get(),
+        sessions_max,
         authenticating_max: args.auth_queue.get(),
         authenticate_timeout: args.auth_deadline.0 + AUTH_GRACE,
         ..ShardLimits::default()
@@ -315,33 +293,21 @@ fn ring_config(sessions_max: u32) -> RingConfig {
 
 /// The engine to use: what was asked for, or the better one that works here, with one line that says why.
 fn choose_engine(choice: EngineChoice) -> anyhow::Result<Engine> {
-    match choice {
-        EngineChoice::Epoll => Ok(Engine::Epoll),
-        EngineChoice::Uring => {
-            probe_uring().context("--engine uring, but io_uring cannot be used here")?;
-            Ok(Engine::Uring)
+    let Decision { engine, reason } = ring::probe(choice).context("--engine")?;
+    match (choice, engine) {
+        (EngineChoice::Auto, Engine::Epoll) => tracing::warn!(%engine, reason, "engine"),
+        (EngineChoice::Auto | EngineChoice::Forced(_), _) => {
+            tracing::info!(%engine, reason, "engine")
         }
-        EngineChoice::Auto => match probe_uring() {
-            Ok(()) => Ok(Engine::Uring),
-            Err(error) => {
-                tracing::warn!(
-                    reason = %error,
-                    "io_uring cannot be used here (an old kernel, seccomp or kernel.io_uring_disabled); using epoll"
-                );
-                Ok(Engine::Epoll)
-            }
-        },
     }
+    Ok(engine)
 }
 
-/// Makes a small ring on a thread of its own (a ring belongs to the thread that made it) and drops it.
-fn probe_uring() -> std::io::Result<()> {
-    let probe = std::thread::Builder::new()
-        .name("probe".to_owned())
-        .spawn(|| ring::Uring::new(&PROBE).map(drop))?;
-    match probe.join() {
-        Ok(made) => made,
-        Err(_) => Err(std::io::Error::other("the probe panicked")),
+/// The value of the label `engine`.
+fn engine_name(engine: Engine) -> &'static str {
+    match engine {
+        Engine::Uring => "uring",
+        Engine::Epoll => "epoll",
     }
 }
 
@@ -364,31 +330,40 @@ fn pin(shard: ShardId, cpu: usize) {
     }
 }
 
-/// Two descriptors for each session. What the hard limit does not allow is said at once, not at three in the morning.
-fn raise_descriptor_limit(sessions_max: u64) {
-    let needed = sessions_max
+/// Raises the limit on descriptors (two for each session) as far as needed and allowed, and returns how many sessions
+/// it really holds: refusing the next device by count is kind, running out of descriptors is not.
+fn sessions_by_descriptors(wanted: u32) -> u32 {
+    let needed = u64::from(wanted)
         .saturating_mul(2)
         .saturating_add(DESCRIPTORS_RESERVED);
     let before = getrlimit(Resource::Nofile);
-    let maximum = before.maximum.unwrap_or(u64::MAX);
-    if before.current.is_none_or(|current| current >= needed) {
-        return;
+    if before.current.is_some_and(|current| current < needed) {
+        let raised = Rlimit {
+            current: Some(before.maximum.unwrap_or(needed).min(needed)),
+            maximum: before.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit on descriptors cannot be raised");
+        }
     }
-    let raised = Rlimit {
-        current: Some(maximum.min(needed)),
-        maximum: before.maximum,
-    };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "the limit on descriptors cannot be raised");
-    }
-    let current = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    if current < needed {
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let sessions = sessions_in(limit, wanted);
+    if sessions < wanted {
         tracing::warn!(
-            limit = current,
+            connections_max = sessions,
+            wanted,
+            limit,
             needed,
-            "fewer descriptors than --connections-max needs (two each); raise LimitNOFILE or ulimit -n, or lower --connections-max"
+            "fewer connections than --connections-max: the limit on descriptors (two for each) is too low; raise LimitNOFILE or ulimit -n"
         );
     }
+    sessions
+}
+
+/// How many of the wanted sessions so many descriptors hold; one at least, to say no to.
+fn sessions_in(descriptors: u64, wanted: u32) -> u32 {
+    let held = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2;
+    u32::try_from(held).unwrap_or(u32::MAX).clamp(1, wanted)
 }
 
 /// Sockets the service manager opened for us (`LISTEN_FDS`); those that are no TCP listeners are left alone.
@@ -460,4 +435,28 @@ fn usage(error: &anyhow::Error) -> ExitCode {
     use std::io::Write;
     let _ = writeln!(std::io::stderr(), "error: --log-level: {error:#}");
     ExitCode::from(2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_follow_the_descriptors_there_are() {
+        for (descriptors, wanted, expected) in [
+            (1 << 20, 100_000, 100_000),
+            (20_000, 100_000, 9_488),
+            (1_026, 100_000, 1),
+            (10, 100_000, 1),
+            (u64::MAX, u32::MAX, u32::MAX),
+        ] {
+            assert_eq!(sessions_in(descriptors, wanted), expected, "{descriptors}");
+        }
+    }
+
+    #[test]
+    fn random_keys_differ() {
+        let keys: [[u8; 32]; 2] = [random().expect("randomness"), random().expect("randomness")];
+        assert_ne!(keys[0], keys[1]);
+    }
 }

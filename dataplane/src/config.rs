@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 
+use crate::ring::EngineChoice;
+
 /// Shards one process may run; a bound for tables with one row per shard.
 pub const SHARDS_MAX: usize = 256;
 
@@ -36,7 +38,12 @@ pub struct RunArgs {
     pub shards: ShardCount,
 
     /// How sockets are driven. `auto` takes io_uring where the kernel and the sandbox allow it, else epoll.
-    #[arg(long, env = "SLUICE_ENGINE", value_enum, default_value_t = EngineChoice::Auto)]
+    #[arg(
+        long,
+        env = "SLUICE_ENGINE",
+        value_name = "auto|uring|epoll",
+        default_value = "auto"
+    )]
     pub engine: EngineChoice,
 
     /// Processors the shards may use, for example `0,2-5`. The default is all that the process is allowed.
@@ -53,7 +60,8 @@ pub struct RunArgs {
     )]
     pub admin: SocketAddr,
 
-    /// Client connections open at once on this node; more are refused at accept.
+    /// Client connections open at once on this node; more are refused at accept. Lowered, with a warning, to what the
+    /// limit on descriptors allows (two for each).
     #[arg(
         long,
         env = "SLUICE_CONNECTIONS_MAX",
@@ -133,17 +141,6 @@ pub struct RunArgs {
         default_value = "0"
     )]
     pub decision_log_sample: u32,
-}
-
-/// Which engine drives the sockets.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum EngineChoice {
-    /// io_uring when the probe at start finds everything it needs, else epoll.
-    Auto,
-    /// io_uring or nothing.
-    Uring,
-    /// epoll.
-    Epoll,
 }
 
 /// The form of log lines.
