@@ -8,6 +8,7 @@ mod classes;
 mod compile;
 mod digest;
 mod document;
+mod explain;
 mod filter;
 mod live;
 pub mod model;
@@ -23,6 +24,7 @@ mod yaml;
 
 pub use compile::{compile, compile_rows};
 pub use document::parse;
+pub use explain::{Explanation, PASSED_OVER_MAX, PassedOver, Question, version_name};
 pub use filter::{FILTER_LEVELS_MAX, Level, TopicFilter, Variable};
 pub use live::{PolicyCache, PolicyHandle};
 pub use password::{

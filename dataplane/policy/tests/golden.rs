@@ -1,43 +1,110 @@
-//! Decisions by table.
-#![allow(missing_docs)]
+//! Decisions by table: who is asked, what they ask for, what the answer is and which rule gave it.
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::net::IpAddr;
 
-use sluice_policy::{Action, Decision, Denial, Generation, Refusal, Request, Vars, Who, compile};
+use sluice_policy::{
+    Action, Admission, Decision, Denial, Generation, OnDeny, Question, Refusal, Request, Snapshot,
+    Vars, Who, compile,
+};
 use sluice_wire::mqtt::{QoS, Version};
 
-const EXAMPLE: &str = include_str!("../../../deploy/examples/policy.yaml");
+const HASH: &str = "$7$1$AAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
+const DENIED: Decision = Decision::Deny(Denial::NotAuthorized);
+const LOCALHOST: &str = "127.0.0.1";
+
+/// A document with two listeners, a few users, and the given rules.
+fn with_rules(rules: &str) -> Snapshot {
+    let text = format!(
+        "listeners:
+- {{name: plain, address: 127.0.0.1:0, upstream: up, anonymous: {{group: guests}}}}
+- {{name: other, address: 127.0.0.1:0, upstream: up}}
+upstreams: [{{name: up, endpoints: [tcp://127.0.0.1:1]}}]
+groups: [{{name: staff}}, {{name: guests}}]
+users:
+- {{name: admin, password_hash: {HASH}, groups: [staff]}}
+- {{name: notadmin, password_hash: {HASH}}}
+- {{name: bound, password_hash: {HASH}, client_id: \"${{username}}-1\"}}
+- {{name: gone, password_hash: {HASH}, enabled: false}}
+rules:
+- {{name: anyone connects, priority: -100, actions: [connect], decision: allow}}
+{rules}"
+    );
+    compiled(&text)
+}
+
+fn compiled(text: &str) -> Snapshot {
+    compile(text, "policy.yaml", Generation(1), None).unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+fn who<'a>(snapshot: &Snapshot, username: &'a str, client_id: &'a str) -> Who<'a> {
+    Who {
+        listener: snapshot.listeners().first().unwrap().id,
+        address: LOCALHOST.parse().unwrap(),
+        version: Version::V5,
+        client_id,
+        username: (!username.is_empty()).then_some(username),
+    }
+}
+
+fn admit(snapshot: &Snapshot, who: &Who<'_>) -> Admission {
+    snapshot
+        .admit(who)
+        .unwrap_or_else(|refusal| panic!("{who:?} {refusal:?}"))
+}
+
+fn vars<'a>(who: &Who<'a>) -> Vars<'a> {
+    Vars {
+        client_id: who.client_id,
+        username: who.username.unwrap_or_default(),
+    }
+}
+
+fn publish(topic: &str) -> Request<'_> {
+    Request {
+        action: Action::Publish,
+        topic,
+        qos: QoS::AtMostOnce,
+        retain: false,
+        payload_bytes: 10,
+    }
+}
+
+/// The decision and the name of the rule that gave it.
+fn ask(snapshot: &Snapshot, who: &Who<'_>, request: &Request<'_>) -> (Decision, String) {
+    let verdict = snapshot.verdict(&admit(snapshot, who).classes, &vars(who), request);
+    let rule = verdict
+        .rule
+        .map_or("default", |rule| snapshot.rule_name(rule));
+    (verdict.decision, rule.to_owned())
+}
+
+fn subscribe(snapshot: &Snapshot, who: &Who<'_>, filter: &str) -> (Decision, String) {
+    let classes = admit(snapshot, who).classes;
+    let verdict = snapshot.subscribe(&classes, &vars(who), filter, QoS::AtMostOnce, false);
+    let rule = verdict
+        .rule
+        .map_or("default", |rule| snapshot.rule_name(rule));
+    (verdict.decision, rule.to_owned())
+}
 
 #[test]
 fn the_example_says_what_its_readers_are_told() {
-    let snapshot = compile(EXAMPLE, "policy.yaml", Generation(1), None)
-        .unwrap_or_else(|errors| panic!("{errors}"));
-    for (name, password) in [
-        ("sensor-1", "sensor-1-secret"),
-        ("dashboard", "dashboard-secret"),
-        ("intruder", "intruder-secret"),
-        ("device-1", "device-1-secret"),
-        ("device-2", "device-2-secret"),
-    ] {
+    let snapshot = compiled(include_str!("../../../deploy/examples/policy.yaml"));
+    for name in ["sensor-1", "dashboard", "intruder", "device-1", "device-2"] {
         let user = snapshot.user(name).unwrap();
-        assert!(user.verifier.verify(password.as_bytes()), "{name}");
+        assert!(
+            user.verifier.verify(format!("{name}-secret").as_bytes()),
+            "{name}"
+        );
     }
-    let listener = snapshot.listener_by_name("mqtt").unwrap().id;
-    let admit = |username, client_id| {
-        snapshot.admit(&Who {
-            listener,
-            address: IpAddr::from([127, 0, 0, 1]),
-            version: Version::V5,
-            client_id,
-            username,
-        })
+    let refused = |name, client_id| {
+        snapshot
+            .admit(&who(&snapshot, name, client_id))
+            .unwrap_err()
     };
-    assert_eq!(admit(None, "x").unwrap_err(), Refusal::Credentials);
-    assert_eq!(
-        admit(Some("device-1"), "device-2").unwrap_err(),
-        Refusal::ClientIdentifier
-    );
-    let denied = Decision::Deny(Denial::NotAuthorized);
+    assert_eq!(refused("", "x"), Refusal::Credentials);
+    assert_eq!(refused("device-1", "device-2"), Refusal::ClientIdentifier);
     let publishes = [
         (
             "sensor-1",
@@ -45,57 +112,579 @@ fn the_example_says_what_its_readers_are_told() {
             "sensors/sensor-1/temperature",
             Decision::Allow,
         ),
-        ("sensor-1", "c", "sensors/sensor-2/temperature", denied),
-        ("dashboard", "c", "sensors/sensor-1/temperature", denied),
-        ("intruder", "c", "sensors/intruder/temperature", denied),
+        ("sensor-1", "c", "sensors/sensor-2/temperature", DENIED),
+        ("dashboard", "c", "sensors/sensor-1/temperature", DENIED),
+        ("intruder", "c", "sensors/intruder/temperature", DENIED),
         (
             "device-1",
             "device-1",
             "devices/device-1/up",
             Decision::Allow,
         ),
-        ("device-1", "device-1", "devices/device-2/up", denied),
+        ("device-1", "device-1", "devices/device-2/up", DENIED),
     ];
-    for (username, client_id, topic, expected) in publishes {
-        let classes = admit(Some(username), client_id).unwrap().classes;
-        let request = Request {
-            action: Action::Publish,
-            topic,
-            qos: QoS::AtLeastOnce,
-            retain: false,
-            payload_bytes: 1,
-        };
-        let verdict = snapshot.verdict(
-            &classes,
-            &Vars {
-                client_id,
-                username,
-            },
-            &request,
+    for (name, client_id, topic, expected) in publishes {
+        assert_eq!(
+            ask(&snapshot, &who(&snapshot, name, client_id), &publish(topic)).0,
+            expected,
+            "{name} {topic}"
         );
-        assert_eq!(verdict.decision, expected, "{username} {topic}");
     }
     let filters = [
         ("sensor-1", "commands/sensor-1/#", Decision::Allow),
-        ("sensor-1", "commands/#", denied),
-        ("sensor-1", "sensors/sensor-1/#", denied),
+        ("sensor-1", "commands/#", DENIED),
+        ("sensor-1", "sensors/sensor-1/#", DENIED),
         ("dashboard", "sensors/#", Decision::Allow),
         ("dashboard", "sensors/+/temperature", Decision::Allow),
-        ("dashboard", "#", denied),
-        ("intruder", "sensors/#", denied),
+        ("dashboard", "#", DENIED),
+        ("intruder", "sensors/#", DENIED),
     ];
-    for (username, filter, expected) in filters {
-        let classes = admit(Some(username), "c").unwrap().classes;
-        let verdict = snapshot.subscribe(
-            &classes,
-            &Vars {
-                client_id: "c",
-                username,
-            },
-            filter,
-            QoS::AtMostOnce,
-            false,
+    for (name, filter, expected) in filters {
+        assert_eq!(
+            subscribe(&snapshot, &who(&snapshot, name, "c"), filter).0,
+            expected,
+            "{name} {filter}"
         );
-        assert_eq!(verdict.decision, expected, "{username} {filter}");
     }
+}
+
+#[test]
+fn every_example_compiles() {
+    for text in [
+        include_str!("../../../deploy/examples/policy.yaml"),
+        include_str!("../../../deploy/examples/fleet.yaml"),
+        include_str!("../../../deploy/examples/trying-a-change.yaml"),
+    ] {
+        compiled(text);
+    }
+}
+
+/// S9: each kind of who-part, priorities, ties, disabled rules and the default.
+#[test]
+fn s9_rules_match_by_every_kind() {
+    let snapshot = with_rules(
+        r##"
+- {name: by user, who: {users: [admin]}, actions: [publish], topics: [user], decision: allow}
+- {name: by user pattern, who: {user_patterns: ["ad.*"]}, actions: [publish], topics: [userpattern], decision: allow}
+- {name: by client id, who: {client_ids: [c1]}, actions: [publish], topics: [client], decision: allow}
+- {name: by client id pattern, who: {client_id_patterns: ["c[0-9]+"]}, actions: [publish], topics: [clientpattern], decision: allow}
+- {name: by address, who: {addresses: [10.0.0.0/8, "2001:db8::/32"]}, actions: [publish], topics: [address], decision: allow}
+- {name: by group, who: {groups: [staff]}, actions: [publish], topics: [group], decision: allow}
+- {name: by version, who: {versions: ["3.1.1"]}, actions: [publish], topics: [version], decision: allow}
+- {name: by listener, who: {listeners: [other]}, actions: [publish], topics: [listener], decision: allow}
+- {name: by two kinds, who: {users: [admin, notadmin], groups: [staff]}, actions: [publish], topics: [both], decision: allow}
+- {name: low, priority: 1, actions: [publish], topics: [order], decision: allow}
+- {name: high, priority: 2, actions: [publish], topics: [order], decision: deny}
+- {name: tie first, actions: [publish], topics: [tie], decision: allow}
+- {name: tie second, actions: [publish], topics: [tie], decision: deny}
+- {name: keyed late, order: 200, actions: [publish], topics: [keyed], decision: allow}
+- {name: keyed early, order: 100, actions: [publish], topics: [keyed], decision: deny}
+- {name: switched off, priority: 9, actions: [publish], topics: [off], decision: allow, enabled: false}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c1");
+    let other = who(&snapshot, "notadmin", "x1");
+    let from = |address: &str| Who {
+        address: address.parse::<IpAddr>().unwrap(),
+        ..other
+    };
+    let with = |version| Who { version, ..other };
+    let elsewhere = Who {
+        listener: snapshot.listener_by_name("other").unwrap().id,
+        ..other
+    };
+    let allow = Decision::Allow;
+    let table = [
+        (admin, "user", allow, "by user"),
+        (other, "user", DENIED, "default"),
+        (admin, "userpattern", allow, "by user pattern"),
+        (other, "userpattern", DENIED, "default"),
+        (who(&snapshot, "", "x"), "userpattern", DENIED, "default"),
+        (admin, "client", allow, "by client id"),
+        (other, "client", DENIED, "default"),
+        (admin, "clientpattern", allow, "by client id pattern"),
+        (other, "clientpattern", DENIED, "default"),
+        (from("10.9.8.7"), "address", allow, "by address"),
+        (from("::ffff:10.9.8.7"), "address", allow, "by address"),
+        (from("2001:db8::7"), "address", allow, "by address"),
+        (from("11.0.0.1"), "address", DENIED, "default"),
+        (admin, "group", allow, "by group"),
+        (other, "group", DENIED, "default"),
+        (with(Version::V311), "version", allow, "by version"),
+        (with(Version::V31), "version", DENIED, "default"),
+        (elsewhere, "listener", allow, "by listener"),
+        (other, "listener", DENIED, "default"),
+        (admin, "both", allow, "by two kinds"),
+        (other, "both", DENIED, "default"),
+        (admin, "order", DENIED, "high"),
+        (admin, "tie", allow, "tie first"),
+        (admin, "keyed", DENIED, "keyed early"),
+        (admin, "off", DENIED, "default"),
+        (admin, "nothing", DENIED, "default"),
+    ];
+    for (who, topic, decision, rule) in table {
+        assert_eq!(
+            ask(&snapshot, &who, &publish(topic)),
+            (decision, rule.to_owned()),
+            "{topic} {who:?}"
+        );
+    }
+}
+
+/// S10: patterns match the whole value.
+#[test]
+fn s10_patterns_are_anchored() {
+    let snapshot = with_rules(
+        r##"
+- {name: one, who: {user_patterns: [admin]}, actions: [publish], topics: [one], decision: allow}
+- {name: either, who: {user_patterns: ["x|admi"]}, actions: [publish], topics: [either], decision: allow}
+- {name: lines, who: {client_id_patterns: ["(?m)^a$"]}, actions: [publish], topics: [lines], decision: allow}
+"##,
+    );
+    let table = [
+        ("admin", "c", "one", Decision::Allow),
+        ("notadmin", "c", "one", DENIED),
+        ("admin", "c", "either", DENIED),
+        ("admin", "a", "lines", Decision::Allow),
+        ("admin", "a\nb", "lines", DENIED),
+    ];
+    for (name, client_id, topic, expected) in table {
+        assert_eq!(
+            ask(&snapshot, &who(&snapshot, name, client_id), &publish(topic)).0,
+            expected,
+            "{name} {topic}"
+        );
+    }
+}
+
+/// S5 and S6: a filter that reaches into what is denied is refused, however it is written. The share group of a shared
+/// subscription is taken off by the caller, so the same filters are asked.
+#[test]
+fn s5_s6_subscriptions_do_not_reach_around_a_deny() {
+    let snapshot = with_rules(
+        r##"
+- {name: secret, priority: 10, actions: [subscribe], topics: ["internal/#"], decision: deny}
+- {name: all, actions: [subscribe], topics: ["#"], decision: allow}
+- {name: system, actions: [subscribe], topics: ["$SYS/broker/uptime"], decision: allow}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c");
+    let table = [
+        ("#", DENIED, "secret"),
+        ("+/secret", DENIED, "secret"),
+        ("internal/+", DENIED, "secret"),
+        ("internal", DENIED, "secret"),
+        ("internal/x", DENIED, "secret"),
+        ("+", DENIED, "secret"),
+        ("+/+", DENIED, "secret"),
+        ("public/#", Decision::Allow, "all"),
+        ("public/+/x", Decision::Allow, "all"),
+        ("$SYS/#", DENIED, "default"),
+        ("$SYS/broker/+", DENIED, "default"),
+        ("$SYS/broker/uptime", Decision::Allow, "system"),
+    ];
+    for (filter, decision, rule) in table {
+        assert_eq!(
+            subscribe(&snapshot, &admin, filter),
+            (decision, rule.to_owned()),
+            "{filter}"
+        );
+    }
+    // The second net: whatever was subscribed to, each delivery is judged.
+    let delivery = |topic| Request {
+        action: Action::Receive,
+        ..publish(topic)
+    };
+    assert_eq!(
+        ask(&snapshot, &admin, &delivery("internal/x")),
+        (DENIED, "secret".into())
+    );
+    assert_eq!(
+        ask(&snapshot, &admin, &delivery("public/x")),
+        (Decision::Allow, "all".into())
+    );
+}
+
+#[test]
+fn an_allow_before_a_deny_opens_a_hole_in_it() {
+    let snapshot = with_rules(
+        r##"
+- {name: hole, priority: 20, actions: [subscribe], topics: ["a/+/open"], decision: allow}
+- {name: wall, priority: 10, actions: [subscribe], topics: ["a/#"], decision: deny}
+- {name: rest, actions: [subscribe], topics: ["+/+/open", "b/#"], decision: allow}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c");
+    for (filter, expected) in [
+        ("a/1/open", Decision::Allow),
+        ("a/+/open", Decision::Allow),
+        ("+/+/open", Decision::Allow),
+        ("a/+/shut", DENIED),
+        ("a/#", DENIED),
+        ("+/1/open", Decision::Allow),
+        ("b/#", Decision::Allow),
+    ] {
+        assert_eq!(subscribe(&snapshot, &admin, filter).0, expected, "{filter}");
+    }
+}
+
+#[test]
+fn receive_alone_only_takes_away() {
+    let snapshot = with_rules(
+        r##"
+- {name: not this, priority: 1, actions: [receive], topics: [a/b], decision: deny}
+- {name: all of a, actions: [subscribe], topics: ["a/#"], decision: allow}
+- {name: delivered only, actions: [receive], topics: ["x/#"], decision: allow}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c");
+    for (filter, expected) in [
+        ("a/c", Decision::Allow),
+        ("a/b", DENIED),
+        ("a/#", DENIED),
+        ("x/#", DENIED),
+    ] {
+        assert_eq!(subscribe(&snapshot, &admin, filter).0, expected, "{filter}");
+    }
+    for (topic, expected) in [
+        ("a/c", Decision::Allow),
+        ("a/b", DENIED),
+        ("x/y", Decision::Allow),
+    ] {
+        let request = Request {
+            action: Action::Receive,
+            ..publish(topic)
+        };
+        assert_eq!(ask(&snapshot, &admin, &request).0, expected, "{topic}");
+    }
+}
+
+#[test]
+fn what_an_allow_asks_for() {
+    let snapshot = with_rules(
+        r##"
+- {name: lower, actions: [publish, subscribe], topics: [lower], decision: allow, qos_max: 1}
+- {name: refuse, actions: [publish, subscribe], topics: [refuse], decision: allow, qos_max: 1, qos_over: refuse, on_deny: close}
+- {name: strip, actions: [publish], topics: [strip], decision: allow, retain: strip}
+- {name: keep, actions: [publish], topics: [keep], decision: allow, retain: refuse}
+- {name: small, actions: [publish], topics: [small], decision: allow, payload_bytes_max: 10}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c");
+    let classes = admit(&snapshot, &admin).classes;
+    let ask = |topic, qos, retain, payload_bytes| {
+        let request = Request {
+            action: Action::Publish,
+            topic,
+            qos,
+            retain,
+            payload_bytes,
+        };
+        snapshot.verdict(&classes, &vars(&admin), &request)
+    };
+    let lowered = ask("lower", QoS::ExactlyOnce, false, 0);
+    assert_eq!(
+        (lowered.decision, lowered.qos_max),
+        (Decision::Allow, QoS::AtLeastOnce)
+    );
+    let refused = ask("refuse", QoS::ExactlyOnce, false, 0);
+    assert_eq!(
+        (refused.decision, refused.on_deny),
+        (Decision::Deny(Denial::QosRefused), OnDeny::Close)
+    );
+    assert_eq!(
+        ask("refuse", QoS::AtLeastOnce, false, 0).decision,
+        Decision::Allow
+    );
+    assert!(ask("strip", QoS::AtMostOnce, true, 0).strip_retain);
+    assert!(!ask("strip", QoS::AtMostOnce, false, 0).strip_retain);
+    assert_eq!(
+        ask("keep", QoS::AtMostOnce, true, 0).decision,
+        Decision::Deny(Denial::RetainRefused)
+    );
+    assert_eq!(
+        ask("keep", QoS::AtMostOnce, false, 0).decision,
+        Decision::Allow
+    );
+    assert_eq!(
+        ask("small", QoS::AtMostOnce, false, 10).decision,
+        Decision::Allow
+    );
+    assert_eq!(
+        ask("small", QoS::AtMostOnce, false, 11).decision,
+        Decision::Deny(Denial::PayloadTooLarge)
+    );
+    let grant =
+        |filter| snapshot.subscribe(&classes, &vars(&admin), filter, QoS::ExactlyOnce, false);
+    assert_eq!(
+        (grant("lower").decision, grant("lower").qos_max),
+        (Decision::Allow, QoS::AtLeastOnce)
+    );
+    assert_eq!(grant("refuse").decision, Decision::Deny(Denial::QosRefused));
+}
+
+#[test]
+fn a_shadow_rule_is_noted_and_does_not_decide() {
+    let snapshot = with_rules(
+        r##"
+- {name: trial, priority: 5, actions: [publish, subscribe, connect], topics: ["a/#"], decision: deny, mode: shadow}
+- {name: same, priority: 4, actions: [publish], topics: ["b/#"], decision: allow, mode: shadow}
+- {name: all, actions: [publish, subscribe], topics: ["#"], decision: allow}
+- {name: late, priority: -1, actions: [publish], topics: ["#"], decision: deny, mode: shadow}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c");
+    let admission = admit(&snapshot, &admin);
+    let name = |rule: Option<_>| rule.map(|rule| snapshot.rule_name(rule).to_owned());
+    assert_eq!(name(admission.shadow).as_deref(), Some("trial"));
+    for (topic, shadow) in [("a/x", Some("trial")), ("b/x", None), ("c", None)] {
+        let verdict = snapshot.verdict(&admission.classes, &vars(&admin), &publish(topic));
+        assert_eq!(
+            (verdict.decision, name(verdict.rule).as_deref()),
+            (Decision::Allow, Some("all")),
+            "{topic}"
+        );
+        assert_eq!(name(verdict.shadow).as_deref(), shadow, "{topic}");
+    }
+    let granted = snapshot.subscribe(
+        &admission.classes,
+        &vars(&admin),
+        "a/+",
+        QoS::AtMostOnce,
+        false,
+    );
+    assert_eq!(
+        (granted.decision, name(granted.shadow).as_deref()),
+        (Decision::Allow, Some("trial"))
+    );
+}
+
+#[test]
+fn sessions_are_refused_for_what_they_are() {
+    let snapshot = with_rules(
+        r##"
+- {name: own, actions: [publish], topics: ["d/${client_id}/#"], decision: allow}
+- {name: first, who: {users: [notadmin]}, actions: [publish], topics: ["${client_id}/#"], decision: deny}
+- {name: not from there, actions: [connect], who: {addresses: [192.0.2.0/24]}, decision: deny}
+"##,
+    );
+    let table = [
+        ("admin", "c", None),
+        ("nobody", "c", Some(Refusal::Credentials)),
+        ("gone", "c", Some(Refusal::Credentials)),
+        ("bound", "bound-1", None),
+        ("bound", "bound-2", Some(Refusal::ClientIdentifier)),
+        ("admin", "", Some(Refusal::ClientIdentifier)),
+        ("admin", "a/b", Some(Refusal::ClientIdentifier)),
+        ("admin", "a+", Some(Refusal::ClientIdentifier)),
+        ("admin", "#", Some(Refusal::ClientIdentifier)),
+        ("admin", "a\0", Some(Refusal::ClientIdentifier)),
+        ("admin", "$SYS", None),
+        ("notadmin", "$SYS", Some(Refusal::ClientIdentifier)),
+    ];
+    for (name, client_id, expected) in table {
+        let found = snapshot.admit(&who(&snapshot, name, client_id)).err();
+        assert_eq!(found, expected, "{name} {client_id:?}");
+    }
+    let admin = who(&snapshot, "admin", "c");
+    let elsewhere = snapshot.listener_by_name("other").unwrap().id;
+    let gone = sluice_policy::ListenerId(99);
+    assert_eq!(
+        snapshot
+            .admit(&Who {
+                listener: gone,
+                ..admin
+            })
+            .err(),
+        Some(Refusal::ListenerGone)
+    );
+    assert_eq!(
+        snapshot
+            .admit(&Who {
+                listener: elsewhere,
+                username: None,
+                ..admin
+            })
+            .err(),
+        Some(Refusal::Credentials)
+    );
+    let address = "192.0.2.9".parse().unwrap();
+    assert_eq!(
+        snapshot.admit(&Who { address, ..admin }).err(),
+        Some(Refusal::NotAuthorized)
+    );
+    // Somebody else's messages stay out of reach, the own ones do not.
+    assert_eq!(ask(&snapshot, &admin, &publish("d/c/x")).0, Decision::Allow);
+    assert_eq!(ask(&snapshot, &admin, &publish("d/other/x")).0, DENIED);
+}
+
+#[test]
+fn explanations_name_the_rule_and_the_ones_passed_over() {
+    let snapshot = with_rules(
+        r##"
+- {name: off, priority: 9, actions: [publish], topics: ["#"], decision: deny, enabled: false}
+- {name: shadowed, priority: 8, actions: [publish], topics: ["#"], decision: deny, mode: shadow}
+- {name: for guests, priority: 7, who: {groups: [guests]}, actions: [publish], topics: ["#"], decision: deny}
+- {name: elsewhere, priority: 6, actions: [publish], topics: ["b/#"], decision: deny}
+- {name: deliveries, priority: 5, actions: [subscribe], topics: ["#"], decision: allow}
+- {name: winner, actions: [publish], topics: ["a/#"], decision: allow, qos_max: 0}
+- {name: too late, actions: [publish], topics: ["+/x"], decision: deny}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c");
+    let request = Request {
+        qos: QoS::AtLeastOnce,
+        ..publish("a/x")
+    };
+    let explanation = snapshot.explain(&admin, &Question::Message(request));
+    assert_eq!(
+        (explanation.decision, explanation.rule.as_deref()),
+        ("allow", Some("winner"))
+    );
+    assert_eq!(explanation.shadow.as_deref(), Some("shadowed"));
+    assert_eq!(explanation.obligations, ["QoS is lowered to 0"]);
+    let passed: Vec<(&str, &str)> = explanation
+        .passed_over
+        .iter()
+        .map(|passed| (&*passed.rule, &*passed.why))
+        .collect();
+    let expected = [
+        ("off", "is disabled"),
+        ("shadowed", "matches, but is a shadow rule"),
+        ("for guests", "its `groups` do not match the session"),
+        ("elsewhere", "none of its filters matches the topic"),
+        ("deliveries", "is not about publish"),
+        ("too late", "matches as well, but is asked later"),
+    ];
+    assert_eq!(passed, expected);
+    let text = explanation.to_string();
+    assert!(
+        text.starts_with(
+            "publish to `a/x` at QoS 1, 10 bytes: allow\n  because rule `winner` says allow"
+        ),
+        "{text}"
+    );
+    let json = serde_json::to_value(&explanation).unwrap();
+    assert_eq!(json["rule"], "winner");
+    assert_eq!(json["passed_over"][0]["why"], "is disabled");
+
+    let refused = snapshot.explain(&who(&snapshot, "nobody", "c"), &Question::Connect);
+    assert_eq!((refused.decision, refused.rule), ("deny", None));
+    assert!(
+        refused.reason.contains("no such enabled user"),
+        "{}",
+        refused.reason
+    );
+    let subscription = Question::Subscribe {
+        filter: "a/#",
+        qos: QoS::AtMostOnce,
+        shared: false,
+    };
+    let granted = snapshot.explain(&admin, &subscription);
+    assert_eq!(
+        (granted.decision, granted.rule.as_deref()),
+        ("allow", Some("deliveries"))
+    );
+    let connect = snapshot.explain(&admin, &Question::Connect);
+    assert_eq!(
+        (connect.decision, connect.rule.as_deref()),
+        ("allow", Some("anyone connects"))
+    );
+}
+
+#[test]
+fn the_default_can_be_to_allow() {
+    let text = "default: allow\non_deny: close\nlisteners: [{name: l, address: 127.0.0.1:0, upstream: u, anonymous: {group: g}}]\n\
+                upstreams: [{name: u, endpoints: [unix:///run/broker.sock]}]\ngroups: [{name: g}]\n\
+                rules: [{name: not this, actions: [publish, subscribe], topics: [a], decision: deny}]\n";
+    let snapshot = compiled(text);
+    let guest = who(&snapshot, "", "c");
+    assert_eq!(
+        ask(&snapshot, &guest, &publish("b")),
+        (Decision::Allow, "default".into())
+    );
+    assert_eq!(
+        ask(&snapshot, &guest, &publish("a")),
+        (DENIED, "not this".into())
+    );
+    assert_eq!(
+        subscribe(&snapshot, &guest, "b/#"),
+        (Decision::Allow, "default".into())
+    );
+    assert_eq!(
+        subscribe(&snapshot, &guest, "#"),
+        (DENIED, "not this".into())
+    );
+    let verdict = snapshot.verdict(
+        &admit(&snapshot, &guest).classes,
+        &vars(&guest),
+        &publish("a"),
+    );
+    assert_eq!(verdict.on_deny, OnDeny::Close);
+}
+
+/// `+` and a literal at every level: a topic matches all `2^n` filters, and each better rule is met after all worse ones,
+/// so that none of the `2^(n+1) - 1` nodes can be left out.
+#[test]
+fn a_topic_that_matches_too_many_prefixes_is_refused_at_the_bound() {
+    let rules = |levels: usize| -> String {
+        let filter = |bits: u32| {
+            let level = |level: usize| {
+                if bits >> (levels - 1 - level) & 1 == 1 {
+                    "+"
+                } else {
+                    "a"
+                }
+            };
+            (0..levels).map(level).collect::<Vec<_>>().join("/")
+        };
+        let rule = |bits| {
+            format!(
+                "- {{name: r{bits}, actions: [publish], topics: [{}], decision: allow}}\n",
+                filter(bits)
+            )
+        };
+        (0..1_u32 << levels).map(rule).collect()
+    };
+    for (levels, expected) in [
+        (11, (Decision::Allow, "r0")),
+        (12, (Decision::Deny(Denial::TooComplex), "default")),
+    ] {
+        let snapshot = with_rules(&rules(levels));
+        let topic = vec!["a"; levels].join("/");
+        let found = ask(&snapshot, &who(&snapshot, "admin", "c"), &publish(&topic));
+        assert_eq!(
+            found,
+            (expected.0, expected.1.to_owned()),
+            "{levels} levels"
+        );
+    }
+}
+
+/// Each deny has an allow before it, so all of them must be looked at to grant the whole.
+#[test]
+fn a_subscription_too_complex_to_judge_is_refused() {
+    let rules = |denies: usize| -> String {
+        let deny = |index| {
+            format!(
+                "- {{name: d{index}, priority: 1, actions: [subscribe], topics: [t/{index}/x], decision: deny}}\n"
+            )
+        };
+        "- {name: hole, priority: 2, actions: [subscribe], topics: [t/+/x], decision: allow}\n\
+         - {name: all, actions: [subscribe], topics: [\"#\"], decision: allow}\n"
+            .to_owned()
+            + &(0..denies).map(deny).collect::<String>()
+    };
+    let snapshot = with_rules(&rules(1_000));
+    assert_eq!(
+        subscribe(&snapshot, &who(&snapshot, "admin", "c"), "t/#").0,
+        Decision::Allow
+    );
+    let snapshot = with_rules(&rules(6_000));
+    let admin = who(&snapshot, "admin", "c");
+    assert_eq!(
+        subscribe(&snapshot, &admin, "t/#"),
+        (Decision::Deny(Denial::TooComplex), "default".into())
+    );
+    assert_eq!(subscribe(&snapshot, &admin, "t/5/+").0, Decision::Allow);
 }

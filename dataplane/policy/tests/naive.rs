@@ -3,7 +3,7 @@
 //! The interpreter shares no code with the crate: it has its own rows, its own matching of topics and its own idea of a
 //! subscription, which is to list every topic over a small alphabet that the filter can deliver and to ask about each.
 //! The alphabet has a value that no rule names, because level values are unbounded, and values beginning with `$`.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::unwrap_used)]
 
 use std::fmt::Write as _;
 use std::net::IpAddr;
@@ -62,8 +62,10 @@ const VERSIONS: [(&str, Version); 3] = [
 ];
 const RETAIN: [&str; 3] = ["allow", "strip", "refuse"];
 
-/// Patterns, and what each means.
-const PATTERNS: [(&str, fn(&str) -> bool); 4] = [
+/// What a pattern means.
+type Means = fn(&str) -> bool;
+/// Patterns with their meanings.
+const PATTERNS: [(&str, Means); 4] = [
     ("u", |_| false),
     (".*", |value| !value.contains('\n')),
     ("[a-c].?", |value| {

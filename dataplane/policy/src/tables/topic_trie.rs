@@ -22,7 +22,7 @@ use super::level::{ANY, CLIENT_ID, LONG, Level, SHORT_BYTES_MAX, Short, USERNAME
 use crate::filter::{self, TopicFilter, Variable};
 
 /// How many nodes one verdict may visit. A topic of `n` levels under rules with `+` at every level can match `2^n`
-/// prefixes: 4,096 lets twelve such levels through (about 50 microseconds); real rules visit fewer than twenty.
+/// prefixes: 4,096 lets eleven such levels through; real rules visit fewer than twenty. Beyond it the answer is a refusal.
 pub(crate) const VERDICT_NODES_MAX: u32 = 4_096;
 
 const HAS_LITERAL: u8 = 1;
@@ -313,14 +313,6 @@ impl TopicTrie {
         let start = u32::from_le_bytes([a, b, c, d]) as usize;
         let length = usize::from(u16::from_le_bytes([e, f]));
         self.text.get(start..start + length).unwrap_or_default()
-    }
-
-    #[cfg(test)]
-    pub(crate) fn node_count(&self) -> usize {
-        self.slots
-            .iter()
-            .filter(|slot| slot.parent != EMPTY)
-            .count()
     }
 }
 
