@@ -384,8 +384,12 @@ impl Session {
         };
         let mut held = std::mem::take(&mut rare.held);
         let was_paused = std::mem::take(&mut rare.paused);
+        let is_client_finished = std::mem::take(&mut rare.is_client_finished);
         if !held.is_empty() {
             self.pump(context, Side::Downstream, &mut Input::held(&mut held));
+        }
+        if is_client_finished {
+            return self.end(context, Cause::ClientGone);
         }
         if was_paused && self.phase == Phase::Open {
             context

@@ -236,6 +236,8 @@ struct Rare {
     held: Vec<u8>,
     /// True exactly when `held` made us pause reading the client.
     paused: bool,
+    /// True exactly when the client finished sending while something was held: what it sent still counts.
+    is_client_finished: bool,
     /// PINGRESPs of the upstream that answer a PINGREQ of ours.
     pings_owned: u8,
     /// Originated packets that wait for a boundary, towards the client and the upstream.
@@ -271,6 +273,7 @@ impl Rare {
         self.connect.is_empty()
             && self.held.is_empty()
             && !self.paused
+            && !self.is_client_finished
             && self.pings_owned == 0
             && self.queue_down.is_empty()
             && self.queue_up.is_empty()
@@ -369,8 +372,18 @@ impl Session {
     }
 
     /// `side` finished sending or failed.
+    ///
+    /// A client may send CONNECT, messages and DISCONNECT in one go and leave without waiting for CONNACK. What it sent
+    /// ahead is then delivered before the session ends; one that sent nothing ahead ends here, and costs no upstream.
     pub fn handle_closed(&mut self, context: &mut Context<'_>, side: Side) {
         if !self.is_current(context) {
+            return;
+        }
+        if side == Side::Downstream
+            && let Some(rare) = self.rare.as_mut()
+            && !rare.held.is_empty()
+        {
+            rare.is_client_finished = true;
             return;
         }
         let cause = match (side, self.phase) {

@@ -722,6 +722,34 @@ fn a_client_that_goes_while_it_waits_costs_no_upstream() {
 }
 
 #[test]
+fn a_client_that_sends_all_in_one_go_and_leaves_is_served() {
+    for version in VERSIONS {
+        let message = bytes(
+            version,
+            &Packet::Publish(publish("open/a", QoS::AtMostOnce, 0, b"reading")),
+        );
+        for ending in [disconnect(version, 0), vec![]] {
+            let mut rig = Rig::new(&document("", RULES));
+            let hello = bytes(version, &Packet::Connect(connect(version, "dev")));
+            rig.client(&[&hello[..], &message, &ending].concat());
+            rig.closed(Side::Downstream);
+            assert_eq!(rig.events, [Event::Dial]);
+            rig.dialled_now(true);
+            rig.take_up();
+            rig.closed(Side::Downstream);
+            rig.broker(&connack(version, 0, &[]));
+            assert_eq!(rig.take_up(), [&message[..], &ending].concat());
+            let cause = if ending.is_empty() {
+                Cause::ClientGone
+            } else {
+                Cause::ClientDisconnect
+            };
+            assert_eq!(rig.ended(), Some(cause));
+        }
+    }
+}
+
+#[test]
 fn m13_bytes_one_at_a_time_make_the_same_session() {
     for version in VERSIONS {
         let mut rig = Rig::new(&document("", RULES));
