@@ -1,4 +1,10 @@
 //! The simulated engine: deterministic, virtual in time, and true to the surface under every fault.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::wildcard_enum_match_arm,
+    reason = "a test fails by panicking, and names only the events it is about"
+)]
 
 use std::fs::File;
 use std::net::{IpAddr, Ipv4Addr};

@@ -80,6 +80,14 @@ impl Token {
     }
 }
 
+/// What an engine knows without the kernel; told at the next turn, if the socket still lives.
+pub(super) enum Note {
+    Connected(SocketId),
+    ConnectFailed(SocketId, i32),
+    Paused(SocketId),
+    SentOwned(SocketId, Vec<u8>, Result<usize, i32>),
+}
+
 /// A bounded table of sockets with epochs. The last slot freed is the first used again, while its memory is warm.
 pub(super) struct Slots<T> {
     entries: Vec<Entry<T>>,
@@ -478,6 +486,9 @@ impl OwnedSend {
     }
 }
 
+/// An owned send that is over before it began: its buffer, and the outcome to tell.
+pub(super) type SentAtOnce = (Vec<u8>, Result<usize, i32>);
+
 /// Buffers of owned sends, which outlive their sockets until the completion.
 pub(super) struct OwnedSends {
     slots: Slots<OwnedSend>,
@@ -498,7 +509,7 @@ impl OwnedSends {
         &mut self,
         sending: &mut Sending,
         send: OwnedSend,
-    ) -> Result<(u32, u32), (Vec<u8>, Result<usize, i32>)> {
+    ) -> Result<(u32, u32), SentAtOnce> {
         let len = send.bytes().len();
         if len == 0 {
             return Err((send.buffer, Ok(0)));

@@ -19,7 +19,6 @@
 //!   events, with what the socket did not take already copied out of the leases.
 
 mod buffers;
-mod enter;
 mod epoll;
 mod lifecycle;
 mod probe;

@@ -189,10 +189,9 @@ impl<R: Ring> Trial<R> {
         let near = self.ring.connect(&Target::Tcp(address)).map_err(full)?;
         let (mut connected, mut far) = (false, None);
         let far = self.until(|_, event| {
-            match event {
-                Event::Connected { .. } => connected = true,
-                Event::Accepted { socket, .. } => far = Some(*socket),
-                _ => {}
+            connected |= matches!(event, Event::Connected { .. });
+            if let Event::Accepted { socket, .. } = event {
+                far = Some(*socket);
             }
             far.filter(|_| connected)
         })?;

@@ -1,13 +1,17 @@
 //! What the behaviours share: a ring with a listener, waiting for events, clients on plain sockets.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::AsFd;
 use std::time::Duration;
 
+use rustix::net::sockopt;
 use sluice_dataplane::ring::{
-    Event, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, listen_tcp, local_address,
+    End, Event, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, listen_tcp, local_address,
 };
+
+/// What makes an engine.
+pub(crate) type Made<R> = io::Result<R>;
 
 /// How long any wait may take before the test fails. Far beyond what a loaded machine needs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -296,4 +300,63 @@ impl Echo {
             .find_map(|(at, echo)| (*at == socket).then_some(echo))
             .expect("an open socket")
     }
+}
+
+pub(crate) fn assert_paused<R: Ring>(driver: &mut Driver<R>, socket: SocketId) {
+    driver.wait_for(nothing_else, |event| match event {
+        Event::Paused { socket: at } if *at == socket => Some(()),
+        _ => None,
+    });
+}
+
+impl<R: Ring> Driver<R> {
+    /// Turns until `socket` has ended; the bytes before that.
+    pub(crate) fn received_then_ended(&mut self, socket: SocketId) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        loop {
+            for event in self.turn() {
+                match event {
+                    Event::Received { socket: at, lease } if at == socket => {
+                        bytes.extend_from_slice(self.ring.lease(lease));
+                    }
+                    Event::Ended { socket: at, end } if at == socket => {
+                        assert_eq!(end, End::Eof);
+                        return bytes;
+                    }
+                    event => panic!("unexpected {event:?}"),
+                }
+            }
+        }
+    }
+}
+
+pub(crate) fn read_to_end(mut stream: TcpStream) -> Vec<u8> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes).unwrap();
+    bytes
+}
+
+pub(crate) fn read_exactly(stream: &mut TcpStream, len: usize) -> Vec<u8> {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = vec![0; len];
+    stream.read_exact(&mut bytes).unwrap();
+    bytes
+}
+
+/// Reads until FIN or reset; how many bytes came.
+pub(crate) fn read_until_closed(mut stream: TcpStream) -> usize {
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    let mut bytes = Vec::new();
+    match stream.read_to_end(&mut bytes) {
+        Ok(_) => {}
+        Err(error) => assert_eq!(error.kind(), io::ErrorKind::ConnectionReset),
+    }
+    bytes.len()
+}
+
+/// Closes with a reset.
+pub(crate) fn reset(stream: TcpStream) {
+    sockopt::set_socket_linger(&stream, Some(Duration::ZERO)).unwrap();
+    drop(stream);
 }

@@ -25,7 +25,7 @@ pub use self::faults::{Faults, Random};
 use self::network::{ConnId, News, Side};
 pub use self::network::{Network, Peer, PeerState, Serve};
 use super::buffers::{Scratch, UserPool, resolve};
-use super::lifecycle::{Line, Outbox, OwnedSend, OwnedSends, Sending, Slots};
+use super::lifecycle::{Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots};
 use super::socket::ACCEPT_PAUSE;
 use super::{Event, Full, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake};
 use crate::clock::Time;
@@ -53,11 +53,6 @@ struct Socket {
 struct Listener {
     slot: ListenSlot,
     resting: Option<Time>,
-}
-
-enum Note {
-    Paused(SocketId),
-    SentOwned(SocketId, Vec<u8>, Result<usize, i32>),
 }
 
 struct FlagWaker(AtomicBool);
@@ -531,6 +526,7 @@ impl Simulated {
                     }
                 }
             }
+            Note::Connected(_) | Note::ConnectFailed(..) => {} // the network tells these
             Note::SentOwned(socket, buffer, taken) => {
                 if self.sockets.get(socket).is_some() {
                     events.push(Event::SentOwned {

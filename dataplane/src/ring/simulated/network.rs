@@ -242,7 +242,7 @@ enum Segment {
     Reset,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Happening {
     /// Segments have come to the end of their way to this side.
     Arrive {
