@@ -29,11 +29,6 @@ impl Splitter {
         let end = at + length;
         (self.bytes.len() >= end).then(|| self.bytes.drain(..end).collect())
     }
-
-    /// Bytes of a packet that is not whole.
-    pub(crate) fn rest(&self) -> usize {
-        self.bytes.len()
-    }
 }
 
 pub(crate) fn packet(first: u8, body: &[u8]) -> Vec<u8> {

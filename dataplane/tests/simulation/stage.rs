@@ -197,6 +197,15 @@ impl Stage {
         self.counters.read(counter)
     }
 
+    /// Everything that was counted.
+    pub(crate) fn counts(&self) -> Vec<(Counter, u64)> {
+        Counter::ALL
+            .iter()
+            .map(|counter| (*counter, self.count(*counter)))
+            .filter(|(_, count)| *count > 0)
+            .collect()
+    }
+
     /// One turn, and whatever the shard then says to control.
     pub(crate) fn turn(&mut self) {
         self.shard.turn().expect("a turn");
