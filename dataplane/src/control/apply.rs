@@ -259,3 +259,220 @@ fn report(sent: Result<(), super::link::Stuck>) {
         tracing::error!(%error, "a message to a shard was dropped");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{Inbox, mailbox};
+
+    const LISTENER: &str = "listeners: [{name: devices, address: '127.0.0.1:0', upstream: b}]\n";
+    const UPSTREAM: &str = "upstreams: [{name: b, endpoints: ['tcp://127.0.0.1:1']}]\n";
+
+    struct Bench {
+        apply: Apply,
+        handle: PolicyHandle,
+        inboxes: Vec<Inbox<ToShard>>,
+    }
+
+    impl Bench {
+        fn new(shards: u16) -> Self {
+            let handle = PolicyHandle::default();
+            let (mut links, mut inboxes) = (Vec::new(), Vec::new());
+            for shard in 0..shards {
+                let (post, inbox) = mailbox(64);
+                links.push(Link::new(ShardId(shard), post, 0));
+                inboxes.push(inbox);
+            }
+            let listeners = Listeners::new(usize::from(shards), Vec::new());
+            Self {
+                apply: Apply::new(handle.clone(), links, listeners),
+                handle,
+                inboxes,
+            }
+        }
+
+        fn compile(&mut self, document: &str) -> Arc<Snapshot> {
+            let generation = self.apply.desire("test");
+            let previous = self.apply.snapshot();
+            let snapshot =
+                sluice_policy::compile(document, "test", generation, previous.as_deref());
+            let snapshot = snapshot.expect("a good document");
+            self.apply.compiled(generation, snapshot.digest());
+            Arc::new(snapshot)
+        }
+
+        fn deliver(&mut self, document: &str) -> Result<(), String> {
+            let snapshot = self.compile(document);
+            self.apply.deliver(snapshot, Directory::default())
+        }
+
+        fn acknowledge(&mut self, shard: u16, generation: u64) -> bool {
+            self.apply
+                .acknowledged(ShardId(shard), Generation(generation))
+        }
+
+        /// Desired, compiled, delivered and active.
+        fn stages(&self) -> [Option<u64>; 4] {
+            let status = self.apply.status();
+            let stages = [
+                &status.desired,
+                &status.compiled,
+                &status.delivered,
+                &status.active,
+            ];
+            stages.map(|stage| stage.as_ref().map(|stage| stage.generation))
+        }
+
+        fn mail(&self, shard: usize) -> Vec<&'static str> {
+            std::iter::from_fn(|| self.inboxes[shard].take())
+                .map(|message| match message {
+                    ToShard::Directory(_) => "directory",
+                    ToShard::Listen { .. } => "listen",
+                    ToShard::StopListening { .. } => "stop",
+                    ToShard::Authenticated { .. }
+                    | ToShard::Kick { .. }
+                    | ToShard::List { .. }
+                    | ToShard::Drain { .. }
+                    | ToShard::Report { .. } => "other",
+                })
+                .collect()
+        }
+    }
+
+    fn good() -> String {
+        format!("{LISTENER}{UPSTREAM}")
+    }
+
+    #[test]
+    fn the_four_stages_are_told_apart() {
+        let mut bench = Bench::new(2);
+        assert_eq!(bench.stages(), [None; 4]);
+        let snapshot = bench.compile(&good());
+        assert_eq!(bench.stages(), [Some(1), Some(1), None, None]);
+        assert!(bench.handle.load().is_none(), "compiled is not in force");
+        bench
+            .apply
+            .deliver(snapshot, Directory::default())
+            .expect("delivered");
+        assert_eq!(bench.stages(), [Some(1), Some(1), Some(1), None]);
+        for shard in 0..2 {
+            assert_eq!(
+                bench.mail(shard),
+                ["directory", "listen"],
+                "the directory comes first"
+            );
+        }
+        assert!(!bench.acknowledge(0, 1));
+        assert_eq!(
+            bench.stages(),
+            [Some(1), Some(1), Some(1), None],
+            "one shard is not all"
+        );
+        assert!(bench.acknowledge(1, 1));
+        assert_eq!(bench.stages(), [Some(1); 4]);
+        assert!(!bench.acknowledge(1, 1), "said once");
+        assert!(!bench.acknowledge(9, 1), "a shard that is none");
+    }
+
+    #[test]
+    fn a_replaced_snapshot_lives_until_every_shard_has_moved_on() {
+        let mut bench = Bench::new(2);
+        bench.deliver(&good()).expect("delivered");
+        let first = Arc::downgrade(&bench.handle.load().expect("in force"));
+        assert!(!bench.acknowledge(0, 1));
+        assert!(bench.acknowledge(1, 1));
+        bench.deliver(&good()).expect("delivered");
+        assert_eq!(
+            bench.mail(0),
+            ["directory", "listen", "directory"],
+            "the same listener stays"
+        );
+        assert!(!bench.acknowledge(0, 2));
+        assert!(first.upgrade().is_some(), "shard 1 may still read it");
+        assert!(bench.acknowledge(1, 2));
+        assert!(first.upgrade().is_none());
+    }
+
+    #[test]
+    fn a_shard_may_skip_generations_but_the_last_one_counts() {
+        let mut bench = Bench::new(2);
+        for _ in 0..3 {
+            bench.deliver(&good()).expect("delivered");
+        }
+        assert!(!bench.acknowledge(0, 3));
+        assert!(
+            !bench.acknowledge(1, 2),
+            "generation 2 is not the delivered one"
+        );
+        assert_eq!(bench.stages()[3], None);
+        assert!(bench.acknowledge(1, 3));
+        assert_eq!(bench.stages(), [Some(3); 4]);
+    }
+
+    #[test]
+    fn a_port_in_use_refuses_and_changes_nothing() {
+        let mut bench = Bench::new(1);
+        bench.deliver(&good()).expect("delivered");
+        bench.mail(0);
+        let (before, listening) = (bench.handle.load(), bench.apply.listening());
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = taken.local_addr().expect("bound").port();
+        let document = format!(
+            "listeners: [{{name: new, address: '127.0.0.1:{port}', upstream: b}}]\n{UPSTREAM}"
+        );
+        let error = bench.deliver(&document).expect_err("the port is taken");
+        assert!(
+            error.contains("`new`") && error.contains(&port.to_string()),
+            "{error}"
+        );
+        bench.apply.reject(Generation(2), vec![error]);
+        assert_eq!(bench.stages(), [Some(2), Some(2), Some(1), None]);
+        assert!(Arc::ptr_eq(
+            &before.expect("one"),
+            &bench.handle.load().expect("one")
+        ));
+        assert_eq!(bench.apply.listening(), listening);
+        assert_eq!(bench.mail(0), [""; 0]);
+    }
+
+    #[test]
+    fn a_refusal_is_shown_until_a_later_generation_is_delivered_and_is_bounded() {
+        let mut bench = Bench::new(1);
+        let generation = bench.apply.desire("file:bad.yaml");
+        bench.apply.reject(
+            generation,
+            vec!["bad.yaml:1:1: no".into(); PROBLEMS_SHOWN_MAX + 5],
+        );
+        let status = bench.apply.status().clone();
+        let rejection = status.rejected.expect("shown");
+        assert_eq!(
+            (rejection.generation, rejection.source.as_str()),
+            (1, "file:bad.yaml")
+        );
+        assert_eq!(
+            (rejection.errors.len(), rejection.errors_left_off),
+            (PROBLEMS_SHOWN_MAX, 5)
+        );
+        bench.deliver(&good()).expect("delivered");
+        assert_eq!(
+            bench.stages()[2],
+            Some(2),
+            "the number of a refused one is not used again"
+        );
+        assert_eq!(bench.apply.status().rejected, None);
+        assert_eq!(bench.apply.status().rejections, 1);
+    }
+
+    #[test]
+    fn replaced_snapshots_do_not_pile_up_behind_a_silent_shard() {
+        let mut bench = Bench::new(1);
+        for _ in 0..=RETIRED_MAX {
+            assert!(bench.apply.has_room());
+            bench.deliver(&good()).expect("delivered");
+        }
+        assert!(!bench.apply.has_room(), "the caller waits");
+        let last = RETIRED_MAX as u64 + 1;
+        assert!(bench.acknowledge(0, last));
+        assert!(bench.apply.has_room());
+    }
+}
