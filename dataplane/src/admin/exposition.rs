@@ -349,3 +349,48 @@ fn key(name: &'static str, labels: &[(&'static str, &str)]) -> Key {
         .map(|(name, value)| Label::new(*name, (*value).to_owned()));
     Key::from_parts(name, labels.collect::<Vec<_>>())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn latency_buckets_are_cumulative_and_in_seconds() {
+        let mut histogram = Histogram::new_with_bounds(1, 60_000_000, 2).expect("good bounds");
+        for micros in [5, 15, 15, 400, 2_000_000] {
+            histogram.record(micros).expect("within the bounds");
+        }
+        let mut text = String::new();
+        write_latency(&mut text, Some(&histogram)).expect("a String takes everything");
+        for line in [
+            "sluice_added_latency_seconds_bucket{le=\"0.00001\"} 1",
+            "sluice_added_latency_seconds_bucket{le=\"0.00002\"} 3",
+            "sluice_added_latency_seconds_bucket{le=\"0.0005\"} 4",
+            "sluice_added_latency_seconds_bucket{le=\"1\"} 4",
+            "sluice_added_latency_seconds_bucket{le=\"+Inf\"} 5",
+            "sluice_added_latency_seconds_count 5",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} in {text}");
+        }
+    }
+
+    #[test]
+    fn families_and_series_are_in_order() {
+        let text = "# HELP b B\n# TYPE b gauge\nb{x=\"2\"} 1\nb{x=\"1\"} 1\n\n# HELP a A\n# TYPE a gauge\na 1\n\n";
+        let expected = "# HELP a A\n# TYPE a gauge\na 1\n# HELP b B\n# TYPE b gauge\nb{x=\"1\"} 1\nb{x=\"2\"} 1\n";
+        assert_eq!(sorted(text), expected);
+    }
+
+    #[test]
+    fn every_counter_says_what_it_counts() {
+        for &counter in Counter::ALL {
+            assert!(!help(counter).is_empty(), "{}", counter.name());
+            assert!(counter.name().starts_with("sluice_") && counter.name().ends_with("_total"));
+        }
+    }
+
+    #[test]
+    fn resident_memory_is_known() {
+        assert!(resident_bytes().is_some_and(|bytes| bytes > 0));
+    }
+}

@@ -134,3 +134,88 @@ fn mark(table: &Table, cell: EndpointCell, healthy: bool) {
         state.set_healthy(healthy);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener};
+
+    use sluice_policy::{Generation, UpstreamId};
+
+    use super::*;
+    use crate::node::{Located, TableConfig};
+
+    fn snapshot(endpoint: SocketAddr, health: &str) -> Snapshot {
+        let document = format!(
+            "listeners: [{{name: l, address: '127.0.0.1:0', upstream: u}}]
+upstreams: [{{name: u, endpoints: ['tcp://{endpoint}']{health}}}]\n"
+        );
+        sluice_policy::compile(&document, "test", Generation(1), None).expect("a good document")
+    }
+
+    fn directory(table: &Table, endpoint: SocketAddr) -> Directory {
+        let located = Located {
+            upstream: UpstreamId(0),
+            name: "broker".into(),
+            target: Target::Tcp(endpoint),
+        };
+        Directory::build(&Directory::default(), table, vec![located]).expect("room")
+    }
+
+    /// Waits for a probe to change the bit, under a bound that only a failure reaches.
+    async fn becomes(table: &Table, healthy: bool) {
+        let mut looks = tokio::time::interval(Duration::from_millis(1));
+        let changed = async {
+            while table
+                .endpoint(EndpointCell(0))
+                .map(|state| state.is_healthy())
+                != Some(healthy)
+            {
+                looks.tick().await;
+            }
+        };
+        let waited = tokio::time::timeout(Duration::from_secs(20), changed).await;
+        assert!(waited.is_ok(), "healthy does not become {healthy}");
+    }
+
+    #[tokio::test]
+    async fn an_endpoint_falls_and_rises_with_its_socket_and_is_trusted_when_unchecked() {
+        let table = Arc::new(Table::new(&TableConfig::default()));
+        let broker = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = broker.local_addr().expect("bound");
+        let directory = directory(&table, address);
+        let checked = snapshot(address, ", health: {interval: 100ms}");
+        let mut health = Health::new(Arc::clone(&table));
+        health.follow(&checked, &directory);
+        assert_eq!(health.running.len(), 1);
+
+        drop(broker);
+        becomes(&table, false).await;
+        let again = TcpListener::bind(address).expect("the port is free");
+        becomes(&table, true).await;
+        drop(again);
+        becomes(&table, false).await;
+
+        health.follow(&snapshot(address, ""), &directory);
+        assert!(health.running.is_empty());
+        assert!(
+            table
+                .endpoint(EndpointCell(0))
+                .is_some_and(|state| state.is_healthy())
+        );
+    }
+
+    #[tokio::test]
+    async fn a_check_that_stays_is_not_started_again() {
+        let table = Arc::new(Table::new(&TableConfig::default()));
+        let address = SocketAddr::from(([127, 0, 0, 1], 1));
+        let directory = directory(&table, address);
+        let checked = snapshot(address, ", health: {interval: 1h}");
+        let mut health = Health::new(Arc::clone(&table));
+        health.follow(&checked, &directory);
+        let before = health.running.values().next().map(|(_, task)| task.id());
+        health.follow(&checked, &directory);
+        let after = health.running.values().next().map(|(_, task)| task.id());
+        assert_eq!(before, after);
+        assert!(before.is_some());
+    }
+}

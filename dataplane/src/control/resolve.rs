@@ -46,6 +46,24 @@ pub fn names(snapshot: &Snapshot) -> BTreeSet<Name> {
 
 /// Asks for every name, keeps of `previous` what does not answer now, and forgets the names not asked for.
 pub async fn resolve(names: BTreeSet<Name>, previous: Resolved) -> Resolved {
+    resolve_by(names, previous, |name| async move {
+        let found = lookup(&name).await;
+        (name, found)
+    })
+    .await
+}
+
+/// A name and what was found.
+type Found = (Name, std::io::Result<Vec<SocketAddr>>);
+
+async fn resolve_by<F>(
+    names: BTreeSet<Name>,
+    previous: Resolved,
+    lookup: impl Fn(Name) -> F,
+) -> Resolved
+where
+    F: Future<Output = Found> + Send + 'static,
+{
     let mut resolved = Resolved::default();
     let mut lookups = JoinSet::new();
     let mut waiting = names.into_iter();
@@ -53,10 +71,7 @@ pub async fn resolve(names: BTreeSet<Name>, previous: Resolved) -> Resolved {
         while lookups.len() < LOOKUPS_MAX
             && let Some(name) = waiting.next()
         {
-            lookups.spawn(async move {
-                let found = lookup(&name).await;
-                (name, found)
-            });
+            lookups.spawn(lookup(name));
         }
         let Some(done) = lookups.join_next().await else {
             return resolved;
@@ -101,7 +116,10 @@ impl Resolved {
                         );
                     }
                     Endpoint::Tcp { host, port } => {
-                        let name = format!("tcp://{host}:{port}");
+                        let name = match literal(host) {
+                            Some(address) => format!("tcp://{}", SocketAddr::new(address, *port)),
+                            None => format!("tcp://{host}:{port}"),
+                        };
                         for address in self.addresses(host, *port) {
                             place(&name, Target::Tcp(address));
                         }
@@ -157,4 +175,82 @@ async fn lookup(name: &Name) -> std::io::Result<Vec<SocketAddr>> {
         return Err(std::io::Error::from(std::io::ErrorKind::NotFound));
     }
     Ok(addresses)
+}
+
+#[cfg(test)]
+mod tests {
+    use sluice_policy::{Generation, UpstreamId};
+
+    use super::*;
+
+    const DOCUMENT: &str = "
+listeners: [{name: l, address: '127.0.0.1:0', upstream: u}]
+upstreams:
+  - {name: u, endpoints: ['tcp://broker.example:1883', 'tcp://10.0.0.1:1', 'tcp://[::1]:2', 'unix:///run/b.sock']}
+";
+
+    fn snapshot() -> Snapshot {
+        sluice_policy::compile(DOCUMENT, "test", Generation(1), None).expect("a good document")
+    }
+
+    fn broker() -> Name {
+        ("broker.example".into(), 1883)
+    }
+
+    fn address(last: u8) -> SocketAddr {
+        SocketAddr::from(([192, 0, 2, last], 1883))
+    }
+
+    async fn ask(previous: Resolved, answer: Option<Vec<SocketAddr>>) -> Resolved {
+        resolve_by(names(&snapshot()), previous, move |name| {
+            let found = answer
+                .clone()
+                .ok_or_else(|| std::io::ErrorKind::NotFound.into());
+            async move { (name, found) }
+        })
+        .await
+    }
+
+    #[test]
+    fn only_names_are_asked_for() {
+        assert_eq!(names(&snapshot()), BTreeSet::from([broker()]));
+    }
+
+    #[tokio::test]
+    async fn every_endpoint_is_located_at_every_address_it_has() {
+        let resolved = ask(Resolved::default(), Some(vec![address(1), address(2)])).await;
+        let located = resolved.locate(&snapshot());
+        let places: Vec<(&str, &Target)> = located.iter().map(|l| (&*l.name, &l.target)).collect();
+        let tcp = |text: &str| Target::Tcp(text.parse().expect("an address"));
+        assert_eq!(
+            places,
+            [
+                ("tcp://broker.example:1883", &tcp("192.0.2.1:1883")),
+                ("tcp://broker.example:1883", &tcp("192.0.2.2:1883")),
+                ("tcp://10.0.0.1:1", &tcp("10.0.0.1:1")),
+                ("tcp://[::1]:2", &tcp("[::1]:2")),
+                ("unix:///run/b.sock", &Target::Unix("/run/b.sock".into())),
+            ]
+        );
+        assert!(located.iter().all(|l| l.upstream == UpstreamId(0)));
+    }
+
+    #[tokio::test]
+    async fn the_last_good_answer_is_kept_and_unknown_names_are_incomplete() {
+        let nothing = ask(Resolved::default(), None).await;
+        assert!(nothing.is_incomplete());
+        assert_eq!(nothing.locate(&snapshot()).len(), 3, "the others are there");
+        let good = ask(nothing, Some(vec![address(1)])).await;
+        assert!(!good.is_incomplete());
+        assert_eq!(ask(good.clone(), None).await, good);
+        let moved = ask(good, Some(vec![address(9)])).await;
+        assert_eq!(moved.addresses("broker.example", 1883), [address(9)]);
+    }
+
+    #[tokio::test]
+    async fn names_not_asked_for_are_forgotten() {
+        let good = ask(Resolved::default(), Some(vec![address(1)])).await;
+        let none = resolve(BTreeSet::new(), good).await;
+        assert_eq!(none, Resolved::default());
+    }
 }
