@@ -69,7 +69,9 @@ fn question(args: &ExplainArgs) -> Result<Question<'_>, String> {
     let qos = QoS::from_bits(args.qos).ok_or("no such QoS")?;
     let message = |action| {
         if !is_topic_name(topic) {
-            return Err(format!("`{topic}` is no topic name (not empty, no `+`, `#` or NUL)"));
+            return Err(format!(
+                "`{topic}` is no topic name (not empty, no `+`, `#` or NUL)"
+            ));
         }
         Ok(Question::Message(Request {
             action,
