@@ -161,6 +161,36 @@ fn a_will_that_is_forbidden_by_then_is_suppressed() {
 }
 
 #[test]
+fn the_will_of_a_session_that_is_taken_away() {
+    let deny = document(
+        "",
+        "rules:\n  - {name: none, actions: [connect], decision: deny}",
+    );
+    let other_listener = document("", RULES).replace("name: plain", "name: other");
+    for version in VERSIONS {
+        // Who is not admitted has no right to publish; a listener that goes says nothing about its clients.
+        for (document, up) in [(&deny, &NORMAL[..]), (&other_listener, &[])] {
+            let mut rig = with_will(version, "", "open/will");
+            rig.applies(document);
+            rig.sweeps();
+            assert!(rig.ended().is_some());
+            assert_eq!(rig.take_up(), up);
+        }
+    }
+}
+
+#[test]
+fn in_the_middle_of_a_message_no_will_can_be_suppressed() {
+    let mut rig = with_will(Version::V311, "", "open/will");
+    let message = publish("open/a", QoS::AtMostOnce, 0, &[7; 100]);
+    let message = bytes(Version::V311, &Packet::Publish(message));
+    rig.client(&message[..50]);
+    rig.applies(&without_open());
+    rig.closed(Side::Downstream);
+    rig.expect(&[], &message[..50], "a DISCONNECT would be payload");
+}
+
+#[test]
 fn a_drain_treats_wills_as_the_document_says() {
     for version in VERSIONS {
         for (listener, up) in [("", &[][..]), ("    drain_wills: suppress", &NORMAL)] {
