@@ -88,6 +88,92 @@ fn check_as_json_has_the_same_places() {
     assert_eq!(lines, golden.lines().collect::<Vec<_>>());
 }
 
+/// One file holds the questions and the answers, so that a change of wording is seen as a whole.
+#[test]
+fn explain_names_the_rule_and_those_passed_over() {
+    let policy = data("explain.yaml");
+    let policy = policy.to_str().expect("text");
+    let questions: [&[&str]; 8] = [
+        &["--user", "s7", "--client-id", "c", "publish", "site/s7/t"],
+        &["--user", "s7", "publish", "secret/t"],
+        &[
+            "--user",
+            "s7",
+            "--qos",
+            "1",
+            "--retain",
+            "--payload-bytes",
+            "10",
+            "publish",
+            "site/s8/t",
+        ],
+        &[
+            "--user",
+            "s7",
+            "--version",
+            "3.1.1",
+            "subscribe",
+            "site/+/t",
+        ],
+        &["--user", "s7", "subscribe", "$share/g/#"],
+        &["--user", "s7", "receive", "site/s8/t"],
+        &["--user", "nobody", "connect"],
+        &["connect"],
+    ];
+    let mut shown = String::new();
+    for question in questions {
+        let mut args = vec!["explain", "--policy", policy, "--listener", "devices"];
+        args.extend(question);
+        let output = ask(&args, b"");
+        assert_eq!(output.status.code(), Some(0), "{question:?}: {output:?}");
+        args.extend(["--output", "json"]);
+        let page: serde_json::Value =
+            serde_json::from_slice(&ask(&args, b"").stdout).expect("JSON");
+        let decision = page["decision"].as_str().expect("a decision");
+        assert!(stdout(&output).contains(&format!(": {decision}")), "{page}");
+        let digest = page["digest"].as_str().expect("a digest");
+        let text = stdout(&output).replace(digest, "DIGEST");
+        shown += &format!("$ explain {}\n{text}\n", question.join(" "));
+    }
+    let golden = data("explain.expected");
+    if std::env::var_os("SLUICE_WRITE_GOLDEN").is_some() {
+        std::fs::write(&golden, &shown).expect("written");
+    }
+    assert_eq!(
+        shown,
+        std::fs::read_to_string(&golden).expect("the golden file")
+    );
+}
+
+#[test]
+fn explain_says_what_is_wrong_with_a_question() {
+    let policy = data("explain.yaml");
+    let policy = policy.to_str().expect("text");
+    for (question, complaint) in [
+        (
+            &["publish", "t"][..],
+            "--listener is needed, one of: devices, guests",
+        ),
+        (&["--listener", "x", "publish", "t"], "no listener `x`"),
+        (
+            &["--listener", "devices", "publish", "a/#"],
+            "no topic name",
+        ),
+        (
+            &["--listener", "devices", "subscribe", "a/#/b"],
+            "no topic filter",
+        ),
+        (&["--listener", "devices", "publish"], "<TOPIC>"),
+    ] {
+        let mut args = vec!["explain", "--policy", policy];
+        args.extend(question);
+        let output = ask(&args, b"");
+        assert_eq!(output.status.code(), Some(2), "{question:?}");
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains(complaint), "{question:?}: {said}");
+    }
+}
+
 #[test]
 fn exit_codes_tell_a_bad_policy_from_a_bad_command() {
     let folder = tempfile::tempdir().expect("a folder");
