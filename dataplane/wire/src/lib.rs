@@ -12,3 +12,8 @@
 
 mod cursor;
 pub mod mqtt;
+
+/// The example of the README, kept true by compiling it.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

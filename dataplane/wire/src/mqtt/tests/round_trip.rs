@@ -6,7 +6,7 @@ use super::random::material;
 use super::*;
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(512))]
+    #![proptest_config(ProptestConfig::with_cases(256))]
 
     #[test]
     fn decode_inverts_encode(material in material()) {

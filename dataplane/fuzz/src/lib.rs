@@ -1,0 +1,23 @@
+//! What must hold for any bytes, one function for each decoder: the bodies of the fuzz targets.
+//!
+//! Owns the properties and the layout of an input (its first bytes choose version, side and cuts). Knows no engine:
+//! `tests/targets.rs` runs the functions under bolero, over the committed corpus and over random bytes.
+
+mod decoder;
+mod framer;
+mod topics;
+
+pub use decoder::{decode_client, decode_server};
+pub use framer::framer;
+pub use topics::topics;
+
+use sluice_wire::mqtt::Version;
+
+/// The version that a byte of the input chooses.
+fn version(byte: u8) -> Version {
+    match byte % 3 {
+        0 => Version::V31,
+        1 => Version::V311,
+        _ => Version::V5,
+    }
+}
