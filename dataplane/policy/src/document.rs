@@ -212,6 +212,7 @@ fn user(mut fields: Fields<'_>) -> UserRow {
 }
 
 fn rule(mut fields: Fields<'_>) -> RuleRow {
+    let names_a_decision = fields.has("decision");
     let mut row = RuleRow {
         at: fields.at,
         name: fields.name(),
@@ -219,7 +220,13 @@ fn rule(mut fields: Fields<'_>) -> RuleRow {
         order: fields.integer("order"),
         actions: fields.words("actions", ACTIONS),
         topics: fields.texts("topics").unwrap_or_default(),
-        decision: fields.word("decision", EFFECTS),
+        // One that cannot be read has been reported; it is not missing as well.
+        decision: fields
+            .word("decision", EFFECTS)
+            .or(names_a_decision.then_some(Located {
+                value: Effect::Allow,
+                at: Position::default(),
+            })),
         qos_max: fields.number("qos_max"),
         qos_over: fields.word("qos_over", QOS_OVER),
         retain: fields.word("retain", RETAIN),
@@ -317,6 +324,10 @@ impl<'p> Fields<'p> {
         // A second entry of that name has been reported; it is not unknown as well.
         self.entries.retain(|(found, _)| &*found.text != key);
         Some(node)
+    }
+
+    fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|(found, _)| &*found.text == key)
     }
 
     fn finish(self) {
