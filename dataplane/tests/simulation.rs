@@ -9,6 +9,8 @@ mod basics;
 mod broker;
 #[path = "simulation/chaos.rs"]
 mod chaos;
+#[path = "simulation/deadlines.rs"]
+mod deadlines;
 #[path = "simulation/device.rs"]
 mod device;
 #[path = "simulation/model.rs"]
