@@ -455,6 +455,25 @@ mod tests {
     }
 
     #[test]
+    fn a_panicking_shard_is_told_as_one() {
+        let (exits, mut seen) = mpsc::unbounded_channel();
+        let panicked = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let _exit = ExitGuard {
+                shard: ShardId(3),
+                exits,
+                result: Err("panicked".to_owned()),
+            };
+            std::panic::resume_unwind(Box::new(()));
+        }));
+        assert!(panicked.is_err());
+        let exit = seen.try_recv().expect("told");
+        assert_eq!(
+            (exit.shard, exit.result),
+            (ShardId(3), Err("panicked".to_owned()))
+        );
+    }
+
+    #[test]
     fn random_keys_differ() {
         let keys: [[u8; 32]; 2] = [random().expect("randomness"), random().expect("randomness")];
         assert_ne!(keys[0], keys[1]);

@@ -16,8 +16,11 @@ use serde_json::json;
 use crate::control::{ControlHandle, NoAnswer, SessionCursor};
 use crate::logging::LogControl;
 
+use socket::{Bounded, CONNECTIONS_MAX, IDLE_MAX};
+
 /// Names, values and help of what is exported.
 pub mod exposition;
+mod socket;
 
 /// Longest body taken (a log filter).
 const BODY_BYTES_MAX: usize = 4096;
@@ -54,7 +57,8 @@ pub async fn serve(
     log: LogControl,
 ) -> std::io::Result<()> {
     let socket = tokio::net::TcpListener::from_std(socket)?;
-    axum::serve(socket, router(control, log)).await
+    let bounded = Bounded::new(socket, CONNECTIONS_MAX, IDLE_MAX);
+    axum::serve(bounded, router(control, log)).await
 }
 
 fn router(control: ControlHandle, log: LogControl) -> Router {
