@@ -367,7 +367,8 @@ fn append_property_fields(bytes: &mut Vec<u8>, property: Property<'_>) -> Result
             Ok(())
         }
         (DataType::Variable, Property::Number(_, number)) => {
-            bytes.extend(varint_bytes(number).ok_or(TooLong)?);
+            let number = VarintBytes::new(number).ok_or(TooLong)?;
+            bytes.extend_from_slice(number.as_slice());
             Ok(())
         }
         (DataType::Text, Property::Text(_, text)) => append_prefixed(bytes, text.as_bytes()),
@@ -434,23 +435,43 @@ fn with_length(
     let len = u32::try_from(out.len() - start - 1)
         .ok()
         .and_then(|len| len.checked_add(extra_bytes))
-        .and_then(varint_bytes)
+        .and_then(VarintBytes::new)
         .ok_or(TooLong)?;
-    out.splice(start..=start, len);
+    // An iterator of known length: the tail moves once and nothing is allocated beside `out`.
+    out.splice(start..=start, len.as_slice().iter().copied());
     Ok(())
 }
 
-/// The one to four bytes of a variable byte integer; `None` when it would need five.
-fn varint_bytes(value: u32) -> Option<impl Iterator<Item = u8>> {
-    if value > VARINT_MAX {
-        return None;
+/// A variable byte integer as it is written.
+struct VarintBytes {
+    bytes: [u8; 4],
+    len: usize,
+}
+
+impl VarintBytes {
+    /// `None` when the value would need five bytes.
+    fn new(value: u32) -> Option<Self> {
+        if value > VARINT_MAX {
+            return None;
+        }
+        let mut written = Self {
+            bytes: [0; 4],
+            len: 0,
+        };
+        let mut rest = value;
+        for byte in &mut written.bytes {
+            let [low, ..] = (rest & 0x7f).to_le_bytes();
+            rest >>= 7;
+            *byte = if rest > 0 { low | 0x80 } else { low };
+            written.len += 1;
+            if rest == 0 {
+                break;
+            }
+        }
+        Some(written)
     }
-    let mut rest = Some(value);
-    Some(core::iter::from_fn(move || {
-        let value = rest?;
-        let [low, ..] = (value & 0x7f).to_le_bytes();
-        let more = value >> 7;
-        rest = (more > 0).then_some(more);
-        Some(if more > 0 { low | 0x80 } else { low })
-    }))
+
+    fn as_slice(&self) -> &[u8] {
+        self.bytes.get(..self.len).unwrap_or(&self.bytes)
+    }
 }

@@ -1,4 +1,9 @@
 //! The packets as borrowed views. Owns no bytes: every field points into the packet that was decoded.
+//!
+//! `Debug` of a packet shows neither payloads nor passwords nor properties, only their lengths: a view that ends up in a
+//! log must not take a secret along.
+
+use core::fmt;
 
 use super::encode::{TooLong, append_prefixed, append_subscribe_filter};
 use super::properties::Properties;
@@ -97,7 +102,7 @@ pub enum Packet<'a> {
 }
 
 /// CONNECT (MQTT 5 section 3.1).
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Connect<'a> {
     /// Protocol version.
     pub version: Version,
@@ -118,7 +123,7 @@ pub struct Connect<'a> {
 }
 
 /// The will of a CONNECT.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Will<'a> {
     /// QoS it is published with.
     pub qos: QoS,
@@ -144,7 +149,7 @@ pub struct Connack<'a> {
 }
 
 /// PUBLISH. From [`super::decode_publish_head`] the payload is empty and `payload_bytes` tells its length.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub struct Publish<'a> {
     /// Re-delivery flag.
     pub dup: bool,
@@ -246,6 +251,60 @@ pub struct Auth<'a> {
     pub code: u8,
     /// Properties.
     pub properties: Properties<'a>,
+}
+
+/// Bytes that `Debug` only counts.
+struct Hidden(usize);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "<{} bytes>", self.0)
+    }
+}
+
+impl fmt::Debug for Connect<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connect")
+            .field("version", &self.version)
+            .field("clean_start", &self.clean_start)
+            .field("keep_alive_secs", &self.keep_alive_secs)
+            .field("properties", &self.properties)
+            .field("client_id", &self.client_id)
+            .field("will", &self.will)
+            .field("username", &self.username)
+            .field(
+                "password",
+                &self.password.map(|password| Hidden(password.len())),
+            )
+            .finish()
+    }
+}
+
+impl fmt::Debug for Will<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Will")
+            .field("qos", &self.qos)
+            .field("retain", &self.retain)
+            .field("properties", &self.properties)
+            .field("topic", &self.topic)
+            .field("payload", &Hidden(self.payload.len()))
+            .finish()
+    }
+}
+
+impl fmt::Debug for Publish<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Publish")
+            .field("dup", &self.dup)
+            .field("qos", &self.qos)
+            .field("retain", &self.retain)
+            .field("topic", &self.topic)
+            .field("packet_id", &self.packet_id)
+            .field("properties", &self.properties)
+            .field("payload", &Hidden(self.payload.len()))
+            .field("payload_bytes", &self.payload_bytes)
+            .finish()
+    }
 }
 
 impl PacketKind {

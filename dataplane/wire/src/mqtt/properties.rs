@@ -9,11 +9,17 @@ use super::topic::has_wildcard;
 use super::violation::Violation;
 use crate::cursor::{Cursor, Varint};
 
-/// Validated properties: iterating cannot fail.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Validated properties: iterating cannot fail. `Debug` counts them only: they may hold authentication data.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Properties<'a> {
     /// The properties without their length prefix.
     pub(crate) bytes: &'a [u8],
+}
+
+impl core::fmt::Debug for Properties<'_> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Properties(<{} bytes>)", self.bytes.len())
+    }
 }
 
 /// The data type of a property (MQTT 5 section 2.2.2.2).

@@ -83,14 +83,40 @@ fn mqttbytes(version: Version, bytes: &[u8]) -> Verdict {
 }
 
 /// A packet as it means: without the order of its properties, and without those that say what their absence says.
-fn meaning(version: Version, side: Side, bytes: &[u8]) -> Result<[String; 3], Violation> {
+fn meaning(version: Version, side: Side, bytes: &[u8]) -> Result<[String; 4], Violation> {
     let mut packet = decode(version, side, bytes)?;
+    let hidden = hidden(&packet);
     let (properties, will_properties) = take_properties(&mut packet);
     Ok([
         format!("{packet:?}"),
+        hidden,
         sorted(properties),
         sorted(will_properties),
     ])
+}
+
+/// What `Debug` does not show.
+fn hidden(packet: &Packet<'_>) -> String {
+    match packet {
+        Packet::Connect(connect) => {
+            let will = connect.will.as_ref().map(|will| will.payload);
+            format!("{:02x?} {will:02x?}", connect.password)
+        }
+        Packet::Publish(publish) => format!("{:02x?}", publish.payload),
+        Packet::Connack(_)
+        | Packet::Puback(_)
+        | Packet::Pubrec(_)
+        | Packet::Pubrel(_)
+        | Packet::Pubcomp(_)
+        | Packet::Subscribe(_)
+        | Packet::Suback(_)
+        | Packet::Unsubscribe(_)
+        | Packet::Unsuback(_)
+        | Packet::Pingreq
+        | Packet::Pingresp
+        | Packet::Disconnect(_)
+        | Packet::Auth(_) => String::new(),
+    }
 }
 
 fn take_properties<'a>(packet: &mut Packet<'a>) -> (Properties<'a>, Properties<'a>) {

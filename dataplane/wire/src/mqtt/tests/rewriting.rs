@@ -355,3 +355,40 @@ fn a_property_keeps_to_its_data_type() {
         .unwrap();
     assert_eq!(buf.view().as_bytes(), b"\x0b\xff\xff\xff\x7f");
 }
+
+#[test]
+fn debug_shows_no_secret() {
+    let properties = buf(&[Property::Data(PropertyId::AuthenticationData, b"zq9")]);
+    let connect = Connect {
+        version: V5,
+        clean_start: true,
+        keep_alive_secs: 0,
+        properties: properties.view(),
+        client_id: "c",
+        will: Some(Will {
+            qos: QoS::AtMostOnce,
+            retain: false,
+            properties: properties.view(),
+            topic: "t",
+            payload: b"zq9",
+        }),
+        username: Some("u"),
+        password: Some(b"zq9"),
+    };
+    let publish = Publish {
+        dup: false,
+        qos: QoS::AtMostOnce,
+        retain: false,
+        topic: "t",
+        packet_id: None,
+        properties: properties.view(),
+        payload: b"zq9",
+        payload_bytes: 3,
+    };
+    let shown = format!("{connect:?} {publish:?}");
+    let secrets = ["zq9", &format!("{:?}", b"zq9"), "122, 113"];
+    for secret in secrets {
+        assert!(!shown.contains(secret), "{shown}");
+    }
+    assert!(shown.contains("password: Some(<3 bytes>)"), "{shown}");
+}
