@@ -36,6 +36,8 @@ use crate::shard::{Shard, ShardLimits, ShardParts};
 const EXIT_SHARD_FAILED: u8 = 70;
 /// Descriptors that are not sessions: engines, listeners, files, the admin server, health checks.
 const DESCRIPTORS_RESERVED: u64 = 1024;
+/// Threads for passwords unless told otherwise; each takes tens of MiB while it hashes.
+const AUTH_THREADS_MAX: usize = 8;
 /// What a shard waits for a password beyond the pool's deadline: the answer travels.
 const AUTH_GRACE: Duration = Duration::from_secs(1);
 /// Messages in a mailbox to a shard and from a shard. What does not fit waits outside, on its sender's side.
@@ -140,7 +142,7 @@ async fn control_thread(
         counters,
         table,
         exits,
-        auth_threads: args.auth_threads,
+        auth_threads: args.auth_threads.unwrap_or_else(auth_threads),
         auth_limits: auth::Limits {
             queue_max: args.auth_queue.get() as usize,
             waiters_max: sessions_max as usize,
@@ -269,6 +271,12 @@ fn failed(
     let message = format!("{engine}: {error}");
     let _ = made.send(Err(anyhow::Error::new(error).context(engine.to_owned())));
     Err(message)
+}
+
+/// They are nicer than the shards and use what these leave, on any processor.
+fn auth_threads() -> u16 {
+    let cpus = allowed_cpus().len().clamp(1, AUTH_THREADS_MAX);
+    u16::try_from(cpus).unwrap_or(1)
 }
 
 /// The kernel spreads connections over the shards as it likes, so each must be able to hold all of them, and all that

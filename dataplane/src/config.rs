@@ -79,10 +79,10 @@ pub struct RunArgs {
     )]
     pub drain_time: Span,
 
-    /// Threads that verify passwords, at low priority.
-    #[arg(long, env = "SLUICE_AUTH_THREADS", value_name = "N", default_value = "1",
+    /// Threads that verify passwords, at low priority; the default is one per processor, at most 8.
+    #[arg(long, env = "SLUICE_AUTH_THREADS", value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=64))]
-    pub auth_threads: u16,
+    pub auth_threads: Option<u16>,
 
     /// Password checks that may wait; beyond it a client is told that the server is busy.
     #[arg(

@@ -156,6 +156,9 @@ impl Control {
     pub(super) fn finish_attempt(&mut self, attempt: Attempt) {
         self.is_compiling = false;
         let generation = attempt.generation;
+        if self.drain.is_some() {
+            return; // nothing new is begun while leaving
+        }
         let refused = match attempt.result {
             Ok((compiled, resolved)) => {
                 self.apply.compiled(generation, &compiled.digest);
