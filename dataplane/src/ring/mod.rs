@@ -82,7 +82,7 @@ pub enum Target {
 /// Why no more bytes will be received on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// The peer finished sending (FIN).
+    /// The peer finished sending (FIN). Also how a reset ends that a send was told of first.
     Eof,
     /// The connection failed, by errno.
     Failed(i32),

@@ -2,7 +2,7 @@
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::net::sockopt;
@@ -44,7 +44,13 @@ impl<R: Ring> Driver<R> {
 
     /// Starts listening on a free port.
     pub(crate) fn listen(&mut self) -> SocketAddr {
+        self.listen_with(|_| {})
+    }
+
+    /// Starts listening on a free port, with options that accepted sockets inherit.
+    pub(crate) fn listen_with(&mut self, options: impl FnOnce(&OwnedFd)) -> SocketAddr {
         let socket = listen_tcp("127.0.0.1:0".parse().unwrap(), 1024).unwrap();
+        options(&socket);
         let address = local_address(socket.as_fd()).unwrap().unwrap();
         self.ring.listen(LISTENER, socket).unwrap();
         address
@@ -171,8 +177,9 @@ pub(crate) fn random(state: &mut u64) -> u64 {
 /// Compares long byte strings without printing them.
 pub(crate) fn assert_same(got: &[u8], expected: &[u8]) {
     assert_eq!(got.len(), expected.len(), "length");
-    if let Some(at) = got.iter().zip(expected).position(|(a, b)| a != b) {
-        panic!("bytes differ first at {at} of {}", expected.len());
+    if got != expected {
+        let at = got.iter().zip(expected).position(|(a, b)| a != b);
+        panic!("bytes differ first at {at:?} of {}", expected.len());
     }
 }
 

@@ -10,6 +10,7 @@
     reason = "a test fails by panicking, and names only the events it is about"
 )]
 
+mod chaos;
 mod connections;
 mod driver;
 mod receiving;
@@ -30,6 +31,9 @@ macro_rules! on_both_engines {
 }
 
 on_both_engines! {
+    chaos:
+        random_calls_keep_the_surface
+    ;
     sending:
         echo_keeps_every_byte_in_order
         short_sends_lose_nothing_with_a_slow_reader
