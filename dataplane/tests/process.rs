@@ -297,8 +297,7 @@ fn the_service_manager_is_told() {
             }
         }
     };
-    wait_for("READY=1");
-    wait_for("generation 1 is active");
+    wait_for("READY=1\nSTATUS=generation 1 is active");
     running.replace_policy(&policy);
     wait_for("RELOADING=1\nMONOTONIC_USEC=");
     wait_for("READY=1\nSTATUS=generation 2 is active");

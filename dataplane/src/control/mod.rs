@@ -340,8 +340,8 @@ impl Control {
             self.begin_compiling();
         } else {
             tracing::warn!("no policy: every device is refused until one arrives (see --policy)");
+            self.notifier.tell(State::Ready, "no policy yet");
         }
-        self.notifier.tell(State::Ready, "running");
         let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mail = Arc::clone(&self.mail);

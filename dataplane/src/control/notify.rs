@@ -18,7 +18,8 @@ pub struct Notifier {
 /// What can be told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// The admin server answers and the shards run; also ends [`State::Reloading`].
+    /// The policy is active on every shard, or was refused and what was in force stays (the status says which: a
+    /// service that waits for a better file must not be killed for it). Also ends [`State::Reloading`].
     Ready,
     /// SIGHUP is being obeyed.
     Reloading,
