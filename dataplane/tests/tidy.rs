@@ -24,7 +24,7 @@ const UNSAFE_ALLOWED: &[&str] = &[
     "dataplane/src/ring/",
     "bench/src/bin/forward_uring.rs", // the floor the ring is compared with, in one file
     "dataplane/tests/allocations.rs",
-    "dataplane/policy/tests/allocations.rs",
+    "dataplane/policy/tests/allocation.rs",
     "dataplane/tests/tidy.rs",
 ];
 
