@@ -306,6 +306,115 @@ fn the_service_manager_is_told() {
     assert_eq!(running.end().0.code(), Some(0));
 }
 
+// ---- every flag changes something
+
+#[test]
+fn connections_max_refuses_the_next_device() {
+    let running = Running::start_ready(
+        &open_policy(broker()),
+        &["--shards", "1", "--connections-max", "1"],
+    );
+    let port = running.listener("devices");
+    let mut first = Device::connect(port, "first", None);
+    assert_eq!(first.connack(), 0);
+    Device::connect(port, "second", None).closed();
+    assert_eq!(running.metric("sluice_connections_open "), Some(1.0));
+}
+
+#[test]
+fn threads_are_named_pinned_and_nice() {
+    let policy = open_policy(broker());
+    let running = Running::start_ready(
+        &policy,
+        &["--shards", "1", "--cpus", "0", "--auth-threads", "3"],
+    );
+    let port = running.listener("devices");
+    assert_eq!(Device::connect(port, "c", None).connack(), 0);
+    let threads = running.threads();
+    let named = |prefix: &str| -> Vec<_> {
+        let mut found: Vec<_> = threads
+            .iter()
+            .filter(|t| t.name.starts_with(prefix))
+            .collect();
+        found.sort_by_key(|thread| &thread.name);
+        found
+    };
+    let shards = named("shard-");
+    assert_eq!(shards.len(), 1);
+    assert!(shards.iter().all(|thread| thread.cpus == "0"));
+    // As nice as whoever started us; 19 is the nicest there is.
+    let nice = (shards[0].nice + 10).min(19);
+    assert_eq!(named("auth-").len(), 3);
+    // They lower themselves before they take their first check.
+    running.wait_for("/livez", |_| {
+        let threads = running.threads();
+        let mut auth = threads
+            .iter()
+            .filter(|thread| thread.name.starts_with("auth-"));
+        auth.all(|thread| thread.nice == nice)
+    });
+}
+
+#[test]
+fn a_processor_outside_of_the_allowed_set_is_an_error() {
+    let output = ask(&["--cpus", "1023", "--admin", "127.0.0.1:0"], b"");
+    assert_eq!(output.status.code(), Some(1));
+    let log = String::from_utf8_lossy(&output.stderr);
+    assert!(log.contains("processor 1023 is not in the set"), "{log}");
+}
+
+#[test]
+fn settings_can_come_from_the_environment_and_flags_win() {
+    let running = Running::start_with(None, &["--engine", "epoll"], |command| {
+        command
+            .env("SLUICE_SHARDS", "3")
+            .env("SLUICE_ENGINE", "uring");
+    });
+    let page = running.json("/shards");
+    let shards = page["shards"].as_array().expect("a list");
+    assert_eq!(shards.len(), 3);
+    assert!(
+        shards.iter().all(|shard| shard["engine"] == "epoll"),
+        "{page}"
+    );
+}
+
+#[test]
+fn the_log_can_be_json() {
+    let mut running = Running::start_with(None, &["--shards", "1"], |command| {
+        command.env("SLUICE_LOG_FORMAT", "json");
+    });
+    let line = running.wait_log("admin server is listening");
+    let line: serde_json::Value = serde_json::from_str(&line).expect("a JSON line");
+    assert_eq!(line["message"], "admin server is listening");
+    assert_eq!(line["level"], "INFO");
+    assert_eq!(line["address"], running.admin.to_string());
+}
+
+#[test]
+fn the_password_cache_can_be_turned_off_and_outlived() {
+    let policy = login_policy(broker(), SECRET);
+    for flags in [["--auth-cache", "0"], ["--auth-cache-time", "0s"]] {
+        let running = Running::start_ready(&policy, &["--shards", "1", flags[0], flags[1]]);
+        let port = running.listener("devices");
+        for round in 1..=3 {
+            let mut device = Device::connect(port, "c", Some(("u", "secret")));
+            assert_eq!(device.connack(), 0);
+            assert_eq!(hashes(&running), f64::from(round), "{flags:?}");
+        }
+    }
+}
+
+#[test]
+fn a_password_that_waits_too_long_is_told_busy() {
+    let policy = login_policy(broker(), SECRET);
+    let running = Running::start_ready(&policy, &["--shards", "1", "--auth-deadline", "0ms"]);
+    let port = running.listener("devices");
+    let mut device = Device::connect(port, "c", Some(("u", "secret")));
+    assert_eq!(device.connack(), 3, "server unavailable");
+    assert_eq!(hashes(&running), 0.0, "nobody waited for it any more");
+}
+
 // ---- reload
 
 #[test]

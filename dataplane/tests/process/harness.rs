@@ -95,7 +95,12 @@ impl Running {
             folder,
         };
         let line = running.wait_log("admin server is listening");
-        running.admin = field(&line, "address")
+        let json: Option<serde_json::Value> = serde_json::from_str(&line).ok();
+        let address = match &json {
+            Some(json) => json["address"].as_str(),
+            None => field(&line, "address"),
+        };
+        running.admin = address
             .and_then(|text| text.parse().ok())
             .expect("an address");
         running
@@ -127,6 +132,35 @@ impl Running {
                 }
             }
         }
+    }
+
+    /// The threads of the process, from `/proc`.
+    pub(crate) fn threads(&self) -> Vec<Thread> {
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let tasks = std::fs::read_dir(tasks).expect("a running process");
+        tasks
+            .flatten()
+            .filter_map(|task| {
+                let read = |file: &str| std::fs::read_to_string(task.path().join(file)).ok();
+                let (name, stat, status) = (read("comm")?, read("stat")?, read("status")?);
+                // After the name in parentheses: state is field 3, nice is field 19.
+                let nice = stat
+                    .rsplit_once(')')?
+                    .1
+                    .split_whitespace()
+                    .nth(16)?
+                    .parse()
+                    .ok()?;
+                let cpus = status
+                    .lines()
+                    .find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+                Some(Thread {
+                    name: name.trim().to_owned(),
+                    nice,
+                    cpus: cpus.trim().to_owned(),
+                })
+            })
+            .collect()
     }
 
     pub(crate) fn policy_file(&self) -> PathBuf {
@@ -211,6 +245,14 @@ impl Drop for Running {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// A thread as the kernel sees it.
+#[derive(Clone, Debug)]
+pub(crate) struct Thread {
+    pub(crate) name: String,
+    pub(crate) nice: i32,
+    pub(crate) cpus: String,
 }
 
 /// Lets the other process work before the next look.
