@@ -1,0 +1,399 @@
+//! Rows to [`Model`]: names, references, numbers, patterns, addresses, filters and hashes are checked, defaults filled in.
+//!
+//! Goes on after every problem, so that all of them are reported at once. A setting that could not have an effect where
+//! it stands is a problem too.
+
+mod places;
+mod rules;
+
+pub use places::ENDPOINTS_MAX;
+
+use std::collections::{HashMap, HashSet};
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use regex::{Regex, RegexBuilder};
+use sluice_wire::mqtt::Version;
+
+use crate::document::shown;
+use crate::model::{ClientIdBinding, Model, Pattern, RuleModel, UserModel, VersionSet, WhoPart};
+use crate::password::Verifier;
+use crate::problem::{Errors, Position, Problems};
+use crate::rows::{GroupRow, Located, Rows, Text, UserRow};
+use crate::{Effect, FEATURES, OnDeny, units};
+
+/// Most listeners, and most upstreams, of a document.
+pub const LISTENERS_MAX: usize = 1_024;
+/// Most rules of a document.
+pub const RULES_MAX: usize = 4_000_000;
+/// Most different regular expressions of a document.
+pub const PATTERNS_MAX: usize = 4_096;
+/// Longest regular expression, in bytes.
+pub const PATTERN_BYTES_MAX: usize = 1_024;
+/// Largest compiled form of one regular expression, in bytes.
+const PATTERN_COMPILED_BYTES_MAX: usize = 256 << 10;
+/// Longest name of a row, in bytes. User names are strings of MQTT and may be longer.
+const NAME_BYTES_MAX: usize = 128;
+const MQTT_STRING_BYTES_MAX: usize = 65_535;
+
+/// Checks rows. `file` is only for the messages.
+pub fn validate(rows: Rows, file: &str) -> Result<Model, Errors> {
+    let mut problems = Problems::default();
+    let model = check(rows, &mut problems);
+    problems.finish(file, model)
+}
+
+/// Checks what can be checked and notes every problem. The model is only meaningful when none was noted.
+pub(crate) fn check(rows: Rows, problems: &mut Problems) -> Model {
+    let mut checker = Checker {
+        upstreams: names(
+            rows.upstreams.iter().map(|row| &row.name),
+            "upstream",
+            NAME_BYTES_MAX,
+            problems,
+        ),
+        listeners: names(
+            rows.listeners.iter().map(|row| &row.name),
+            "listener",
+            NAME_BYTES_MAX,
+            problems,
+        ),
+        groups: names(
+            rows.groups.iter().map(|row| &row.name),
+            "group",
+            NAME_BYTES_MAX,
+            problems,
+        ),
+        users: names(
+            rows.users.iter().map(|row| &row.name),
+            "user",
+            MQTT_STRING_BYTES_MAX,
+            problems,
+        ),
+        patterns: HashMap::new(),
+        who_parts: HashSet::new(),
+        problems,
+    };
+    names(
+        rows.rules.iter().map(|row| &row.name),
+        "rule",
+        NAME_BYTES_MAX,
+        checker.problems,
+    );
+    checker.document(rows)
+}
+
+/// Where each name of a kind was first written.
+type Names = HashMap<Box<str>, Position>;
+
+fn names<'a>(
+    rows: impl Iterator<Item = &'a Text>,
+    kind: &str,
+    bytes_max: usize,
+    problems: &mut Problems,
+) -> Names {
+    let mut names = Names::new();
+    for name in rows {
+        if name.value.is_empty() {
+            // A name that is missing altogether has been reported when the row was read.
+            if name.at != Position::default() {
+                problems.add(name.at, format!("the name of a {kind} must not be empty"));
+            }
+            continue;
+        }
+        if name.value.len() > bytes_max {
+            problems.add(
+                name.at,
+                format!("the name of a {kind} has at most {bytes_max} bytes"),
+            );
+        }
+        if name.value.chars().any(char::is_control) {
+            problems.add(
+                name.at,
+                format!("the name of a {kind} must not contain control characters"),
+            );
+        }
+        if let Some(first) = names.get(&name.value) {
+            problems.add(
+                name.at,
+                format!(
+                    "a second {kind} named `{}`; the first is in line {}",
+                    shown(&name.value),
+                    first.line
+                ),
+            );
+        } else {
+            names.insert(name.value.clone(), name.at);
+        }
+    }
+    names
+}
+
+struct Checker<'p> {
+    upstreams: Names,
+    listeners: Names,
+    groups: Names,
+    users: Names,
+    /// Each different expression is compiled once; `None` was reported as broken.
+    patterns: HashMap<Box<str>, Option<Regex>>,
+    /// Equal who-parts are kept once.
+    who_parts: HashSet<Arc<WhoPart>>,
+    problems: &'p mut Problems,
+}
+
+impl Checker<'_> {
+    fn document(&mut self, rows: Rows) -> Model {
+        for feature in &rows.requires {
+            if !FEATURES.contains(&&*feature.value) {
+                self.problem(
+                    feature,
+                    format!(
+                        "this node does not have the feature `{}`; it has: {}",
+                        shown(&feature.value),
+                        FEATURES.join(", ")
+                    ),
+                );
+            }
+        }
+        for (kind, count, max) in [
+            ("listeners", rows.listeners.len(), LISTENERS_MAX),
+            ("upstreams", rows.upstreams.len(), LISTENERS_MAX),
+            ("rules", rows.rules.len(), RULES_MAX),
+        ] {
+            if count > max {
+                self.problems.add(
+                    Position::default(),
+                    format!("{count} {kind}; at most {max}"),
+                );
+            }
+        }
+        let on_deny = rows.on_deny.map_or(OnDeny::Drop, |located| located.value);
+        let members = self.members(&rows.groups);
+        let listeners = rows
+            .listeners
+            .iter()
+            .map(|row| self.listener(row))
+            .collect::<Vec<_>>();
+        self.same_address_twice(&rows.listeners, &listeners);
+        let mut rules: Vec<RuleModel> = Vec::with_capacity(rows.rules.len());
+        for (position, row) in rows.rules.into_iter().enumerate() {
+            rules.push(self.rule(row, position, on_deny));
+        }
+        // Stable: rows that tie in both keep their document order.
+        rules.sort_by_key(|rule| (std::cmp::Reverse(rule.priority), rule.order));
+        Model {
+            default: rows.default.map_or(Effect::Deny, |located| located.value),
+            on_deny,
+            listeners,
+            upstreams: rows
+                .upstreams
+                .iter()
+                .map(|row| self.upstream(row))
+                .collect(),
+            groups: rows.groups.into_iter().map(|row| row.name.value).collect(),
+            users: rows
+                .users
+                .into_iter()
+                .map(|row| self.user(row, &members))
+                .collect(),
+            rules,
+        }
+    }
+
+    /// The groups of each user that group rows name.
+    fn members(&mut self, groups: &[GroupRow]) -> HashMap<Box<str>, Vec<Box<str>>> {
+        let mut members: HashMap<Box<str>, Vec<Box<str>>> = HashMap::new();
+        for group in groups {
+            for user in &group.users {
+                if !self.users.contains_key(&user.value) {
+                    self.problem(user, format!("there is no user `{}`", shown(&user.value)));
+                }
+                members
+                    .entry(user.value.clone())
+                    .or_default()
+                    .push(group.name.value.clone());
+            }
+        }
+        members
+    }
+
+    fn user(&mut self, row: UserRow, members: &HashMap<Box<str>, Vec<Box<str>>>) -> UserModel {
+        let verifier = match &row.password_hash {
+            Some(text) => Verifier::parse(&text.value).unwrap_or_else(|error| {
+                self.problem(text, format!("user `{}`: {error}", shown(&row.name.value)));
+                Verifier::dummy()
+            }),
+            None => {
+                self.missing(row.at, "user", &row.name, "password_hash");
+                Verifier::dummy()
+            }
+        };
+        for group in &row.groups {
+            self.known_group(group);
+        }
+        let mut groups: Vec<Box<str>> = row.groups.into_iter().map(|group| group.value).collect();
+        groups.extend(members.get(&row.name.value).into_iter().flatten().cloned());
+        groups.sort();
+        groups.dedup();
+        if let (Some(_), Some(pattern)) = (&row.client_id, &row.client_id_pattern) {
+            self.problem(
+                pattern,
+                "`client_id` and `client_id_pattern` exclude each other",
+            );
+        }
+        let client_id = match (&row.client_id, &row.client_id_pattern) {
+            (Some(exactly), _) => self.exact_client_id(exactly, &row.name.value),
+            (None, Some(pattern)) => self.pattern(pattern).map(ClientIdBinding::Matching),
+            (None, None) => None,
+        };
+        UserModel {
+            name: row.name.value,
+            verifier,
+            groups,
+            client_id,
+            enabled: row.enabled.is_none_or(|located| located.value),
+        }
+    }
+
+    fn exact_client_id(&mut self, text: &Text, user: &str) -> Option<ClientIdBinding> {
+        let value = text.value.replace("${username}", user);
+        if value.contains("${") && !user.contains("${") {
+            self.problem(
+                text,
+                "the only variable a `client_id` may use is `${username}`",
+            );
+        }
+        if value.is_empty() || value.len() > MQTT_STRING_BYTES_MAX || value.contains('\0') {
+            self.problem(text, "not a client id that a client could send");
+        }
+        Some(ClientIdBinding::Exactly(value.into()))
+    }
+
+    fn version(&mut self, text: &Text, set: VersionSet) -> VersionSet {
+        match &*text.value {
+            "3.1" => set.with(Version::V31),
+            "3.1.1" => set.with(Version::V311),
+            "5" | "5.0" => set.with(Version::V5),
+            _ => {
+                self.problem(text, "expected `3.1`, `3.1.1` or `5`");
+                set
+            }
+        }
+    }
+
+    fn known_group(&mut self, group: &Text) {
+        if !self.groups.contains_key(&group.value) {
+            self.problem(
+                group,
+                format!("there is no group `{}`", shown(&group.value)),
+            );
+        }
+    }
+
+    fn pattern(&mut self, text: &Text) -> Option<Pattern> {
+        if !self.patterns.contains_key(&text.value) {
+            let compiled = self.compile_pattern(text);
+            self.patterns.insert(text.value.clone(), compiled);
+        }
+        let regex = self.patterns.get(&text.value)?.clone()?;
+        Some(Pattern::new(&text.value, regex))
+    }
+
+    fn compile_pattern(&mut self, text: &Text) -> Option<Regex> {
+        if text.value.len() > PATTERN_BYTES_MAX {
+            self.problem(
+                text,
+                format!("a pattern has at most {PATTERN_BYTES_MAX} bytes"),
+            );
+            return None;
+        }
+        if self.patterns.len() == PATTERNS_MAX {
+            self.problem(
+                text,
+                format!("more than {PATTERNS_MAX} different patterns in the document"),
+            );
+        }
+        if self.patterns.len() >= PATTERNS_MAX {
+            return None;
+        }
+        // The expression must be one by itself first, or `a)|(b` would become one by being put in a group.
+        let compiled = build(&text.value).and_then(|_| build(&anchored(&text.value)));
+        compiled
+            .map_err(|error| {
+                let reason = error.to_string();
+                let last_line = reason
+                    .lines()
+                    .last()
+                    .unwrap_or_default()
+                    .trim_start_matches("error: ");
+                self.problem(text, format!("not a regular expression: {last_line}"));
+            })
+            .ok()
+    }
+
+    fn small<T: TryFrom<u64>>(
+        &mut self,
+        located: &Option<Located<u64>>,
+        key: &str,
+        range: RangeInclusive<u64>,
+        default: T,
+    ) -> T {
+        let Some(located) = located else {
+            return default;
+        };
+        match T::try_from(located.value) {
+            Ok(value) if range.contains(&located.value) => value,
+            Ok(_) | Err(_) => {
+                self.problem(
+                    located,
+                    format!("`{key}` must be from {} to {}", range.start(), range.end()),
+                );
+                default
+            }
+        }
+    }
+
+    fn duration(
+        &mut self,
+        located: &Option<Located<Duration>>,
+        key: &str,
+        range: RangeInclusive<Duration>,
+        default: Duration,
+    ) -> Duration {
+        let Some(located) = located else {
+            return default;
+        };
+        if range.contains(&located.value) {
+            return located.value;
+        }
+        let (start, end) = (
+            units::show_duration(*range.start()),
+            units::show_duration(*range.end()),
+        );
+        self.problem(located, format!("`{key}` must be from {start} to {end}"));
+        default
+    }
+
+    fn missing(&mut self, at: Position, kind: &str, name: &Text, key: &str) {
+        self.problems.add(
+            at,
+            format!("{kind} `{}`: `{key}` is missing", shown(&name.value)),
+        );
+    }
+
+    fn problem<T>(&mut self, located: &Located<T>, message: impl Into<String>) {
+        self.problems.add(located.at, message);
+    }
+}
+
+/// The expression as it is used: the whole value must match.
+pub(crate) fn anchored(pattern: &str) -> String {
+    format!(r"\A(?:{pattern})\z")
+}
+
+fn build(pattern: &str) -> Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern)
+        .size_limit(PATTERN_COMPILED_BYTES_MAX)
+        .build()
+}
