@@ -174,7 +174,7 @@ impl<'a, 'r> Check<'a, 'r> {
         path: &mut Pattern<'a>,
         asked: &Overlaps<'a, '_>,
     ) -> Result<(), Grant> {
-        if node.slot.deny >= asked.bound {
+        if trie.deny(node) >= asked.bound {
             return Ok(());
         }
         if !self.visit() {
@@ -209,7 +209,7 @@ impl<'a, 'r> Check<'a, 'r> {
             }
             Some(Asked::Any) => {
                 for (edge, child) in trie.children_with_deny(node) {
-                    if child.slot.deny >= asked.bound {
+                    if trie.deny(child) >= asked.bound {
                         break;
                     }
                     let level = match edge {

@@ -18,7 +18,7 @@
 use std::collections::HashMap;
 
 use super::NO_RANK;
-use super::level::{ANY, CLIENT_ID, LONG, Level, SHORT_BYTES_MAX, Short, USERNAME, special};
+use super::level::{ANY, CLIENT_ID, LONG, Level, SHORT_BYTES_MAX, Short, USERNAME, fold, special};
 use crate::filter::{self, TopicFilter, Variable};
 
 /// How many nodes one verdict may visit. A topic of `n` levels under rules with `+` at every level can match `2^n`
@@ -36,7 +36,7 @@ pub(crate) const ROOT: u32 = u32::MAX - 1;
 const EMPTY: u32 = u32::MAX;
 const ROOT_PATH: u64 = 0x243F_6A88_85A3_08D3;
 
-/// A node. `exact`, `multi`, `best` and `deny` are ranks or [`NO_RANK`].
+/// A node. `exact`, `multi` and `best` are ranks or [`NO_RANK`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C, align(32))]
 pub(crate) struct Slot {
@@ -47,11 +47,10 @@ pub(crate) struct Slot {
     pub(crate) multi: u32,
     /// The lowest rank here and below.
     pub(crate) best: u32,
-    /// The lowest rank of a deny here and below.
-    pub(crate) deny: u32,
-    flags: u8,
-    /// The level that leads here; of a long one, the place in the text.
-    short: Short,
+    /// The short form of the level that leads here, with the flags in its free byte. Of a long level, `head` holds its
+    /// place in the text and its length.
+    rest: u64,
+    head: u64,
 }
 
 const VACANT: Slot = Slot {
@@ -59,10 +58,31 @@ const VACANT: Slot = Slot {
     exact: NO_RANK,
     multi: NO_RANK,
     best: NO_RANK,
-    deny: NO_RANK,
-    flags: 0,
-    short: [0; SHORT_BYTES_MAX + 1],
+    rest: 0,
+    head: 0,
 };
+
+const FLAGS_SHIFT: u32 = 48;
+
+impl Slot {
+    #[inline]
+    fn flags(&self) -> u8 {
+        (self.rest >> FLAGS_SHIFT) as u8
+    }
+
+    #[inline]
+    fn short(&self) -> Short {
+        Short {
+            head: self.head,
+            rest: self.rest & !(0xFF << FLAGS_SHIFT),
+        }
+    }
+
+    #[inline]
+    fn tag(&self) -> u8 {
+        self.short().tag()
+    }
+}
 
 /// See the file's header.
 #[derive(Debug, PartialEq, Eq)]
@@ -71,17 +91,28 @@ pub(crate) struct TopicTrie {
     root: Slot,
     /// Levels too long for a slot, one after another.
     text: Box<[u8]>,
-    children: Option<Box<Children>>,
+    denies: Option<Box<Denies>>,
     depth_max: u32,
 }
 
-/// The children with a deny below; absent where there is no deny at all.
+/// Where denies lie; absent where there is none. Only the check of subscriptions looks here.
 #[derive(Debug, PartialEq, Eq)]
-struct Children {
-    /// For each slot, then for the root: where its part of `places` begins; one more at the end.
+struct Denies {
+    /// For each slot, then for the root: the lowest rank of a deny here and below.
+    best: Box<[u32]>,
+    /// For each slot, then for the root: where its part of `children` begins; one more at the end.
     spans: Box<[u32]>,
-    /// The slots, those of one node from the lowest rank of a deny.
-    places: Box<[u32]>,
+    /// The children with a deny below, those of one node from the lowest rank of one.
+    children: Box<[Child]>,
+    /// The text of literal children, one after another.
+    text: Box<[u8]>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Child {
+    place: u32,
+    text_start: u32,
+    text_len: u32,
 }
 
 /// A node with its place, and the hash of its path.
@@ -176,7 +207,7 @@ impl TopicTrie {
                 search.best = search.best.min(node.slot.exact);
                 return;
             };
-            if node.slot.flags & !HAS_LITERAL != 0 {
+            if node.slot.flags() & !HAS_LITERAL != 0 {
                 if let Some(child) = self.any(node)
                     && !is_reserved
                 {
@@ -204,18 +235,16 @@ impl TopicTrie {
     /// The child behind a literal level.
     #[inline]
     pub(crate) fn literal(&self, node: Node<'_>, level: &Level<'_>) -> Option<Node<'_>> {
-        if node.slot.flags & HAS_LITERAL == 0 {
+        if node.slot.flags() & HAS_LITERAL == 0 {
             return None;
         }
-        let path = mix(node.path, level.hash);
-        let is_long = level.short.first() == Some(&LONG);
-        self.find(node.id, path, |slot| {
-            if is_long {
-                slot.short.first() == Some(&LONG) && self.long(slot) == level.bytes
-            } else {
-                slot.short == level.short
-            }
-        })
+        let path = fold(node.path, level.hash);
+        if level.short.tag() == LONG {
+            return self.find(node.id, path, |slot| {
+                slot.tag() == LONG && self.long(slot) == level.bytes
+            });
+        }
+        self.find(node.id, path, |slot| slot.short() == level.short)
     }
 
     /// The child behind `+`.
@@ -238,11 +267,11 @@ impl TopicTrie {
 
     #[inline]
     fn special(&self, node: Node<'_>, flag: u8, tag: u8) -> Option<Node<'_>> {
-        if node.slot.flags & flag == 0 {
+        if node.slot.flags() & flag == 0 {
             return None;
         }
-        self.find(node.id, mix(node.path, special_hash(tag)), |slot| {
-            slot.short.first() == Some(&tag)
+        self.find(node.id, fold(node.path, special_hash(tag)), |slot| {
+            slot.tag() == tag
         })
     }
 
@@ -266,61 +295,51 @@ impl TopicTrie {
         }
     }
 
+    /// The lowest rank of a deny at or below a node.
+    pub(crate) fn deny(&self, node: Node<'_>) -> u32 {
+        let best = self
+            .denies
+            .as_ref()
+            .and_then(|denies| denies.best.get(self.place_of(node)));
+        best.copied().unwrap_or(NO_RANK)
+    }
+
     /// The children of a node below which a deny lies, from the lowest rank of one.
     pub(crate) fn children_with_deny(
         &self,
         node: Node<'_>,
     ) -> impl Iterator<Item = (Edge<'_>, Node<'_>)> {
-        let place = if node.id == ROOT {
-            self.slots.len()
-        } else {
-            node.id as usize
-        };
-        let listed = self
-            .children
-            .as_ref()
-            .map_or(&[][..], |children| children.of(place));
+        let denies = self.denies.as_deref();
+        let listed = denies.map_or(&[][..], |denies| denies.children_of(self.place_of(node)));
         let parent_path = node.path;
-        listed.iter().filter_map(move |id| {
-            let slot = self.slots.get(*id as usize)?;
-            let edge = self.edge(slot);
-            let path = mix(parent_path, edge_hash(&edge));
-            Some((
-                edge,
-                Node {
-                    id: *id,
-                    path,
-                    slot,
-                },
-            ))
+        listed.iter().filter_map(move |child| {
+            let slot = self.slots.get(child.place as usize)?;
+            let edge = match slot.tag() {
+                ANY => Edge::Any,
+                CLIENT_ID => Edge::ClientId,
+                USERNAME => Edge::Username,
+                _ => Edge::Literal(denies.map_or(&[][..], |denies| denies.text_of(child))),
+            };
+            let path = fold(parent_path, edge_hash(&edge));
+            let id = child.place;
+            Some((edge, Node { id, path, slot }))
         })
     }
 
-    fn edge<'t>(&'t self, slot: &'t Slot) -> Edge<'t> {
-        let (tag, body) = slot.short.split_at(1);
-        match tag.first().copied().unwrap_or_default() {
-            ANY => Edge::Any,
-            CLIENT_ID => Edge::ClientId,
-            USERNAME => Edge::Username,
-            LONG => Edge::Literal(self.long(slot)),
-            length => Edge::Literal(body.get(..usize::from(length)).unwrap_or_default()),
+    fn place_of(&self, node: Node<'_>) -> usize {
+        if node.id == ROOT {
+            self.slots.len()
+        } else {
+            node.id as usize
         }
     }
 
-    /// The text of a long level: its place is four bytes of start and two of length in the short form.
+    /// The text of a long level.
     fn long(&self, slot: &Slot) -> &[u8] {
-        let [_, a, b, c, d, e, f, ..] = slot.short;
-        let start = u32::from_le_bytes([a, b, c, d]) as usize;
-        let length = usize::from(u16::from_le_bytes([e, f]));
+        let start = (slot.head & 0xFFFF_FFFF) as usize;
+        let length = (slot.head >> 32) as usize;
         self.text.get(start..start + length).unwrap_or_default()
     }
-}
-
-/// The hash of a longer path. The high half of the product takes part, since it is the well mixed one.
-#[inline]
-fn mix(path: u64, level: u64) -> u64 {
-    let product = u128::from(path ^ level) * u128::from(0x9E37_79B9_7F4A_7C15_u64);
-    (product as u64) ^ ((product >> 64) as u64)
 }
 
 const fn special_hash(tag: u8) -> u64 {
@@ -412,7 +431,7 @@ impl<'f> Builder<'f> {
         };
         let above = self.node(parent);
         above.flags |= flag;
-        let path = mix(above.path, hash);
+        let path = fold(above.path, hash);
         self.nodes.push(Draft::new(parent, Some(level), path));
         self.edges.insert((parent, level), id);
         id
@@ -427,7 +446,7 @@ impl<'f> Builder<'f> {
             slots: vec![VACANT; table_len(self.nodes.len())].into(),
             root: VACANT,
             text: Box::default(),
-            children: None,
+            denies: None,
             depth_max: self.depth_max as u32,
         };
         let mut text = Vec::new();
@@ -440,7 +459,7 @@ impl<'f> Builder<'f> {
         }
         trie.root = root.slot(EMPTY, &mut text);
         trie.text = text.into();
-        trie.children = Children::new(&trie.slots, &self.nodes, &places).map(Box::new);
+        trie.denies = Denies::new(trie.slots.len(), &self.nodes, &places, root.deny).map(Box::new);
         Some(trie)
     }
 }
@@ -461,7 +480,7 @@ impl<'f> Draft<'f> {
 
     fn slot(&self, parent: u32, text: &mut Vec<u8>) -> Slot {
         let short = match self.level {
-            None => [0; SHORT_BYTES_MAX + 1],
+            None => Short::default(),
             Some(filter::Level::Any) => special(ANY),
             Some(filter::Level::Variable(Variable::ClientId)) => special(CLIENT_ID),
             Some(filter::Level::Variable(Variable::Username)) => special(USERNAME),
@@ -472,23 +491,23 @@ impl<'f> Draft<'f> {
             exact: self.exact.rank,
             multi: self.multi.rank,
             best: self.best,
-            deny: self.deny,
-            flags: self.flags,
-            short,
+            rest: short.rest | u64::from(self.flags) << FLAGS_SHIFT,
+            head: short.head,
         }
     }
 }
 
 /// The short form of a literal of a rule; a long one is appended to the text, and the form says where.
 fn short_of(bytes: &[u8], text: &mut Vec<u8>) -> Short {
-    let level = Level::new(bytes);
     if bytes.len() <= SHORT_BYTES_MAX {
-        return level.short;
+        return Level::new(bytes).short;
     }
-    let [a, b, c, d] = (text.len() as u32).to_le_bytes();
-    let [e, f] = (bytes.len() as u16).to_le_bytes();
+    let head = text.len() as u64 | (bytes.len() as u64) << 32;
     text.extend_from_slice(bytes);
-    [LONG, a, b, c, d, e, f, 0, 0, 0, 0]
+    Short {
+        head,
+        ..special(LONG)
+    }
 }
 
 /// Fills in `best` and `deny` from below. Children stand after their parents, so one pass from the end is enough.
@@ -529,29 +548,47 @@ fn place(slots: &mut [Slot], path: u64, slot: Slot) -> u32 {
     index as u32
 }
 
-impl Children {
-    fn new(slots: &[Slot], nodes: &[Draft<'_>], places: &[u32]) -> Option<Self> {
-        let root = slots.len();
-        let mut listed: Vec<(usize, u32, u32)> = nodes
+impl Denies {
+    fn new(slots: usize, nodes: &[Draft<'_>], places: &[u32], root_deny: u32) -> Option<Self> {
+        if root_deny == NO_RANK {
+            return None;
+        }
+        let mut best = vec![NO_RANK; slots + 1];
+        let mut listed = Vec::new();
+        for (draft, place) in nodes
             .iter()
             .zip(places)
             .filter(|(draft, _)| draft.deny != NO_RANK)
-            .map(|(draft, place)| {
-                let parent = places
-                    .get(draft.parent as usize)
-                    .map_or(root, |parent| *parent as usize);
-                (parent, draft.deny, *place)
-            })
-            .collect();
-        if listed.is_empty() {
-            return None;
+        {
+            let parent = places
+                .get(draft.parent as usize)
+                .map_or(slots, |parent| *parent as usize);
+            if let Some(best) = best.get_mut(*place as usize) {
+                *best = draft.deny;
+            }
+            listed.push((parent, draft.deny, *place, draft.level));
         }
-        listed.sort_unstable();
-        let mut spans = vec![0_u32; root + 2];
-        for (parent, _, _) in &listed {
+        if let Some(root) = best.last_mut() {
+            *root = root_deny;
+        }
+        listed.sort_unstable_by_key(|(parent, deny, place, _)| (*parent, *deny, *place));
+        let mut spans = vec![0_u32; slots + 2];
+        let mut children = Vec::with_capacity(listed.len());
+        let mut text = Vec::new();
+        for (parent, _, place, level) in listed {
             if let Some(count) = spans.get_mut(parent + 1) {
                 *count += 1;
             }
+            let literal = match level {
+                Some(filter::Level::Literal(literal)) => literal.as_bytes(),
+                Some(filter::Level::Any | filter::Level::Variable(_)) | None => &[],
+            };
+            children.push(Child {
+                place,
+                text_start: text.len() as u32,
+                text_len: literal.len() as u32,
+            });
+            text.extend_from_slice(literal);
         }
         let mut sum = 0;
         for span in &mut spans {
@@ -559,16 +596,25 @@ impl Children {
             *span = sum;
         }
         Some(Self {
+            best: best.into(),
             spans: spans.into(),
-            places: listed.into_iter().map(|(_, _, place)| place).collect(),
+            children: children.into(),
+            text: text.into(),
         })
     }
 
-    fn of(&self, place: usize) -> &[u32] {
+    fn children_of(&self, place: usize) -> &[Child] {
         let span = match (self.spans.get(place), self.spans.get(place + 1)) {
             (Some(start), Some(end)) => *start as usize..*end as usize,
             _ => 0..0,
         };
-        self.places.get(span).unwrap_or_default()
+        self.children.get(span).unwrap_or_default()
+    }
+
+    fn text_of(&self, child: &Child) -> &[u8] {
+        let start = child.text_start as usize;
+        self.text
+            .get(start..start + child.text_len as usize)
+            .unwrap_or_default()
     }
 }
