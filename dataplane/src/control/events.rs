@@ -3,6 +3,7 @@
 //!
 //! Nothing here waits: what takes long was sent to another thread or task and comes back as an event of its own.
 
+use super::listeners::Listening;
 use super::*;
 use crate::logging;
 
@@ -185,13 +186,18 @@ impl Control {
         let located = resolved.locate(&snapshot);
         let directory = Directory::build(self.apply.directory(), &self.table, located)
             .map_err(|error| error.to_string())?;
+        let before = self.apply.listening();
         self.apply.deliver(Arc::clone(&snapshot), directory)?;
+        let after = self.apply.listening();
+        // A socket that was opened anew has not failed yet; one that is gone cannot any more.
+        self.deaf.retain(|(_, id, _)| {
+            let of = |list: &[Listening]| list.iter().find(|open| open.id() == *id).cloned();
+            of(&after).is_some() && of(&before) == of(&after)
+        });
         for warning in warnings {
             tracing::warn!("{warning}");
         }
         self.delivered_at = clock::monotonic();
-        self.deaf
-            .retain(|(_, listener, _)| snapshot.listener(*listener).is_some());
         self.dummy.follow(&snapshot);
         self.resolved = resolved;
         self.health.follow(&snapshot, self.apply.directory());
@@ -532,7 +538,7 @@ pub(super) fn answer_password(
     }
 }
 
-/// Compiles on another thread, then resolves the names it needs.
+/// Compiles on another thread, then resolves the names that have no address yet.
 async fn attempt(
     offer: Offer,
     generation: Generation,
@@ -544,6 +550,6 @@ async fn attempt(
         .await
         .unwrap_or_else(|error| Err(vec![format!("the compiler failed: {error}")]))?;
     let names = resolve::names(&compiled.snapshot);
-    let resolved = resolve::resolve(names, known).await;
+    let resolved = resolve::complete(names, known).await;
     Ok((compiled, resolved))
 }

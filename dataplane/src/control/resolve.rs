@@ -53,6 +53,14 @@ pub async fn resolve(names: BTreeSet<Name>, previous: Resolved) -> Resolved {
     .await
 }
 
+/// What a policy needs before it is swapped in: asks only for names without an address. A change of rules must not wait
+/// for a resolver; the names that are known are asked for again in the background.
+pub async fn complete(names: BTreeSet<Name>, known: Resolved) -> Resolved {
+    let (mut have, ask) = known.split(names);
+    have.names.extend(resolve(ask, known).await.names);
+    have
+}
+
 /// A name and what was found.
 type Found = (Name, std::io::Result<Vec<SocketAddr>>);
 
@@ -138,6 +146,17 @@ impl Resolved {
     /// True exactly when some name has no address at all.
     pub fn is_incomplete(&self) -> bool {
         self.names.values().any(Vec::is_empty)
+    }
+
+    /// The names that have an address, with it, and those that have none.
+    fn split(&self, names: BTreeSet<Name>) -> (Self, BTreeSet<Name>) {
+        let (have, ask): (BTreeSet<_>, BTreeSet<_>) = names
+            .into_iter()
+            .partition(|name| self.names.get(name).is_some_and(|known| !known.is_empty()));
+        let names = self.names.iter().filter(|(name, _)| have.contains(*name));
+        let names = names.map(|(name, known)| (name.clone(), known.clone()));
+        let names = names.collect();
+        (Self { names }, ask)
     }
 
     fn addresses(&self, host: &str, port: u16) -> Vec<SocketAddr> {
@@ -245,6 +264,25 @@ upstreams:
         assert_eq!(ask(good.clone(), None).await, good);
         let moved = ask(good, Some(vec![address(9)])).await;
         assert_eq!(moved.addresses("broker.example", 1883), [address(9)]);
+    }
+
+    #[tokio::test]
+    async fn a_new_policy_waits_for_unknown_names_only() {
+        let known = ask(Resolved::default(), Some(vec![address(1)])).await;
+        let other: Name = ("other.example".into(), 1883);
+        let (have, missing) = known.split(BTreeSet::from([broker(), other.clone()]));
+        assert_eq!(have, known);
+        assert_eq!(missing, BTreeSet::from([other]));
+        let empty = ask(Resolved::default(), None).await;
+        let (have, missing) = empty.split(BTreeSet::from([broker()]));
+        assert_eq!(
+            (have, missing),
+            (Resolved::default(), BTreeSet::from([broker()]))
+        );
+        assert_eq!(
+            complete(BTreeSet::from([broker()]), known.clone()).await,
+            known
+        );
     }
 
     #[tokio::test]

@@ -8,7 +8,6 @@ use std::net::IpAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
 
 use crate::clock;
 use crate::session::AuthOutcome;
@@ -28,10 +27,9 @@ pub type Verify = dyn Fn(&Check) -> bool + Send + Sync;
 /// Where answers go; called from pool threads and from whoever submits.
 pub type Answer<O> = dyn Fn(O, AuthOutcome) + Send + Sync;
 
-/// The pool. Dropping it stops the threads after the check they are at.
+/// The pool. Dropping it stops the threads after the check they are at; nothing waits for them.
 pub struct Pool<O: Send + 'static> {
     shared: Arc<Shared<O>>,
-    threads: Vec<JoinHandle<()>>,
 }
 
 /// What can be read about a pool at one moment.
@@ -79,16 +77,12 @@ impl<O: Send + 'static> Pool<O> {
             verify,
             answer,
         });
-        let mut pool = Self {
-            shared,
-            threads: Vec::new(),
-        };
+        let pool = Self { shared };
         for number in 0..threads.max(1) {
             let shared = Arc::clone(&pool.shared);
-            let thread = std::thread::Builder::new()
+            std::thread::Builder::new()
                 .name(format!("auth-{number}"))
                 .spawn(move || shared.work())?;
-            pool.threads.push(thread);
         }
         Ok(pool)
     }
@@ -140,10 +134,6 @@ impl<O: Send + 'static> Drop for Pool<O> {
     fn drop(&mut self) {
         self.shared.lock().stopping = true;
         self.shared.work.notify_all();
-        for thread in self.threads.drain(..) {
-            // A thread that panicked outside of a check has nothing left to say; stopping goes on.
-            let _ = thread.join();
-        }
     }
 }
 
