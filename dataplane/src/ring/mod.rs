@@ -171,7 +171,7 @@ pub trait Ring {
 
     /// One turn: submits, waits until something happens or `until` has passed (`None`: no limit), and appends events.
     ///
-    /// `latency_budget_micros` above 0 lets the engine wait that long for further events once it has one.
+    /// `latency_budget_micros` above 0 lets the engine wait that long for further events, unless many sockets are ready before.
     fn turn(
         &mut self,
         until: Option<Time>,

@@ -14,7 +14,8 @@ use crate::ring::lifecycle::{Note, Token};
 use crate::ring::socket::{self, ACCEPT_PAUSE};
 use crate::ring::{End, Event, Full, SocketId};
 
-/// Completions that end a latency budget before its time.
+/// Completions that end a latency budget before its time. The kernel wakes for as many sockets with something to tell; many
+/// completions of one socket are not yet posted while it waits.
 const BUDGET_COMPLETIONS: u32 = 32;
 
 /// How often a submission that the kernel did not take whole is tried again before the turn fails.
