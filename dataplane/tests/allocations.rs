@@ -1,5 +1,6 @@
 //! A warm shard allocates nothing to forward a PUBLISH: policy, session, shard and flush, on a ring that only hands over
 //! bytes. The allocator of this test program counts; it is the only `unsafe` outside the engines.
+#![allow(clippy::expect_used)] // helpers of a test are a test
 #![allow(unsafe_code)]
 
 use std::alloc::{GlobalAlloc, Layout, System};

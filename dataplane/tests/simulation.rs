@@ -2,9 +2,12 @@
 //!
 //! `chaos` lives a thousand random lives and compares each with a model; `basics` and `deadlines` play scenes. A seed that
 //! fails says how to live it again.
+#![allow(clippy::expect_used)] // helpers of a test are a test
 
 #[path = "simulation/basics.rs"]
 mod basics;
+#[path = "simulation/bounds.rs"]
+mod bounds;
 #[path = "simulation/broker.rs"]
 mod broker;
 #[path = "simulation/chaos.rs"]

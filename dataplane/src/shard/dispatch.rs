@@ -221,7 +221,8 @@ impl<R: Ring> Core<R> {
     }
 
     /// The end of a turn: one send for each socket that is owed something, and FIN where nothing more will be.
-    pub(super) fn flush(&mut self, turn: Turn<'_>) {
+    /// Tells how many sockets were given something.
+    pub(super) fn flush(&mut self, turn: Turn<'_>) -> u64 {
         let dirty = self.outbox.take_dirty();
         let mut sent = 0;
         for &(slot, side) in &dirty {
@@ -244,13 +245,14 @@ impl<R: Ring> Core<R> {
         }
         self.outbox.end(dirty);
         self.pieces.clear();
-        if sent > 0 {
-            let now = self.ring.now();
-            self.record_latency(turn.now, now, sent);
-        }
+        sent
     }
 
-    fn record_latency(&mut self, began: Time, ended: Time, count: u64) {
+    /// What the proxy added: from the start of the turn in which bytes came to the flush, or to the end of the backlog.
+    pub(super) fn record_latency(&mut self, began: Time, ended: Time, count: u64) {
+        if count == 0 {
+            return;
+        }
         let micros = u64::try_from(ended.since(began).as_micros()).unwrap_or(u64::MAX);
         self.latency.saturating_record_n(micros.max(1), count);
     }

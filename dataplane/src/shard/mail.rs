@@ -74,8 +74,8 @@ impl Outgoing {
         self.left_unread && self.waiting.len() < WAITING_MAX
     }
 
-    pub(super) fn retry_at(&self, now: Time) -> Option<Time> {
-        (!self.waiting.is_empty()).then(|| now.after(RETRY))
+    pub(super) fn retries_in(&self) -> Option<Duration> {
+        (!self.waiting.is_empty()).then_some(RETRY)
     }
 }
 

@@ -241,17 +241,23 @@ impl<R: Ring> Shard<R> {
         let until = core.until();
         core.ring
             .turn(until, core.latency_budget_micros, &mut self.events)?;
-        let now = core.ring.now();
-        match self.policy.load() {
+        let began = core.ring.now();
+        let flushed = match self.policy.load() {
             Some(snapshot) => {
                 core.notice(snapshot);
-                core.serve(Turn { now, snapshot }, &mut self.events);
+                let now = began;
+                core.serve(Turn { now, snapshot }, &mut self.events)
             }
-            None => core.refuse_all(&mut self.events),
-        }
+            None => {
+                core.refuse_all(&mut self.events);
+                0
+            }
+        };
         core.post_decisions();
         core.outgoing.deliver();
-        core.measure_lag(now);
+        let ended = core.ring.now();
+        core.record_latency(began, ended, flushed);
+        core.lag.took(ended, ended.since(began));
         Ok(())
     }
 
@@ -282,7 +288,10 @@ impl<R: Ring> Core<R> {
         if self.sweep.is_pending() || self.outgoing.has_read_too_much() {
             return Some(self.ring.now());
         }
-        let retry = self.outgoing.retry_at(self.ring.now());
+        let retry = self
+            .outgoing
+            .retries_in()
+            .map(|pause| self.ring.now().after(pause));
         let drain = self
             .drain
             .as_ref()
@@ -293,7 +302,8 @@ impl<R: Ring> Core<R> {
             .min()
     }
 
-    fn serve(&mut self, turn: Turn<'_>, events: &mut Vec<Event>) {
+    /// Everything of a turn that has a policy; tells how many sockets were given something to send.
+    fn serve(&mut self, turn: Turn<'_>, events: &mut Vec<Event>) -> u64 {
         let mut events_left = events.drain(..).peekable();
         while let Some(event) = events_left
             .next_if(|event| matches!(event, Event::SendShort { .. } | Event::SendFailed { .. }))
@@ -308,7 +318,7 @@ impl<R: Ring> Core<R> {
         self.sweep(turn);
         self.drain(turn);
         self.relieve(turn);
-        self.flush(turn);
+        self.flush(turn)
     }
 
     /// Without a policy nobody is let in: there is nothing to judge them by.
@@ -318,11 +328,6 @@ impl<R: Ring> Core<R> {
             self.refuse_event(&event);
         }
         self.drain_without_policy();
-    }
-
-    fn measure_lag(&mut self, began: Time) {
-        let now = self.ring.now();
-        self.lag.took(now, now.since(began));
     }
 }
 

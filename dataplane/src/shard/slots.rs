@@ -192,3 +192,53 @@ impl Slots {
         Some(index)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn open() -> Open {
+        Open {
+            session: None,
+            down: Leg::none(),
+            up: Leg::none(),
+            waiting: None,
+            timer: Time(0),
+            opened: Time(0),
+            permit: None,
+            peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            listener: ListenerId(0),
+            cell: None,
+        }
+    }
+
+    /// The budget is a kilobyte for an idle session: its slot, its entry in the wheel (12), two socket owners (16), and
+    /// what the session itself keeps on the heap (name and classes).
+    #[test]
+    fn an_idle_session_stays_small() {
+        let bytes = size_of::<Slot>();
+        assert!(bytes <= 512, "{bytes} bytes for each slot");
+    }
+
+    #[test]
+    fn slots_are_bounded_reused_and_told_apart_by_their_epoch() {
+        let max = CHUNK + 3;
+        let mut slots = Slots::new(max);
+        for index in 0..max {
+            assert_eq!(slots.insert(open()), Some(index));
+        }
+        assert!(slots.is_full() && slots.insert(open()).is_none());
+        let name = slots.name(5).unwrap();
+        assert_eq!(slots.find(name), Some(5));
+        assert!(slots.remove(5).is_some() && slots.remove(5).is_none());
+        assert_eq!(
+            (slots.find(name), slots.open(), slots.used()),
+            (None, max - 1, max)
+        );
+        assert_eq!(slots.insert(open()), Some(5));
+        assert_eq!(slots.find(name), None, "another session");
+        assert_ne!(slots.name(5), Some(name));
+    }
+}

@@ -225,7 +225,13 @@ impl Link {
                 self.send(device, &packets::pingresp(), open);
             }
             Packet::Disconnect(_) => device.up.came(bytes, latest)?,
-            other => return Err(format!("the proxy sent {other:?}")),
+            other @ (Packet::Connect(_)
+            | Packet::Connack(_)
+            | Packet::Suback(_)
+            | Packet::Unsubscribe(_)
+            | Packet::Unsuback(_)
+            | Packet::Pingresp
+            | Packet::Auth(_)) => return Err(format!("the proxy sent {other:?}")),
         }
         Ok(None)
     }

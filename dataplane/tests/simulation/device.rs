@@ -101,10 +101,10 @@ impl Device {
         match random.below(100) {
             0..60 => self.publish(random, since),
             60..78 => self.subscribe(random, since),
-            78..84 => self.send(packets::pingreq(), Class::Open, since),
+            78..84 => self.send(&packets::pingreq(), Class::Open, since),
             84..88 => self.is_deaf = !self.is_deaf,
             88..91 => {
-                self.send(packets::disconnect(), Class::Open, since);
+                self.send(&packets::disconnect(), Class::Open, since);
                 self.stance = Stance::Leaving;
                 self.is_deaf = false;
             }
@@ -149,7 +149,7 @@ impl Device {
             self.next_id += 1;
             self.flows.insert(id, (qos, judged));
         }
-        self.send(packet, judged.class, since);
+        self.send(&packet, judged.class, since);
     }
 
     fn subscribe(&mut self, random: &mut Random, since: u64) {
@@ -171,9 +171,9 @@ impl Device {
         self.up.sent_subscribe(id, filters, since);
     }
 
-    fn send(&mut self, packet: Vec<u8>, class: Class, since: u64) {
-        self.out.extend_from_slice(&packet);
-        self.up.sent(&packet, Judged { class, since });
+    fn send(&mut self, packet: &[u8], class: Class, since: u64) {
+        self.out.extend_from_slice(packet);
+        self.up.sent(packet, Judged { class, since });
     }
 
     /// Reads and writes what the network allows. `latest` is the generation swapped in last.
@@ -234,15 +234,15 @@ impl Device {
             Packet::Publish(publish) => {
                 self.down.came(bytes, latest)?;
                 match (publish.qos, publish.packet_id) {
-                    (QoS::AtLeastOnce, Some(id)) => self.answer(packets::puback(id), since),
-                    (QoS::ExactlyOnce, Some(id)) => self.answer(packets::pubrec(id), since),
+                    (QoS::AtLeastOnce, Some(id)) => self.answer(&packets::puback(id), since),
+                    (QoS::ExactlyOnce, Some(id)) => self.answer(&packets::pubrec(id), since),
                     (_, _) => {}
                 }
                 Ok(())
             }
             Packet::Pubrel(ack) => {
                 self.down.came(bytes, latest)?;
-                self.answer(packets::pubcomp(ack.packet_id), since);
+                self.answer(&packets::pubcomp(ack.packet_id), since);
                 Ok(())
             }
             Packet::Puback(ack) => self.flow_step(bytes, ack.packet_id, 1, ack.code, latest),
@@ -254,11 +254,16 @@ impl Device {
                 self.is_cut = true;
                 Ok(())
             }
-            other => Err(format!("the proxy sent {other:?}")),
+            other @ (Packet::Connect(_)
+            | Packet::Subscribe(_)
+            | Packet::Unsubscribe(_)
+            | Packet::Unsuback(_)
+            | Packet::Pingreq
+            | Packet::Auth(_)) => Err(format!("the proxy sent {other:?}")),
         }
     }
 
-    fn answer(&mut self, packet: Vec<u8>, since: u64) {
+    fn answer(&mut self, packet: &[u8], since: u64) {
         // After DISCONNECT nothing more may be sent.
         if self.stance == Stance::Here {
             self.send(packet, Class::Open, since);
@@ -293,7 +298,7 @@ impl Device {
             (2, 2) => {
                 self.flows.insert(id.get(), (3, judged));
                 if self.stance == Stance::Here {
-                    self.send(packets::pubrel(id), judged.class, judged.since);
+                    self.send(&packets::pubrel(id), judged.class, judged.since);
                 }
             }
             _ => return Err(format!("step {step} of a flow at {qos}: {bytes:02x?}")),
@@ -340,6 +345,12 @@ impl Device {
     pub(crate) fn check_settled(&self, latest: u64) -> Result<(), String> {
         if self.is_cut {
             return Ok(());
+        }
+        if self.stance == Stance::Leaving {
+            return Err(format!(
+                "{} said goodbye and was never let go",
+                self.client_id
+            ));
         }
         self.up.is_settled(latest).map_err(|why| {
             format!(

@@ -51,15 +51,15 @@ pub(crate) fn class_of(topic_or_filter: &str) -> Class {
     }
 }
 
+/// Filters of a SUBSCRIBE with the QoS asked for.
+pub(crate) type Filters = Vec<(&'static str, u8)>;
+
 #[derive(Clone, Debug)]
 pub(crate) enum What {
     /// Exactly these bytes.
     Packet(Vec<u8>),
     /// A SUBSCRIBE, which may lose filters on its way.
-    Subscribe {
-        id: u16,
-        filters: Vec<(&'static str, u8)>,
-    },
+    Subscribe { id: u16, filters: Filters },
 }
 
 #[derive(Clone, Debug)]
@@ -82,7 +82,7 @@ impl Stream {
         });
     }
 
-    pub(crate) fn sent_subscribe(&mut self, id: u16, filters: Vec<(&'static str, u8)>, since: u64) {
+    pub(crate) fn sent_subscribe(&mut self, id: u16, filters: Filters, since: u64) {
         // Forwarded unless every filter may be refused; the worst class says which.
         let class = [Class::Open, Class::Flip, Class::Shut]
             .into_iter()
@@ -116,7 +116,7 @@ impl Stream {
         &mut self,
         id: u16,
         latest: u64,
-    ) -> Result<(Vec<(&'static str, u8)>, u64), String> {
+    ) -> Result<(Filters, u64), String> {
         let taken = self.take(
             latest,
             |what| matches!(what, What::Subscribe { id: sent, .. } if *sent == id),

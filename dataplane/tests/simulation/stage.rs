@@ -13,7 +13,7 @@ use sluice_dataplane::node::{
     TableConfig, ToControl, ToShard, mailbox,
 };
 use sluice_dataplane::ring::simulated::{Faults, Network, Serve, Simulated};
-use sluice_dataplane::ring::{RingConfig, Target};
+use sluice_dataplane::ring::{ListenSlot, RingConfig, Target};
 use sluice_dataplane::session::AuthOutcome;
 use sluice_dataplane::shard::{Shard, ShardLimits, ShardParts};
 use sluice_policy::{Endpoint, Generation, ListenerId, PolicyHandle, Snapshot};
@@ -24,7 +24,7 @@ pub(crate) struct Options {
     pub(crate) ring: RingConfig,
     pub(crate) table: TableConfig,
     pub(crate) limits: ShardLimits,
-    /// Messages in each mailbox.
+    /// Messages in the mailbox to control.
     pub(crate) mailbox_len: usize,
 }
 
@@ -65,6 +65,8 @@ pub(crate) struct Stage {
     pub(crate) gauges: Option<ShardGauges>,
     /// Samples of added latency at the last report.
     pub(crate) latency_samples: u64,
+    /// False while control is too busy to read its mail.
+    pub(crate) is_reading_mail: bool,
 }
 
 impl Stage {
@@ -73,7 +75,7 @@ impl Stage {
         let ring = Simulated::new(&network, &options.ring).expect("a ring");
         let table = Arc::new(Table::new(&options.table));
         let counters = Arc::new(Counters::default());
-        let (to_shard, inbox) = mailbox(options.mailbox_len);
+        let (to_shard, inbox) = mailbox(64);
         let (control, from_shard) = mailbox(options.mailbox_len);
         let policy = PolicyHandle::default();
         let shard = Shard::new(
@@ -108,6 +110,7 @@ impl Stage {
             listed: Vec::new(),
             gauges: None,
             latency_samples: 0,
+            is_reading_mail: true,
         }
     }
 
@@ -182,6 +185,16 @@ impl Stage {
             .map_or(0, |snapshot| snapshot.generation().0)
     }
 
+    /// The first listener.
+    pub(crate) fn listener(&self) -> ListenSlot {
+        ListenSlot(
+            self.snapshot()
+                .listeners()
+                .first()
+                .map_or(0, |row| row.id.0),
+        )
+    }
+
     pub(crate) fn targets(&self) -> Vec<Target> {
         self.directory
             .all()
@@ -209,7 +222,9 @@ impl Stage {
     /// One turn, and whatever the shard then says to control.
     pub(crate) fn turn(&mut self) {
         self.shard.turn().expect("a turn");
-        self.read_mail();
+        if self.is_reading_mail {
+            self.read_mail();
+        }
     }
 
     /// Turns until nothing happens for the rest of `time`.
