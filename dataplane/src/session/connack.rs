@@ -63,7 +63,7 @@ impl Session {
         let asked = server_keep_alive.unwrap_or(self.timers.keep_alive_secs());
         HopLimits {
             packet: Limit {
-                theirs: number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX),
+                theirs: number(PropertyId::MaximumPacketSize).unwrap_or(connect::PACKET_BYTES_MAX),
                 ours: self.packet_bytes_max,
             },
             receive: Limit {

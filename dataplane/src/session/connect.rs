@@ -390,7 +390,7 @@ impl Session {
         let aliases = listener.map_or(0, |listener| listener.limits.topic_alias_max);
         self.delivery_bytes_max = lower(
             PropertyId::MaximumPacketSize,
-            number(PropertyId::MaximumPacketSize).unwrap_or(u32::MAX),
+            number(PropertyId::MaximumPacketSize).unwrap_or(PACKET_BYTES_MAX),
             self.packet_bytes_max,
         );
         lower(
@@ -406,6 +406,10 @@ impl Session {
         self.alias_max_down = u16::try_from(aliases).unwrap_or(u16::MAX);
     }
 }
+
+/// The longest packet that can be written: five bytes of fixed header and the largest remaining length. Who sets no
+/// maximum means this one, so a listener that allows it has nothing lower to say.
+pub(super) const PACKET_BYTES_MAX: u32 = 5 + 268_435_455;
 
 /// The keep alive that both ends go by, in seconds; 0 is none. Only a client of version 5 can be told another value
 /// than its own, so the listener's maximum binds it alone; the greatest maximum there is binds nobody.

@@ -72,8 +72,10 @@ impl Timers {
         self.opening = now.after(self.connect_timeout);
     }
 
+    /// CONNACK shows that the broker has heard the client, who begins to count now.
     pub(super) fn opened(&mut self, now: Time) {
         self.heard = now;
+        self.spoke = now;
     }
 
     pub(super) fn keep_alive_secs(&self) -> u16 {
