@@ -6,7 +6,7 @@
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown, SocketAddr};
 
 use sluice_wire::mqtt::{PacketKind, Version};
 
@@ -58,7 +58,15 @@ impl std::error::Error for Ended {}
 impl Client {
     /// Opens a connection; nothing is sent.
     pub fn dial(address: impl Into<Address>, version: Version) -> io::Result<Self> {
-        let stream = Stream::dial(&address.into())?;
+        Self::over(Stream::dial(&address.into())?, version)
+    }
+
+    /// The same from a local address of one's choice.
+    pub fn dial_from(source: IpAddr, address: SocketAddr, version: Version) -> io::Result<Self> {
+        Self::over(Stream::dial_from(source, address)?, version)
+    }
+
+    fn over(stream: Stream, version: Version) -> io::Result<Self> {
         stream.set_timeout(Some(PATIENCE))?;
         Ok(Self {
             stream,

@@ -64,7 +64,7 @@ impl DataPlane {
             .args(setup.args)
             .start()?;
         let admin = running.wait_log(0, "the address of its admin server", |line| {
-            if !line.contains("admin") {
+            if !line.contains("admin server is listening") {
                 return None;
             }
             line.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'))
@@ -114,6 +114,36 @@ impl DataPlane {
             let sum = self.metrics().ok()?.sum(name, labels).unwrap_or(0.0);
             is_right(sum).then_some(sum)
         })
+    }
+
+    /// Replaces the policy and waits until every shard judges by the new one.
+    #[track_caller]
+    #[allow(clippy::panic)] // a test fails by panicking
+    pub fn reload(&self, policy: &str) {
+        let active = [("stage", "active")];
+        let before = self.wait_metric("sluice_policy_generation", &active, |now| now > 0.0);
+        if let Err(error) = self.replace_policy(policy) {
+            panic!("{error:#}");
+        }
+        self.wait_metric("sluice_policy_generation", &active, |now| now > before);
+    }
+
+    /// Replaces the policy by a bad one and waits until it has been refused.
+    #[track_caller]
+    #[allow(clippy::panic)] // a test fails by panicking
+    pub fn reload_refused(&self, policy: &str) {
+        let name = "sluice_policy_rejected_total";
+        let before = self.wait_metric(name, &[], |_| true);
+        if let Err(error) = self.replace_policy(policy) {
+            panic!("{error:#}");
+        }
+        self.wait_metric(name, &[], |now| now > before);
+    }
+
+    /// Descriptors the process holds.
+    pub fn descriptor_count(&self) -> anyhow::Result<usize> {
+        let folder = format!("/proc/{}/fd", self.running.id());
+        Ok(std::fs::read_dir(folder)?.count())
     }
 
     /// Puts another policy in its place in one step and sends SIGHUP.

@@ -79,7 +79,8 @@ pub struct Gate {
     pub dataplane: DataPlane,
     /// Scratch folder.
     pub folder: PathBuf,
-    stub_listening: Listening,
+    stub_listening: Option<Listening>,
+    stub_address: Address,
     stub_unix: Listening,
 }
 
@@ -93,7 +94,12 @@ impl Gate {
         let stub_path = folder.join("stub.sock");
         let _ = std::fs::remove_file(&stub_path);
         let stub_unix = stub.listen(Address::Unix(stub_path))?;
-        let policy = fill_in(policy, &mosquitto, &stub_listening, &stub_unix);
+        let policy = fill_in(
+            policy,
+            &mosquitto,
+            stub_listening.address(),
+            stub_unix.address(),
+        );
         let setup = Setup {
             cell,
             policy: &policy,
@@ -105,7 +111,8 @@ impl Gate {
             stub,
             dataplane,
             folder,
-            stub_listening,
+            stub_address: stub_listening.address().clone(),
+            stub_listening: Some(stub_listening),
             stub_unix,
         })
     }
@@ -120,9 +127,50 @@ impl Gate {
         }
     }
 
+    /// Starts everything, for a test of its own; panics with the reason when it cannot.
+    #[track_caller]
+    #[allow(clippy::panic)] // a test fails by panicking
+    pub fn alone(name: &str, cell: Cell, policy: &str, args: &[&str]) -> Self {
+        match Self::start(name, cell, policy, args) {
+            Ok(gate) => gate,
+            Err(error) => panic!("{cell}: {error:#}"),
+        }
+    }
+
+    /// Shows the logs when the test that uses the gate fails.
+    pub fn visit(&self) -> Visit<'_> {
+        Visit { gate: self }
+    }
+
+    /// Replaces the policy and waits until it is active.
+    #[track_caller]
+    pub fn reload(&self, policy: &str) {
+        self.dataplane.reload(&self.policy(policy));
+    }
+
+    /// Stops the stub's TCP listener; its port is free until [`Gate::stub_up`].
+    pub fn stub_down(&mut self) {
+        self.stub_listening = None;
+    }
+
+    /// Listens again where the stub listened before.
+    #[track_caller]
+    #[allow(clippy::panic)] // a test fails by panicking
+    pub fn stub_up(&mut self) {
+        match self.stub.listen(self.stub_address.clone()) {
+            Ok(listening) => self.stub_listening = Some(listening),
+            Err(error) => panic!("the stub's port is gone: {error}"),
+        }
+    }
+
     /// A policy text with its endpoints filled in, for a reload.
     pub fn policy(&self, text: &str) -> String {
-        fill_in(text, &self.mosquitto, &self.stub_listening, &self.stub_unix)
+        fill_in(
+            text,
+            &self.mosquitto,
+            &self.stub_address,
+            self.stub_unix.address(),
+        )
     }
 
     /// The logs, for a failed test.
@@ -135,21 +183,15 @@ impl Gate {
     }
 }
 
-fn fill_in(text: &str, mosquitto: &Mosquitto, stub: &Listening, stub_unix: &Listening) -> String {
-    let unix = match stub_unix.address() {
-        Address::Unix(path) => path.display().to_string(),
-        Address::Tcp(_) => String::new(),
-    };
-    text.replace(
-        "@MOSQUITTO@",
-        &format!("tcp://127.0.0.1:{}", mosquitto.port()),
-    )
-    .replace(
-        "@MOSQUITTO_UNIX@",
-        &format!("unix://{}", mosquitto.unix().display()),
-    )
-    .replace("@STUB@", &format!("tcp://127.0.0.1:{}", stub.port()))
-    .replace("@STUB_UNIX@", &format!("unix://{unix}"))
+fn fill_in(text: &str, mosquitto: &Mosquitto, stub: &Address, stub_unix: &Address) -> String {
+    let port = mosquitto.port();
+    text.replace("@MOSQUITTO@", &format!("tcp://127.0.0.1:{port}"))
+        .replace(
+            "@MOSQUITTO_UNIX@",
+            &format!("unix://{}", mosquitto.unix().display()),
+        )
+        .replace("@STUB@", &format!("tcp://{stub}"))
+        .replace("@STUB_UNIX@", &format!("unix://{stub_unix}"))
 }
 
 /// The gates of one test file: one for each cell, started when the first test asks and shared by the others.

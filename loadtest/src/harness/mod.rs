@@ -20,18 +20,18 @@ pub use process::{Program, Running, free_port, scratch, sibling};
 /// A scenario is a function that takes a [`Visit`]; the generated tests are called `<scenario>::uring_1` and so on.
 #[macro_export]
 macro_rules! on_every_cell {
-    ($gates:path; $($scenario:ident),* $(,)?) => {
+    ($gates:ident; $($scenario:ident),* $(,)?) => {
         $(
             mod $scenario {
                 use $crate::harness::{Cell, Engine};
                 #[test]
-                fn uring_1() { super::$scenario(&$gates.visit(Cell { engine: Engine::Uring, shards: 1 })); }
+                fn uring_1() { super::$scenario(&super::$gates.visit(Cell { engine: Engine::Uring, shards: 1 })); }
                 #[test]
-                fn uring_3() { super::$scenario(&$gates.visit(Cell { engine: Engine::Uring, shards: 3 })); }
+                fn uring_3() { super::$scenario(&super::$gates.visit(Cell { engine: Engine::Uring, shards: 3 })); }
                 #[test]
-                fn epoll_1() { super::$scenario(&$gates.visit(Cell { engine: Engine::Epoll, shards: 1 })); }
+                fn epoll_1() { super::$scenario(&super::$gates.visit(Cell { engine: Engine::Epoll, shards: 1 })); }
                 #[test]
-                fn epoll_3() { super::$scenario(&$gates.visit(Cell { engine: Engine::Epoll, shards: 3 })); }
+                fn epoll_3() { super::$scenario(&super::$gates.visit(Cell { engine: Engine::Epoll, shards: 3 })); }
             }
         )*
     };

@@ -41,7 +41,7 @@ impl Mosquitto {
             // As root it would change its user, which unties it from us and forbids it the folder.
             let text = format!(
                 "user root\nallow_anonymous true\npersistence false\nset_tcp_nodelay true\n\
-                 log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type information\n\
+                 log_dest stderr\nlog_type error\nlog_type warning\nlog_type notice\nlog_type information\nlog_type subscribe\n\
                  listener {port} 127.0.0.1\nlistener 0 {}\n{more}\n",
                 unix.display()
             );

@@ -188,6 +188,17 @@ impl Running {
         self.child.wait().context("wait")
     }
 
+    /// Calls `then` from a thread of its own when the program has ended.
+    pub fn on_end(&self, then: impl FnOnce() + Send + 'static) {
+        let log = Arc::clone(&self.log);
+        thread::spawn(move || {
+            let running = |state: &mut LogState| state.ended < 2;
+            let waited = log.changed.wait_while(log.lock(), running);
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+            then();
+        });
+    }
+
     /// All it said, to its end.
     pub fn output(&mut self) -> anyhow::Result<(ExitStatus, String)> {
         let status = self.wait_exit()?;
