@@ -16,6 +16,8 @@ mod chaos;
 mod deadlines;
 #[path = "simulation/device.rs"]
 mod device;
+#[path = "simulation/lag.rs"]
+mod lag;
 #[path = "simulation/model.rs"]
 mod model;
 #[path = "simulation/packets.rs"]
@@ -28,11 +30,12 @@ use std::panic::catch_unwind;
 
 use sluice_dataplane::metrics::Counter;
 
-/// Lives of one run of the tests.
+/// Lives of one run of the tests; [`SEEDS_VARIABLE`] asks for more.
 const SEEDS: u64 = 1000;
 /// Threads that live them.
 const THREADS: u64 = 2;
 const SEED_VARIABLE: &str = "SLUICE_SIM_SEED";
+const SEEDS_VARIABLE: &str = "SLUICE_SIM_SEEDS";
 
 /// What the lives must have met: a simulation that never gets there proves nothing.
 const REACHED: &[Counter] = &[
@@ -69,8 +72,10 @@ fn random_lives_agree_with_the_model() {
         eprintln!("seed {seed}: {counts:?}");
         return;
     }
+    let seeds =
+        std::env::var(SEEDS_VARIABLE).map_or(SEEDS, |seeds| seeds.parse().expect("a number"));
     let threads: Vec<_> = (0..THREADS)
-        .map(|first| std::thread::spawn(move || live_many(first)))
+        .map(|first| std::thread::spawn(move || live_many(first, seeds)))
         .collect();
     let (mut failures, mut reached) = (Vec::new(), BTreeSet::new());
     for thread in threads {
@@ -92,9 +97,9 @@ fn random_lives_agree_with_the_model() {
 }
 
 /// Every second life; gives up after three failures.
-fn live_many(first: u64) -> (Vec<(u64, String)>, BTreeSet<usize>) {
+fn live_many(first: u64, seeds: u64) -> (Vec<(u64, String)>, BTreeSet<usize>) {
     let (mut failures, mut reached) = (Vec::new(), BTreeSet::new());
-    for seed in (first..SEEDS).step_by(THREADS as usize) {
+    for seed in (first..seeds).step_by(THREADS as usize) {
         match live(seed) {
             Ok(counts) => reached.extend(counts.iter().map(|(counter, _)| *counter as usize)),
             Err(why) => failures.push((seed, why)),

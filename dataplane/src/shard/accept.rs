@@ -43,7 +43,7 @@ impl<R: Ring> Core<R> {
         if self.slots.is_full() {
             return Err(Counter::RefusedShard);
         }
-        if self.budget.is_exhausted() {
+        if self.budget.is_tight() {
             return Err(Counter::RefusedMemory);
         }
         let Some(row) = turn.snapshot.listener(listener) else {

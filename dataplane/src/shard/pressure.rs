@@ -54,11 +54,12 @@ impl Budget {
         self.slots.push(slot);
     }
 
-    fn is_tight(&self) -> bool {
+    /// More than three quarters are in use: senders are held back early, nobody new is let in.
+    pub(super) fn is_tight(&self) -> bool {
         self.bytes > self.max / 4 * 3
     }
 
-    pub(super) fn is_exhausted(&self) -> bool {
+    fn is_exhausted(&self) -> bool {
         self.bytes > self.max
     }
 }

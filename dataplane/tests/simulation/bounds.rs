@@ -141,7 +141,14 @@ fn the_largest_backlogs_go_first_when_memory_runs_short() {
         if stage.count(Counter::BacklogShed) > 0 {
             break;
         }
+        if stage.shard.backlog_bytes() > 9 << 10 {
+            knock(&mut stage, 9);
+        }
     }
+    assert!(
+        stage.count(Counter::RefusedMemory) > 0,
+        "newcomers are turned away first"
+    );
     assert_eq!(stage.count(Counter::EndedOverload), 1);
     stage.run_for(Duration::from_millis(5));
     let states: Vec<PeerState> = sessions
