@@ -368,7 +368,7 @@ fn settings_can_come_from_the_environment_and_flags_win() {
     let running = Running::start_with(None, &["--engine", "epoll"], |command| {
         command
             .env("SLUICE_SHARDS", "3")
-            .env("SLUICE_ENGINE", "uring");
+            .env("SLUICE_ENGINE", "auto");
     });
     let page = running.json("/shards");
     let shards = page["shards"].as_array().expect("a list");
@@ -520,7 +520,7 @@ fn listeners_come_and_go_with_the_generations() {
 #[test]
 fn a_listener_moves_to_another_address() {
     let policy = open_policy(broker());
-    for engine in ["uring", "epoll"] {
+    for engine in ["auto", "epoll"] {
         let running = Running::start_ready(&policy, &["--shards", "2", "--engine", engine]);
         let before = running.listener("devices");
         let mut stays = Device::connect(before, "stays", None);
