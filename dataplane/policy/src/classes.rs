@@ -211,3 +211,37 @@ fn depends_on_the_user_alone(part: &WhoPart) -> bool {
         && part.versions.is_none()
         && part.listeners.is_none()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Generation, compile};
+
+    #[test]
+    fn unchanged_classes_share_their_tables_with_the_previous_snapshot() {
+        let document = |users: &str, deny: &str| {
+            format!(
+                "groups: [{{name: g}}]\nusers: [{users}]\nrules:\n\
+                 - {{name: one, order: 1, actions: [publish], topics: [a], decision: allow}}\n\
+                 - {{name: two, order: 2, who: {{groups: [g]}}, actions: [publish], topics: [{deny}], decision: deny}}\n"
+            )
+        };
+        let compiled = |text: &str, previous: Option<&Snapshot>| {
+            compile(text, "p.yaml", Generation(1), previous)
+                .unwrap_or_else(|errors| panic!("{errors}"))
+        };
+        let user = "{name: u, password_hash: $7$1$AAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==}";
+        let first = compiled(&document("", "b"), None);
+        let more_users = compiled(&document(user, "b"), Some(&first));
+        let other_rule = compiled(&document(user, "c"), Some(&more_users));
+        let is_shared = |left: &Snapshot, right: &Snapshot| -> Vec<bool> {
+            left.tables
+                .iter()
+                .zip(&right.tables)
+                .map(|(left, right)| Arc::ptr_eq(left, right))
+                .collect()
+        };
+        assert_eq!(is_shared(&first, &more_users), [true, true]);
+        assert_eq!(is_shared(&more_users, &other_rule), [true, false]);
+    }
+}

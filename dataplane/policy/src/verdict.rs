@@ -9,7 +9,7 @@ use crate::rows::{QosOver, Retain};
 use crate::snapshot::{Class, Outcome};
 use crate::tables::NO_RANK;
 use crate::tables::class::{ClassTable, Tries};
-use crate::tables::level::{Level, split};
+use crate::tables::level::{Level, Levels, split_into};
 use crate::tables::subscription::{Check, Grant};
 use crate::tables::topic_trie::{Bound, Search, TopicTrie, VERDICT_NODES_MAX};
 use crate::tables::who::Facts;
@@ -133,7 +133,8 @@ pub(crate) fn verdict(
     vars: &Vars<'_>,
     request: &Request<'_>,
 ) -> Verdict {
-    let levels = split(request.topic);
+    let mut levels = Levels::new();
+    split_into(request.topic, &mut levels);
     let bound = bound(vars);
     let mut search = Search::new(NO_RANK, VERDICT_NODES_MAX);
     for id in &classes.ids {

@@ -139,9 +139,15 @@ fn slash_in(word: u64) -> usize {
 }
 
 /// Splits a topic, as far as rules can look into it.
-#[inline]
 pub(crate) fn split(topic: &str) -> Levels<'_> {
     let mut levels = Levels::new();
+    split_into(topic, &mut levels);
+    levels
+}
+
+/// The same into a list that is empty: where every message passes, so that the list is not moved.
+#[inline]
+pub(crate) fn split_into<'a>(topic: &'a str, levels: &mut Levels<'a>) {
     let mut rest = topic.as_bytes();
     while levels.len() < LEVELS_MAX {
         let first = word(rest);
@@ -167,7 +173,6 @@ pub(crate) fn split(topic: &str) -> Levels<'_> {
             }
         }
     }
-    levels
 }
 
 #[cfg(test)]
