@@ -134,13 +134,13 @@ fn m13_many_packets_in_one_write_lose_nothing(gate: &Visit<'_>) {
         let topic = format!("m13/many/{}", version as u8);
         let mut subscriber = Client::open(gate.listener("stub"), version, "m13-many-sub");
         subscriber.subscribe(&topic, 0);
-        let mut all = Connect::new(version, "m13-many").bytes();
+        let mut publisher = Client::open(gate.listener("stub"), version, "m13-many");
+        let mut all = Vec::new();
         for number in 0..COUNT {
             // Sizes around the borders of buffers and of one-, two- and three-byte lengths.
             let payload = format!("{number:0width$}", width = 8 + number * 37 % 20_000);
             all.extend(Publish::new(version, &topic, payload).bytes());
         }
-        let mut publisher = Client::start(gate.listener("stub"), version);
         // Reading and writing go on at once, or both sides would wait for each other with full buffers.
         std::thread::scope(|scope| {
             scope.spawn(|| publisher.put(&all));
@@ -149,7 +149,6 @@ fn m13_many_packets_in_one_write_lose_nothing(gate: &Visit<'_>) {
                 subscriber.expect_message(&topic, &payload);
             }
         });
-        publisher.expect(PacketKind::Connack);
         publisher.ping();
     }
 }
@@ -248,6 +247,19 @@ fn packets_sent_before_connack_are_kept_in_order(gate: &Visit<'_>) {
         client.expect(PacketKind::Suback);
         client.expect_message("eager", "1");
         client.expect_message("eager", "2");
+        // More than is read ahead before reading is held back.
+        let mut client = Client::start(gate.listener("stub"), version);
+        let mut burst = Connect::new(version, "eager-more").bytes();
+        burst.extend(packet::subscribe(version, 1, &[("eager/more", 0)]));
+        for number in 0..100 {
+            burst.extend(Publish::new(version, "eager/more", format!("{number:01000}")).bytes());
+        }
+        client.put(&burst);
+        client.expect(PacketKind::Connack);
+        client.expect(PacketKind::Suback);
+        for number in 0..100 {
+            client.expect_message("eager/more", &format!("{number:01000}"));
+        }
     }
 }
 

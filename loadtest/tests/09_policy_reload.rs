@@ -107,11 +107,23 @@ fn s12_users_change_while_running(cell: Cell) {
         let code = client.connect(&Connect::new(Version::V5, &id).user(user, password));
         (client, code)
     };
-    let (mut alice, code) = login("alice", "builder");
-    assert_eq!(code, 0);
+    assert_eq!(login("alice", "builder").1, 0);
     let (mut carol, code) = login("carol", "builder");
     assert_eq!(code, 0);
+    // A stranger costs a hash like anybody else, so the time tells nothing; who is known already costs none.
+    let hashes = |at_least: f64| {
+        let name = "sluice_auth_hashes_total";
+        gate.dataplane.wait_metric(name, &[], |now| now >= at_least)
+    };
+    assert_eq!(hashes(2.0), 2.0);
     assert_eq!(login("bob", "password").1, 0x86);
+    assert_eq!(hashes(3.0), 3.0, "an unknown user");
+    assert_eq!(login("alice", "wrong").1, 0x86);
+    assert_eq!(hashes(4.0), 4.0, "a wrong password");
+    let (mut alice, code) = login("alice", "builder");
+    assert_eq!(code, 0);
+    assert_eq!(login("bob", "password").1, 0x86);
+    assert_eq!(hashes(5.0), 5.0, "a second login is answered from memory");
     // Alice's password changes, Carol is switched off, Bob comes.
     gate.reload(&with(&format!(
         "  - {{ name: alice, password_hash: \"{PASSWORD}\" }}\n  - {{ name: bob, password_hash: \"{PASSWORD}\" }}\n  \
