@@ -57,7 +57,7 @@ pub fn connack(level: Level) -> Vec<u8> {
 pub fn policy(rules: u32) -> String {
     let mut text = String::from(
         "listeners:\n  - name: devices\n    address: 127.0.0.1:1883\n    upstream: broker\n    anonymous: { group: devices }\n\
-         upstreams:\n  - name: broker\n    endpoints: [\"127.0.0.1:1884\"]\n\
+         upstreams:\n  - name: broker\n    endpoints: [\"tcp://127.0.0.1:1884\"]\n\
          groups:\n  - name: devices\n\
          rules:\n  - name: connect\n    who: { groups: [devices] }\n    actions: [connect]\n    decision: allow\n",
     );

@@ -383,7 +383,7 @@ impl Line<'_> {
                     Some(path) => fs::read_to_string(path)
                         .with_context(|| format!("cannot read {}", path.display()))?
                         .replace("{listen}", &self.listen.to_string())
-                        .replace("{upstream}", &self.upstream("unix:"))
+                        .replace("{upstream}", &self.upstream_url())
                         .replace("{latency_budget}", &format!("{}us", self.wait_micros)),
                     None => self.policy(),
                 };
@@ -420,13 +420,17 @@ impl Line<'_> {
         }
     }
 
-    fn forwarder(&self, command: String) -> Vec<String> {
+    fn upstream_url(&self) -> String {
         let upstream = if self.unix {
             Target::Unix(self.around.sink_unix.clone())
         } else {
             Target::Tcp(self.around.sink_tcp)
         };
-        let (listen, upstream) = (Target::Tcp(self.listen).to_string(), upstream.to_string());
+        upstream.to_string()
+    }
+
+    fn forwarder(&self, command: String) -> Vec<String> {
+        let (listen, upstream) = (Target::Tcp(self.listen).to_string(), self.upstream_url());
         vec![
             command,
             "--listen".into(),
@@ -482,7 +486,7 @@ impl Line<'_> {
             "upstreams:\n  - name: broker\n    endpoints: [\"{}\"]\n    balance: round_robin\n\
              groups:\n  - name: devices\n\
              rules:\n  - name: connect\n    who: {{ groups: [devices] }}\n    actions: [connect]\n    decision: allow\n",
-            self.upstream("unix:")
+            self.upstream_url()
         );
         for device in 0..self.around.rules {
             let _ = write!(
@@ -573,7 +577,7 @@ mod tests {
         let policy = line.policy();
         assert_eq!(policy.matches("actions: [publish]").count(), 3);
         assert!(policy.contains("latency_budget: 300us"));
-        assert!(policy.contains("endpoints: [\"unix:/s\"]"));
+        assert!(policy.contains("endpoints: [\"unix:///s\"]"));
         assert!(line.nginx().contains("proxy_pass unix:/s;"));
         assert!(line.haproxy().contains("server sink unix@/s"));
     }
