@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use anyhow::Context as _;
-use monoio::io::AsyncWriteRentExt;
+use monoio::io::{AsyncReadRent, AsyncWriteRentExt};
 use monoio::{FusionDriver, RuntimeBuilder};
 
 use super::clock::{self, Metronome};
@@ -24,6 +24,8 @@ use super::sink::Sink;
 const SETTLE: Duration = Duration::from_millis(300);
 /// How long messages may still arrive after the window.
 const GRACE: Duration = Duration::from_secs(2);
+/// How long a connection of a storm waits for the other side to close.
+const CLOSED_WITHIN: Duration = Duration::from_secs(1);
 /// Connections of a storm that may be unfinished at once; more are not opened and counted as unsent.
 const STORM_OPEN_MAX: u64 = 5_000;
 
@@ -464,6 +466,10 @@ async fn one_of_a_storm(world: Rc<World>, dial: Dial, n: u64, due: u64) {
                     .record_ns(clock::now().saturating_sub(due));
             }
             let _ = stream.write_all(DISCONNECT.as_slice()).await;
+            // The other side closes first, as MQTT has it, so that the port of this connection is free at once. A storm
+            // that closed by itself would soon measure how the kernel looks for ports that are not in TIME_WAIT.
+            let end = stream.read(Vec::with_capacity(64));
+            let _ = monoio::time::timeout(CLOSED_WITHIN, end).await;
         }
         Err(_) => add(&world.connect_failures, 1),
     }
