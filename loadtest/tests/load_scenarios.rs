@@ -116,6 +116,7 @@ fn every_request_gets_its_response() {
         assert_eq!(case.number("sent"), 200.0);
         assert_eq!(case.number("delivered"), 200.0);
         assert_eq!(case.number("lost"), 0.0);
+        assert_eq!(case.number("out_of_order"), 0.0);
     }
 }
 

@@ -106,7 +106,7 @@ pub enum Role {
         /// Where responses come.
         filter: String,
     },
-    /// Answers `request/x` on `response/x`, stamp unchanged.
+    /// Answers `request/x` on `response/x` with the due time of the request.
     Responder {
         /// What it subscribes to.
         filter: String,
@@ -434,7 +434,11 @@ impl Device {
         if self.version == Version::V5 {
             body.push(0);
         }
+        let payload_at = body.len();
         body.extend_from_slice(request.payload);
+        if let Some(payload) = body.get_mut(payload_at..) {
+            Stamp::disown(payload);
+        }
         let mut reply = Vec::with_capacity(body.len() + 5);
         frame::push_packet(kind::PUBLISH << 4, &body, &mut reply);
         self.push(Item::Packet(reply));

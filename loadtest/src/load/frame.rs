@@ -328,6 +328,16 @@ impl Stamp {
         bytes
     }
 
+    /// The sender of messages that belong to no sequence.
+    pub const NOBODY: u32 = u32::MAX;
+
+    /// Takes the sender out of a payload: what passes it on keeps no sequence of its own.
+    pub fn disown(payload: &mut [u8]) {
+        if let Some(sender) = payload.get_mut(8..12) {
+            sender.copy_from_slice(&Self::NOBODY.to_le_bytes());
+        }
+    }
+
     /// Reads the stamp at the front of a payload.
     pub fn read(payload: &[u8]) -> Option<Self> {
         let (due, rest) = payload.split_first_chunk()?;
@@ -381,6 +391,10 @@ mod tests {
             assert_eq!(publish.packet_id, if qos > 0 { 77 } else { 0 });
             assert_eq!(publish.payload.len(), 128);
             assert_eq!(Stamp::read(publish.payload), Some(stamp));
+            let mut payload = publish.payload.to_vec();
+            Stamp::disown(&mut payload);
+            let sender = Stamp::NOBODY;
+            assert_eq!(Stamp::read(&payload), Some(Stamp { sender, ..stamp }));
         }
     }
 

@@ -122,11 +122,14 @@ impl Sink {
         &self.shared.counts
     }
 
-    /// Begins a new measurement: latencies, window counts and order are forgotten.
+    /// Begins a new measurement: latencies, what is in the window, disorder and drops are counted anew.
     pub fn measure(&self, window: Window) {
         let mut latency = self.lock();
         latency.clear();
-        self.shared.counts.in_window.store(0, Ordering::Relaxed);
+        let counts = &self.shared.counts;
+        for counter in [&counts.in_window, &counts.out_of_order, &counts.dropped] {
+            counter.store(0, Ordering::Relaxed);
+        }
         self.shared.from_ns.store(window.from_ns, Ordering::Relaxed);
         self.shared
             .until_ns
