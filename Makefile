@@ -29,7 +29,7 @@ build: ## Optimised binaries in target/release
 	$(CARGO) build --locked --release --bins
 
 bench: ## Criterion benches, short form; NAME=mqtt_decode runs one
-	$(CARGO) bench --locked -p sluice-bench $(if $(NAME),--bench $(NAME),--benches) -- --warm-up-time 0.5 --measurement-time 1 --sample-size 20
+	$(CARGO) bench --locked -p sluice-bench $(if $(NAME),--bench $(NAME),--bench '*') -- --warm-up-time 0.5 --measurement-time 1 --sample-size 20
 
 load: ## Compare the data plane with bare forwarders, nginx and HAProxy (where installed), short form
 	$(CARGO) build --locked --release -p sluice-dataplane -p sluice-bench -p sluice-loadtest --bins
