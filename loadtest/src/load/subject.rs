@@ -257,14 +257,16 @@ impl Subject {
                 };
                 let words = line.words(*program)?;
                 let log = fs::File::create(folder.path().join("log"))?;
-                let child = Command::new("taskset")
-                    .args(["-c", &around.core.to_string()])
+                // Killed with this program, however that ends; both keep the process id.
+                let child = Command::new("setpriv")
+                    .args(["--pdeathsig", "KILL", "taskset", "-c"])
+                    .arg(around.core.to_string())
                     .args(&words)
                     .stdin(Stdio::null())
                     .stdout(log.try_clone()?)
                     .stderr(log)
                     .spawn()
-                    .context("cannot start taskset (util-linux)")?;
+                    .context("cannot start setpriv and taskset (util-linux)")?;
                 let mut subject = Self {
                     target: Target::Tcp(listen),
                     pid: Some(child.id()),
