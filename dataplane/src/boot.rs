@@ -368,9 +368,11 @@ fn sessions_by_descriptors(wanted: u32) -> u32 {
     sessions
 }
 
-/// How many of the wanted sessions so many descriptors hold; one at least, to say no to.
+/// How many of the wanted sessions so many descriptors hold; one at least, to say no to. Where the limit is that of an
+/// ordinary shell (1,024), a quarter is reserve enough: sessions are what the process is for.
 fn sessions_in(descriptors: u64, wanted: u32) -> u32 {
-    let held = descriptors.saturating_sub(DESCRIPTORS_RESERVED) / 2;
+    let reserved = DESCRIPTORS_RESERVED.min(descriptors / 4);
+    let held = descriptors.saturating_sub(reserved) / 2;
     u32::try_from(held).unwrap_or(u32::MAX).clamp(1, wanted)
 }
 
@@ -454,8 +456,10 @@ mod tests {
         for (descriptors, wanted, expected) in [
             (1 << 20, 100_000, 100_000),
             (20_000, 100_000, 9_488),
-            (1_026, 100_000, 1),
-            (10, 100_000, 1),
+            (1_024, 100_000, 384),
+            (1_024, 100, 100),
+            (10, 100_000, 4),
+            (1, 100_000, 1),
             (u64::MAX, u32::MAX, u32::MAX),
         ] {
             assert_eq!(sessions_in(descriptors, wanted), expected, "{descriptors}");
