@@ -300,7 +300,7 @@ fn preferred(port: u16, any: bool) -> anyhow::Result<u16> {
 fn example_policy() -> anyhow::Result<PathBuf> {
     let name = "deploy/examples/policy.yaml";
     let repository = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
-    [Some(Path::new(".")), repository]
+    [Some(Path::new("")), repository]
         .into_iter()
         .flatten()
         .map(|root| root.join(name))
@@ -458,12 +458,17 @@ fn show_explanation(policy: &Path) -> anyhow::Result<()> {
         TOPIC,
     ];
     say("\nWhy was the intruder refused? Ask:");
+    let program = sibling("sluice-dataplane")?;
+    // As short as it can be typed from here.
+    let here = std::env::current_dir()?;
+    let shown = program.strip_prefix(&here).unwrap_or(&program);
     say(&format!(
-        "  sluice-dataplane explain --policy {} {}",
+        "  {} explain --policy {} {}",
+        shown.display(),
         policy.display(),
         arguments.join(" ")
     ));
-    let mut explain = Program::new("explain", sibling("sluice-dataplane")?)
+    let mut explain = Program::new("explain", program.clone())
         .args(["explain", "--policy"])
         .arg(policy)
         .args(arguments)
