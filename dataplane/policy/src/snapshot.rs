@@ -12,7 +12,7 @@ use crate::password::Verifier;
 use crate::rows::{QosOver, Retain};
 use crate::tables::class::ClassTable;
 use crate::tables::who::WhoIndex;
-use crate::verdict;
+use crate::verdict::{self, Effort};
 
 /// The number of a released policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -493,6 +493,18 @@ impl Snapshot {
         shared: bool,
     ) -> Verdict {
         let _ = shared;
-        verdict::subscribe(self, classes, vars, filter, qos)
+        self.subscribe_within(classes, vars, filter, qos, &mut Effort::default())
+    }
+
+    /// The same for one filter of several in a packet, which share `effort`: once it is used up the rest is refused.
+    pub fn subscribe_within(
+        &self,
+        classes: &Classes,
+        vars: &Vars<'_>,
+        filter: &str,
+        qos: QoS,
+        effort: &mut Effort,
+    ) -> Verdict {
+        verdict::subscribe(self, classes, vars, filter, qos, effort)
     }
 }

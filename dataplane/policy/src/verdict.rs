@@ -3,6 +3,8 @@
 //! `verdict` runs for every message: it allocates nothing and evaluates no expression. `admit` runs when a session begins
 //! and when it meets a new generation.
 
+use std::cell::Cell;
+
 use sluice_wire::mqtt::QoS;
 
 use crate::rows::{QosOver, Retain};
@@ -21,6 +23,27 @@ use crate::{
 /// How many classes with topic rules a session may be in; one more and it is refused. A document in which some session
 /// certainly is in more is refused as a whole.
 pub const SESSION_CLASSES_MAX: usize = 64;
+
+/// How many nodes the checks of all filters of one SUBSCRIBE may visit together: about ten milliseconds of a shard. A
+/// packet can carry a hundred thousand filters, and each could cost the bound of a single one.
+pub const PACKET_NODES_MAX: u32 = 1_000_000;
+
+/// What a filter costs at least, however few nodes its check visits.
+const FILTER_NODES_MIN: u32 = 16;
+
+/// What is left of the work that one SUBSCRIBE may cause.
+#[derive(Clone, Debug)]
+pub struct Effort {
+    nodes_left: u32,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self {
+            nodes_left: PACKET_NODES_MAX,
+        }
+    }
+}
 
 /// A session that was recognised, before any rule was asked.
 pub(crate) struct Recognised<'s> {
@@ -227,6 +250,7 @@ pub(crate) fn subscribe(
     vars: &Vars<'_>,
     filter: &str,
     qos: QoS,
+    effort: &mut Effort,
 ) -> Verdict {
     let asked = Subscription {
         snapshot,
@@ -234,6 +258,7 @@ pub(crate) fn subscribe(
         bound: bound(vars),
         filter,
         qos,
+        nodes_left: Cell::new(effort.nodes_left.saturating_sub(FILTER_NODES_MIN)),
     };
     let (mut verdict, _) = asked.judge(false);
     let has_shadow = asked.tables().any(|table| table.shadow.is_some());
@@ -243,6 +268,7 @@ pub(crate) fn subscribe(
             && other.qos_max.min(qos) == verdict.qos_max.min(qos);
         verdict.shadow = if is_same { None } else { rule(shadow) };
     }
+    effort.nodes_left = asked.nodes_left.get();
     verdict
 }
 
@@ -252,6 +278,8 @@ struct Subscription<'a> {
     bound: Bound<'a>,
     filter: &'a str,
     qos: QoS,
+    /// Of the whole packet.
+    nodes_left: Cell<u32>,
 }
 
 impl<'a> Subscription<'a> {
@@ -309,15 +337,17 @@ impl<'a> Subscription<'a> {
                 *shadow = rank;
             }
         };
-        let grant =
-            Check::new(tries, self.bound, &is_deny, &mut decided).run(self.filter, |rank| {
-                let outcome = snapshot.outcome(rank);
-                verdict.rule = verdict.rule.or(rule(rank));
-                verdict.qos_max = verdict.qos_max.min(outcome.qos_max);
-                if self.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
-                    qos_refused_by = qos_refused_by.min(rank);
-                }
-            });
+        let nodes_left = self.nodes_left.get();
+        let check = Check::new(tries, self.bound, &is_deny, &mut decided, nodes_left);
+        let (grant, visited) = check.run(self.filter, |rank| {
+            let outcome = snapshot.outcome(rank);
+            verdict.rule = verdict.rule.or(rule(rank));
+            verdict.qos_max = verdict.qos_max.min(outcome.qos_max);
+            if self.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
+                qos_refused_by = qos_refused_by.min(rank);
+            }
+        });
+        self.nodes_left.set(nodes_left.saturating_sub(visited));
         let (denial, rank) = match grant {
             Grant::Granted if qos_refused_by == NO_RANK => return verdict,
             Grant::Granted => (Denial::QosRefused, qos_refused_by),

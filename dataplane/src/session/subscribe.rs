@@ -3,7 +3,7 @@
 //! Owns the list of SUBSCRIBEs that went upstream without some of their filters, until their SUBACK comes. A SUBSCRIBE
 //! of which nothing is refused or lowered is forwarded as it lies and leaves no trace here.
 
-use sluice_policy::{Action, Decision};
+use sluice_policy::{Action, Decision, Effort};
 use sluice_wire::mqtt::{
     Packet, PacketId, Properties, QoS, ReasonCode, Suback, Subscribe, SubscribeFilter, Version,
     Violation, encode, encode_subscribe, parse_filter,
@@ -77,8 +77,9 @@ impl Session {
         let mut codes = Vec::new();
         let mut is_lowered = false;
         let mut refused = 0_usize;
+        let mut effort = Effort::default();
         for filter in subscribe.filters() {
-            match self.judge_filter(context, &filter) {
+            match self.judge_filter(context, &filter, &mut effort) {
                 Decided::Granted(qos) => {
                     is_lowered |= qos != filter.qos;
                     codes.push(FROM_BROKER);
@@ -111,17 +112,22 @@ impl Session {
         }
     }
 
-    fn judge_filter(&self, context: &mut Context<'_>, filter: &SubscribeFilter<'_>) -> Decided {
+    fn judge_filter(
+        &self,
+        context: &mut Context<'_>,
+        filter: &SubscribeFilter<'_>,
+        effort: &mut Effort,
+    ) -> Decided {
         // Decoding has checked the filter; if it had not, this would refuse it.
         let Ok(parsed) = parse_filter(filter.filter) else {
             return Decided::Refused(self.refusal_code(filter.qos));
         };
-        let verdict = context.snapshot.subscribe(
+        let verdict = context.snapshot.subscribe_within(
             &self.classes,
             &self.identity.vars(),
             parsed.filter,
             filter.qos,
-            parsed.share_group.is_some(),
+            effort,
         );
         self.note(context, Action::Subscribe, filter.filter, &verdict);
         match verdict.decision {

@@ -57,23 +57,35 @@ pub(crate) struct Check<'a, 'r> {
 }
 
 impl<'a, 'r> Check<'a, 'r> {
+    /// `nodes_max`: how many nodes the check may visit, at most [`SUBSCRIPTION_NODES_MAX`].
     pub(crate) fn new(
         tries: impl Iterator<Item = &'a TopicTrie>,
         bound: Bound<'a>,
         is_deny: &'r dyn Fn(u32) -> bool,
         decided: &'r mut dyn FnMut(u32),
+        nodes_max: u32,
     ) -> Self {
         Self {
             tries: tries.collect(),
             bound,
             is_deny,
             decided,
-            nodes_left: SUBSCRIPTION_NODES_MAX,
+            nodes_left: nodes_max.min(SUBSCRIPTION_NODES_MAX),
         }
     }
 
-    /// Judges the filter. `covered` is called with the rank that contains it at each depth, the shallowest first.
-    pub(crate) fn run(mut self, filter: &'a str, mut covered: impl FnMut(u32)) -> Grant {
+    /// Judges the filter and tells how many nodes were visited. `covered` is called with the rank that contains it at
+    /// each depth, the shallowest first.
+    pub(crate) fn run(mut self, filter: &'a str, covered: impl FnMut(u32)) -> (Grant, u32) {
+        let before = self.nodes_left;
+        let grant = self.judge(filter, covered);
+        (grant, before - self.nodes_left)
+    }
+
+    fn judge(&mut self, filter: &'a str, mut covered: impl FnMut(u32)) -> Grant {
+        if self.is_exhausted() {
+            return Grant::TooComplex;
+        }
         let filter = Filter::new(filter);
         let deepest = self
             .tries
