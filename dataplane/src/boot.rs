@@ -280,11 +280,12 @@ fn auth_threads() -> u16 {
 }
 
 /// The kernel spreads connections over the shards as it likes, so each must be able to hold all of them, and all that
-/// wait for a password. A shard gives up on a password a little after the pool would have said that it is late.
+/// wait for a password: whom there is no room for is the pool's to say, which is fair between addresses and lets a
+/// remembered password in at once. A shard gives up on a password a little after the pool would have said that it is late.
 fn shard_limits(args: &RunArgs, sessions_max: u32) -> ShardLimits {
     ShardLimits {
         sessions_max,
-        authenticating_max: args.auth_queue.get(),
+        authenticating_max: sessions_max,
         authenticate_timeout: args.auth_deadline.0 + AUTH_GRACE,
         ..ShardLimits::default()
     }

@@ -85,6 +85,7 @@ impl<R: Ring> Core<R> {
             peer,
             listener,
             cell: None,
+            kept_bytes: 0,
         };
         // `admit` has looked: there is a slot.
         if let Some(slot) = self.slots.insert(open) {

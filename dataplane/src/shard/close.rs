@@ -152,10 +152,11 @@ impl<R: Ring> Core<R> {
             return;
         }
         self.wheel.clear(slot);
-        if let Some(mut open) = self.slots.remove(slot)
-            && let Some(permit) = open.permit.take()
-        {
-            self.table.release(permit);
+        if let Some(mut open) = self.slots.remove(slot) {
+            self.budget.removed(open.kept_bytes);
+            if let Some(permit) = open.permit.take() {
+                self.table.release(permit);
+            }
         }
     }
 }

@@ -133,6 +133,7 @@ impl<R: Ring> Core<R> {
                 Follow::Held(side, held) => session.handle_held(context, side, held),
             });
         }
+        self.weigh(slot);
         self.apply_reading(slot, Side::Downstream);
         self.apply_reading(slot, Side::Upstream);
         self.schedule(turn.now, slot);

@@ -84,7 +84,7 @@ use timers::Wheel;
 pub struct ShardLimits {
     /// Sessions at once (closing ones included).
     pub sessions_max: u32,
-    /// Bytes in backlogs of all sessions; above three quarters of it every sender is held back early, above it the
+    /// Bytes in backlogs of all sessions, and what sessions keep beyond a usual amount; above three quarters of it every sender is held back early, above it the
     /// largest sessions are ended.
     pub backlog_bytes_max: u64,
     /// New connections are refused while turns take longer than this.

@@ -4,13 +4,16 @@
 //! again. Above three quarters of the shard's budget the low mark rules for everybody; above the budget the sessions with
 //! the largest backlogs are ended, one after the other, until it is kept.
 //!
+//! What a session keeps of its own (a packet that is not finished, a CONNECT, topic aliases) counts in the same budget
+//! once it is more than usual: a fleet of strangers that each send most of a large packet must not take the node's memory.
+//!
 //! What the proxy itself writes to a side (acknowledgements of what it refused) is fed by that very side. It is held
 //! back too, at twice the high mark: so the bound of a backlog is twice the mark plus one turn, and a client that
 //! only writes is not stopped by the answers it has not read yet, up to there.
 
 use crate::metrics::Counter;
 use crate::ring::Ring;
-use crate::session::{Cause, Side};
+use crate::session::{Cause, Session, Side};
 
 use super::dispatch::Follow;
 use super::{Core, Turn};
@@ -19,11 +22,14 @@ use super::{Core, Turn};
 const HIGH_DEFAULT: usize = 64 << 10;
 const LOW_DEFAULT: usize = 16 << 10;
 
-/// The shard's memory for backlogs.
+/// What a session keeps up to here is not looked at: it is part of what a connection costs.
+const KEPT_USUAL: usize = 4 << 10;
+
+/// The shard's memory for backlogs and for what sessions keep.
 pub(super) struct Budget {
     bytes: u64,
     max: u64,
-    /// Slots that had a backlog since the last look; each is verified.
+    /// Slots that had a backlog, or kept much, since the last look; each is verified.
     slots: Vec<u32>,
 }
 
@@ -49,7 +55,7 @@ impl Budget {
         self.bytes = self.bytes.saturating_sub(bytes as u64);
     }
 
-    /// A slot has a backlog from here on.
+    /// A slot has a backlog, or keeps much, from here on.
     pub(super) fn begun(&mut self, slot: u32) {
         self.slots.push(slot);
     }
@@ -101,18 +107,39 @@ impl<R: Ring> Core<R> {
         None
     }
 
-    /// Ends the sessions with the largest backlogs while the budget is exceeded.
+    /// Brings the budget up to date with what the session keeps.
+    #[inline]
+    pub(super) fn weigh(&mut self, slot: u32) {
+        let Some(open) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let kept = open.session.as_ref().map_or(0, Session::heap_bytes);
+        let kept = if kept > KEPT_USUAL { kept } else { 0 };
+        if kept == open.kept_bytes {
+            return;
+        }
+        let before = std::mem::replace(&mut open.kept_bytes, kept);
+        self.budget.removed(before);
+        self.budget.added(kept);
+        if before == 0 {
+            self.budget.begun(slot);
+        }
+    }
+
+    /// Ends the sessions with the largest backlogs, or that keep most, while the budget is exceeded.
     pub(super) fn relieve(&mut self, turn: Turn<'_>) {
         if !self.budget.is_exhausted() {
             self.forget_calm();
             return;
         }
         while self.budget.is_exhausted() {
-            let Some((slot, side)) = self.largest() else {
+            let Some((slot, backlog)) = self.largest() else {
                 break;
             };
             self.counters.add(Counter::BacklogShed, 1);
-            self.drop_leg(slot, side);
+            if let Some(side) = backlog {
+                self.drop_leg(slot, side);
+            }
             self.call(turn, slot, |session, context| {
                 session.handle_end(context, Cause::Overload);
             });
@@ -129,22 +156,24 @@ impl<R: Ring> Core<R> {
         listed.sort_unstable();
         listed.dedup();
         listed.retain(|slot| {
-            self.slots
-                .get(*slot)
-                .is_some_and(|open| open.down.backlog.is_some() || open.up.backlog.is_some())
+            self.slots.get(*slot).is_some_and(|open| {
+                open.down.backlog.is_some() || open.up.backlog.is_some() || open.kept_bytes > 0
+            })
         });
         self.budget.slots = listed;
     }
 
-    fn largest(&self) -> Option<(u32, Side)> {
+    /// The slot with most, and the side of the backlog when it is one.
+    fn largest(&self) -> Option<(u32, Option<Side>)> {
         self.budget
             .slots
             .iter()
             .filter_map(|slot| Some((*slot, self.slots.get(*slot)?)))
             .flat_map(|(slot, open)| {
                 [
-                    (open.down.backlog_bytes(), slot, Side::Downstream),
-                    (open.up.backlog_bytes(), slot, Side::Upstream),
+                    (open.down.backlog_bytes(), slot, Some(Side::Downstream)),
+                    (open.up.backlog_bytes(), slot, Some(Side::Upstream)),
+                    (open.kept_bytes, slot, None),
                 ]
             })
             .filter(|(bytes, ..)| *bytes > 0)

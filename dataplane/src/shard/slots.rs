@@ -34,6 +34,8 @@ pub(super) struct Open {
     pub(super) listener: ListenerId,
     /// Where the upstream connection is counted, once it stands.
     pub(super) cell: Option<EndpointCell>,
+    /// What the budget counts for what the session keeps; see `pressure.rs`.
+    pub(super) kept_bytes: usize,
 }
 
 /// What a session may wait for, one at a time.
@@ -211,6 +213,7 @@ mod tests {
             peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
             listener: ListenerId(0),
             cell: None,
+            kept_bytes: 0,
         }
     }
 

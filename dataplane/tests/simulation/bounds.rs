@@ -52,6 +52,37 @@ fn one_password_too_many_is_told_to_come_back() {
     assert_eq!(stage.passwords.len(), 1);
 }
 
+/// What sessions keep of packets that are not finished is bounded like backlogs: whoever keeps most is ended.
+#[test]
+fn strangers_that_each_send_most_of_a_packet_do_not_take_the_memory() {
+    let mut options = Options::quiet();
+    options.limits.backlog_bytes_max = 64 << 10;
+    let mut stage = Stage::with_policy(&options, &wide());
+    // A CONNECT of 60,000 bytes, of which the last ones never come.
+    let mut begun = vec![
+        0x10, 0xe0, 0xd4, 0x03, 0, 4, b'M', b'Q', b'T', b'T', 4, 2, 0, 0, 0xea, 0,
+    ];
+    begun.resize(10_000, b'x');
+    let modest = knock(&mut stage, 100);
+    say(&mut stage, modest, &begun[..3_000]);
+    let strangers: Vec<Peer> = (1..=10).map(|last| knock(&mut stage, last)).collect();
+    for stranger in strangers {
+        say(&mut stage, stranger, &begun);
+        assert!(stage.shard.backlog_bytes() <= 64 << 10);
+    }
+    assert!(stage.shard.backlog_bytes() > 48 << 10, "it is used");
+    assert!(stage.count(Counter::BacklogShed) > 0, "and kept");
+    knock(&mut stage, 101);
+    assert_eq!(stage.count(Counter::RefusedMemory), 1);
+    assert_eq!(stage.network.state(modest), PeerState::Open);
+    // Their deadline comes, and everything is given back.
+    stage.run_for(Duration::from_secs(30));
+    assert_eq!(
+        (stage.shard.backlog_bytes(), stage.shard.sessions()),
+        (0, 0)
+    );
+}
+
 #[test]
 fn a_full_mailbox_is_told_to_come_back_too() {
     let options = Options {
