@@ -20,6 +20,7 @@ on_every_cell!(GATES;
     limits_below_the_listeners_pass_untouched,
     deliveries_larger_than_the_client_takes_are_dropped_and_acknowledged,
     server_keep_alive_overrides_the_clients,
+    keep_alive_beyond_the_listeners_maximum_is_lowered,
     a_ping_goes_up_when_everything_is_absorbed,
     an_assigned_client_identifier_of_the_broker_is_learned,
     refusing_connacks_pass_with_their_reason,
@@ -38,6 +39,11 @@ listeners:
     upstream: stub
     anonymous: { group: guests }
     limits: { packet_bytes_max: 1MiB, receive_max: 100, topic_alias_max: 8 }
+  - name: short
+    address: 127.0.0.1:0
+    upstream: stub
+    anonymous: { group: guests }
+    limits: { keep_alive_max: 5s }
   - name: named
     address: 127.0.0.1:0
     upstream: stub-any
@@ -229,6 +235,20 @@ fn server_keep_alive_overrides_the_clients(gate: &Visit<'_>) {
     let connect = Connect::new(Version::V5, "hop-keep-alive").keep_alive(3_600);
     let (mut client, _peer) = pair_with(gate, &connect, script);
     client.expect_disconnect(0x8d);
+}
+
+fn keep_alive_beyond_the_listeners_maximum_is_lowered(gate: &Visit<'_>) {
+    for (asked, told) in [(60, true), (0, true), (5, false), (4, false)] {
+        let id = format!("hop-short-{asked}");
+        let mut client = Client::start(gate.listener("short"), Version::V5);
+        client.put(&Connect::new(Version::V5, &id).keep_alive(asked).bytes());
+        let connack = client.expect(PacketKind::Connack);
+        assert_eq!(
+            has(&connack, &[0x13, 0, 5]),
+            told,
+            "asked {asked}: {connack:?}"
+        );
+    }
 }
 
 fn a_ping_goes_up_when_everything_is_absorbed(gate: &Visit<'_>) {

@@ -15,6 +15,8 @@ use sluice_wire::mqtt::{PacketKind, Version};
 on_every_cell_alone!(
     m27_upstream_down_is_told_and_up_again_is_found,
     m27_an_upstream_with_one_dead_endpoint_uses_the_other,
+    m27_health_checks_see_what_no_client_tells,
+    m27_the_real_broker_may_be_restarted,
     m28_sigterm_drains_under_load,
     m28_wills_follow_the_listeners_word_at_a_drain,
     m28_a_second_sigterm_ends_at_once,
@@ -22,6 +24,7 @@ on_every_cell_alone!(
     m29_connections_of_one_address_are_limited,
     s20_abrupt_ends_leave_nothing,
     secrets_and_payloads_are_never_logged,
+    a_latency_budget_loses_nothing,
 );
 
 const RULES: &str = r##"
@@ -117,6 +120,66 @@ upstreams:
             let id = format!("m27-pair-{number}");
             Client::open(gate.listener("main"), version, &id).ping();
         }
+    }
+}
+
+fn m27_health_checks_see_what_no_client_tells(cell: Cell) {
+    let policy = document(
+        r##"
+listeners:
+  - { name: main, address: "127.0.0.1:0", upstream: stub, anonymous: { group: guests } }
+upstreams:
+  - { name: stub, endpoints: ["@STUB@"], health: { interval: 100ms } }
+"##,
+    );
+    let mut gate = Gate::alone("health", cell, &policy, &[]);
+    let state = |gate: &Gate, state: &str| {
+        let labels = [("upstream", "stub"), ("state", state)];
+        gate.dataplane
+            .wait_metric("sluice_upstream_endpoints", &labels, |now| now == 1.0);
+    };
+    state(&gate, "usable");
+    gate.stub_down();
+    until("the endpoint is seen to be down", || {
+        let metrics = gate.dataplane.metrics().ok()?;
+        let labels = [("upstream", "stub"), ("state", "usable")];
+        (metrics.sum("sluice_upstream_endpoints", &labels) == Some(0.0)).then_some(())
+    });
+    gate.stub_up();
+    state(&gate, "usable");
+    Client::open(gate.listener("main"), Version::V5, "m27-health").ping();
+}
+
+fn m27_the_real_broker_may_be_restarted(cell: Cell) {
+    let policy = document(
+        r##"
+listeners:
+  - { name: main, address: "127.0.0.1:0", upstream: broker, anonymous: { group: guests } }
+upstreams:
+  - { name: broker, endpoints: ["@MOSQUITTO@"], dial: { backoff: 10ms }, breaker: { failures: 3, open: 100ms } }
+"##,
+    );
+    let mut gate = Gate::alone("restart", cell, &policy, &[]);
+    let mut before: Vec<Client> = VERSIONS
+        .iter()
+        .map(|version| {
+            let id = format!("m27-before-{}", *version as u8);
+            Client::open(gate.listener("main"), *version, &id)
+        })
+        .collect();
+    gate.restart_mosquitto();
+    for client in &mut before {
+        client.expect_disconnect(0x80);
+    }
+    for version in VERSIONS {
+        let mut client = until("the broker is found again", || {
+            let mut client = Client::start(gate.listener("main"), version);
+            let code = client.connect(&Connect::new(version, "m27-after"));
+            (code == 0).then_some(client)
+        });
+        client.subscribe("m27/x", 1);
+        client.publish("m27/x", "back");
+        client.expect_message("m27/x", "back");
     }
 }
 
@@ -479,5 +542,32 @@ rules:
     assert!(log.contains("admin server"), "the log was not read");
     for secret in ["to-hide", "builder", "Vhupu"] {
         assert!(!log.contains(secret), "{secret:?} is in the log:\n{log}");
+    }
+}
+
+fn a_latency_budget_loses_nothing(cell: Cell) {
+    // The ring may wait for more completions; whatever it waits for, everything arrives, and in order.
+    let policy = document(
+        r##"
+listeners:
+  - { name: main, address: "127.0.0.1:0", upstream: broker, anonymous: { group: guests }, limits: { latency_budget: 1ms } }
+upstreams:
+  - { name: broker, endpoints: ["@MOSQUITTO@"] }
+"##,
+    );
+    let gate = Gate::alone("budget", cell, &policy, &[]);
+    let gate = gate.visit();
+    for version in VERSIONS {
+        let mut subscriber = Client::open(gate.listener("main"), version, "budget-sub");
+        subscriber.subscribe("budget/x", 2);
+        let mut publisher = Client::open(gate.listener("main"), version, "budget-pub");
+        for round in 0..50u16 {
+            publisher.publish("budget/x", &format!("{round}-0"));
+            publisher.publish_acked("budget/x", &format!("{round}-1"), 1);
+            publisher.publish_exactly_once("budget/x", &format!("{round}-2"), 2);
+            for qos in 0..=2 {
+                subscriber.expect_message("budget/x", &format!("{round}-{qos}"));
+            }
+        }
     }
 }

@@ -148,6 +148,18 @@ impl Gate {
         self.dataplane.reload(&self.policy(policy));
     }
 
+    /// Kills Mosquitto and starts it again on its port, with nothing remembered.
+    #[track_caller]
+    #[allow(clippy::panic)] // a test fails by panicking
+    pub fn restart_mosquitto(&mut self) {
+        let port = self.mosquitto.port();
+        self.mosquitto.kill();
+        match Mosquitto::start_with(&self.folder, Some(port), "") {
+            Ok(mosquitto) => self.mosquitto = mosquitto,
+            Err(error) => panic!("{error:#}"),
+        }
+    }
+
     /// Stops the stub's TCP listener; its port is free until [`Gate::stub_up`].
     pub fn stub_down(&mut self) {
         self.stub_listening = None;

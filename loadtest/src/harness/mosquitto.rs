@@ -82,6 +82,11 @@ impl Mosquitto {
         &self.unix
     }
 
+    /// Ends it and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.running.kill();
+    }
+
     /// The process.
     pub fn running(&self) -> &Running {
         &self.running

@@ -188,6 +188,12 @@ impl Running {
         self.child.wait().context("wait")
     }
 
+    /// Kills it and waits until it is gone.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Calls `then` from a thread of its own when the program has ended.
     pub fn on_end(&self, then: impl FnOnce() + Send + 'static) {
         let log = Arc::clone(&self.log);
@@ -215,8 +221,7 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
