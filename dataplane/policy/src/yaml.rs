@@ -15,6 +15,8 @@ pub const DOCUMENT_BYTES_MAX: usize = 256 << 20;
 pub const DEPTH_MAX: usize = 24;
 /// How many nodes all anchors and aliases of a document together may stand for.
 pub const ALIAS_NODES_MAX: usize = 100_000;
+/// So many bytes of an aliased text stand for one node more: about what a node takes.
+const ALIAS_TEXT_BYTES: usize = 64;
 
 /// A value with its place.
 #[derive(Clone, Debug)]
@@ -311,9 +313,14 @@ fn is_null(text: &str, style: ScalarStyle) -> bool {
 
 fn count(node: &Node) -> usize {
     1 + match &node.value {
-        Value::Null | Value::Scalar(_) => 0,
+        Value::Null => 0,
+        // Every alias copies the text.
+        Value::Scalar(text) => text.len() / ALIAS_TEXT_BYTES,
         Value::List(items) => items.iter().map(count).sum(),
-        Value::Map(entries) => entries.iter().map(|(_, value)| 1 + count(value)).sum(),
+        Value::Map(entries) => entries
+            .iter()
+            .map(|(key, value)| 1 + key.text.len() / ALIAS_TEXT_BYTES + count(value))
+            .sum(),
     }
 }
 

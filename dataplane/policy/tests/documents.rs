@@ -342,6 +342,17 @@ fn documents_cannot_blow_up() {
         found.contains(&format!("more than {ALIAS_NODES_MAX} values")),
         "{found}"
     );
+    let long = format!(
+        "on_deny: &a \"{}\"\nrules: [{}]\n",
+        "x".repeat(1 << 20),
+        "*a,".repeat(200)
+    );
+    let found = errors(&long);
+    assert!(
+        found.contains(&format!("more than {ALIAS_NODES_MAX} values")),
+        "a long text counts by its bytes: {}",
+        &found[found.len().saturating_sub(200)..]
+    );
     let cycle = "default: &a [*a]";
     assert!(
         errors(cycle).contains("inside the value it stands for"),
