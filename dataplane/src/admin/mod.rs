@@ -6,8 +6,9 @@
 use std::net::{SocketAddr, TcpListener};
 
 use axum::Router;
-use axum::extract::{DefaultBodyLimit, Query, State};
-use axum::http::{StatusCode, header};
+use axum::extract::{DefaultBodyLimit, Query, Request, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Json, Response};
 use axum::routing::get;
 use serde::Deserialize;
@@ -56,9 +57,13 @@ pub async fn serve(
     control: ControlHandle,
     log: LogControl,
 ) -> std::io::Result<()> {
+    let is_loopback = socket.local_addr()?.ip().is_loopback();
     let socket = tokio::net::TcpListener::from_std(socket)?;
     let bounded = Bounded::new(socket, CONNECTIONS_MAX, IDLE_MAX);
-    axum::serve(bounded, router(control, log)).await
+    let router = router(control, log).layer(from_fn(move |request, next| {
+        no_web_pages(is_loopback, request, next)
+    }));
+    axum::serve(bounded, router).await
 }
 
 fn router(control: ControlHandle, log: LogControl) -> Router {
@@ -75,6 +80,30 @@ fn router(control: ControlHandle, log: LogControl) -> Router {
         .route("/log", get(log_level).put(set_log_level))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(Admin { control, log })
+}
+
+/// A web page in a browser of this machine is no operator. Browsers tell the page's origin with every change; a page
+/// whose name was made to point at loopback (DNS rebinding) gives itself away by that name.
+async fn no_web_pages(is_loopback: bool, request: Request, next: Next) -> Response {
+    if is_from_web_page(is_loopback, request.headers()) {
+        let text = "web pages may not use the admin server\n";
+        return (StatusCode::FORBIDDEN, text).into_response();
+    }
+    next.run(request).await
+}
+
+fn is_from_web_page(is_loopback: bool, headers: &HeaderMap) -> bool {
+    let is_foreign = |host: &str| {
+        let name = match host.rsplit_once(':') {
+            Some((name, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => name,
+            Some(_) | None => host,
+        };
+        let address = name.trim_start_matches('[').trim_end_matches(']');
+        !name.eq_ignore_ascii_case("localhost") && address.parse::<std::net::IpAddr>().is_err()
+    };
+    let host = headers.get(header::HOST).map(|host| host.to_str());
+    headers.contains_key(header::ORIGIN)
+        || (is_loopback && host.is_some_and(|host| host.map_or(true, is_foreign)))
 }
 
 async fn index() -> &'static str {
@@ -219,5 +248,39 @@ async fn set_log_level(State(admin): State<Admin>, body: String) -> Response {
 impl IntoResponse for NoAnswer {
     fn into_response(self) -> Response {
         (StatusCode::SERVICE_UNAVAILABLE, format!("{self}\n")).into_response()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn web_pages_are_told_from_operators() {
+        for (host, origin, is_loopback, expected) in [
+            (Some("127.0.0.1:9090"), None, true, false),
+            (Some("[::1]:9090"), None, true, false),
+            (Some("[::1]"), None, true, false),
+            (Some("localhost"), None, true, false),
+            (Some("LOCALHOST:9090"), None, true, false),
+            (None, None, true, false),
+            (Some("evil.example:9090"), None, true, true),
+            (Some("localhost.evil.example"), None, true, true),
+            (Some("127.0.0.1"), Some("http://evil.example"), true, true),
+            (Some("sluice-0.sluice:9090"), None, false, false),
+            (Some("sluice-0.sluice:9090"), Some("null"), false, true),
+        ] {
+            let mut headers = HeaderMap::new();
+            let texts = [(header::HOST, host), (header::ORIGIN, origin)];
+            for (name, text) in texts {
+                if let Some(text) = text {
+                    headers.insert(name, HeaderValue::from_static(text));
+                }
+            }
+            let found = is_from_web_page(is_loopback, &headers);
+            assert_eq!(found, expected, "{host:?} {origin:?} {is_loopback}");
+        }
     }
 }
