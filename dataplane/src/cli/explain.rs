@@ -6,7 +6,7 @@
 use std::io::Write;
 
 use sluice_policy::{Action, Generation, ListenerId, Question, Request, Snapshot, Who};
-use sluice_wire::mqtt::{QoS, Version, is_topic_name, parse_filter};
+use sluice_wire::mqtt::{FilterError, QoS, Version, is_topic_name, parse_filter};
 
 use super::{ActionName, EXIT_POLICY, ExplainArgs, Output, ProtocolVersion, complain};
 
@@ -87,13 +87,27 @@ fn question(args: &ExplainArgs) -> Result<Question<'_>, String> {
         ActionName::Receive => message(Action::Receive),
         ActionName::Subscribe => {
             let parsed = parse_filter(topic)
-                .map_err(|error| format!("`{topic}` is no topic filter: {error:?}"))?;
+                .map_err(|error| format!("`{topic}` is no topic filter: {}", fault(error)))?;
             Ok(Question::Subscribe {
                 filter: parsed.filter,
                 qos,
                 shared: parsed.share_group.is_some(),
             })
         }
+    }
+}
+
+/// What is wrong with a filter, in words.
+fn fault(error: FilterError) -> &'static str {
+    match error {
+        FilterError::Empty => "it is empty",
+        FilterError::TooLong => "it is longer than 65535 bytes",
+        FilterError::Nul => "it contains NUL",
+        FilterError::MultiLevelNotLast => "`#` must be the last level",
+        FilterError::MultiLevelNotAlone => "`#` must be a whole level",
+        FilterError::WildcardNotAlone => "`+` must be a whole level",
+        FilterError::ShareGroup => "the name of the share is empty or has a wildcard",
+        FilterError::ShareWithoutFilter => "no filter follows the name of the share",
     }
 }
 

@@ -214,17 +214,24 @@ impl Control {
             .delivered
             .as_ref()
             .map(|stage| stage.generation);
+        let (said, status) = match active {
+            Some(_) => (
+                "policy is refused; what was in force stays",
+                "the new policy was refused; the old one stays",
+            ),
+            None => (
+                "policy is refused and none is in force: every device is refused",
+                "the policy was refused and none is in force",
+            ),
+        };
         tracing::error!(
             generation = generation.0,
             errors = errors.len(),
             in_force = active,
-            "policy is refused; what was in force stays"
+            "{said}"
         );
         self.apply.reject(generation, errors);
-        self.notifier.tell(
-            State::Ready,
-            "the new policy was refused; the old one stays",
-        );
+        self.notifier.tell(State::Ready, status);
     }
 
     // ---- names

@@ -107,18 +107,26 @@ async fn check(table: Arc<Table>, cell: EndpointCell, plan: Plan) {
             Ok(()) => {
                 failures = 0;
                 if !was_healthy {
-                    tracing::info!(upstream = %plan.upstream, endpoint = ?plan.target, "endpoint is healthy again");
+                    tracing::info!(upstream = %plan.upstream, endpoint = place(&plan.target), "endpoint is healthy again");
                     mark(&table, cell, true);
                 }
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
                 if was_healthy && failures >= FAILURES {
-                    tracing::warn!(upstream = %plan.upstream, endpoint = ?plan.target, %error, "endpoint fails its health check");
+                    tracing::warn!(upstream = %plan.upstream, endpoint = place(&plan.target), %error, "endpoint fails its health check");
                     mark(&table, cell, false);
                 }
             }
         }
+    }
+}
+
+/// As policies write it.
+fn place(target: &Target) -> String {
+    match target {
+        Target::Tcp(address) => format!("tcp://{address}"),
+        Target::Unix(path) => format!("unix://{}", path.display()),
     }
 }
 
