@@ -50,8 +50,8 @@ pub struct RunArgs {
     #[arg(long, env = "SLUICE_CPUS", value_name = "LIST")]
     pub cpus: Option<CpuList>,
 
-    /// Address of the admin server: /livez /readyz /metrics /policy /listeners /sessions /log. It has no password:
-    /// keep it on loopback. Port 0 takes a free port and logs it.
+    /// Address of the admin server; its page `/` lists what it answers. It has no password: keep it on loopback.
+    /// Port 0 takes a free port and logs it.
     #[arg(
         long,
         env = "SLUICE_ADMIN",

@@ -27,6 +27,7 @@ Examples:
   sluice-dataplane explain --policy policy.yaml --user sensor-7 --client-id sensor-7 publish site/7/temperature
   sluice-dataplane hash-password < secret.txt            a hash for the policy file
 
+Exit codes of check and explain: 0 whatever the verdict, 1 the policy is wrong, 2 the command is (or a file cannot be read).
 Exit codes of run: 0 drained, 1 could not start, 70 a shard failed, 128+N cut short by a second signal N (143 for SIGTERM).";
 
 /// A proxy that judges every MQTT packet against a compiled policy.
@@ -51,8 +52,8 @@ pub enum Command {
     Check(CheckArgs),
     /// Say what a policy decides about one request, by which rule, and which rules were passed over.
     Explain(Box<ExplainArgs>),
-    /// Read a password from standard input and print a hash (argon2id) for the policy. Never give it as an argument:
-    /// arguments can be read by every user of the machine.
+    /// Read a password (the first line of standard input) and print a hash (argon2id) for the policy. Never give it as an
+    /// argument: arguments can be read by every user of the machine.
     HashPassword,
 }
 
