@@ -504,6 +504,8 @@ fn show_commands(proxy: &Proxy) {
             proxy.running.id(),
             proxy.policy.display()
         ),
+        format!("curl http://{admin}/policy    # was the edit taken, or why not"),
+        format!("curl http://{admin}/    # all pages"),
     ] {
         // Writing to a String cannot fail.
         let _ = writeln!(text, "  {line}");
