@@ -14,7 +14,7 @@ run: ## Start the data plane in front of a broker, show an allowed and a denied 
 test: ## Install what the tests need, build, and run every test
 	@.ci/needs
 	$(CARGO) build --locked --workspace --bins
-	$(CARGO) test --locked --workspace
+	$(CARGO) test --locked --workspace --no-fail-fast
 
 ci: ## What CI runs: format, lints, tests
 	@.ci/run
