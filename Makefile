@@ -39,7 +39,7 @@ sim: ## Simulate the shard; SEED=n replays one seed
 	$(if $(SEED),SLUICE_SIM_SEED=$(SEED)) $(CARGO) test --locked -p sluice-dataplane --test simulation -- --nocapture
 
 fuzz: ## Fuzz one decoder for a minute: make fuzz NAME=framer (needs cargo-bolero)
-	$(CARGO) bolero test -p sluice-fuzz $(NAME) -T 60s
+	$(CARGO) bolero test -p sluice-fuzz --sanitizer NONE $(NAME) -T 60s
 
 deny: ## Licences, advisories, sources (needs cargo-deny)
 	$(CARGO) deny check

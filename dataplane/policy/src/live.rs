@@ -1,4 +1,4 @@
-//! The one pointer through which a new snapshot reaches the shards (design: one writer, one load per turn).
+//! The one pointer through which a new snapshot reaches the shards (one writer, one load per turn).
 
 use std::sync::Arc;
 

@@ -450,6 +450,7 @@ mod tests {
         assert_eq!(pool.range(lease.buffer, &(1..3)), Some(&b"bc"[..]));
         assert_eq!(pool.range(lease.buffer, &(1..4)), None, "beyond what came");
         #[allow(clippy::reversed_empty_ranges)]
+        // a range that nothing should hand out is what is tried
         let reversed = 2..1;
         assert_eq!(pool.range(lease.buffer, &reversed), None);
         assert_eq!(pool.range(99, &(0..1)), None);

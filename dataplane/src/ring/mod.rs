@@ -95,7 +95,8 @@ pub enum Event {
     SendShort { socket: SocketId, rest: Vec<u8> },
     /// A send failed for good; the socket is still open for [`Ring::close`].
     SendFailed { socket: SocketId, errno: i32 },
-    /// A [`Ring::send_owned`] ended: how many bytes from its start were taken (at least 1), or errno. The buffer comes back.
+    /// A [`Ring::send_owned`] ended: how many bytes from its start were taken (at least 1, or 0 of
+    /// nothing), or errno. The buffer comes back.
     SentOwned {
         socket: SocketId,
         buffer: Vec<u8>,

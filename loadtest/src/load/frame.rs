@@ -16,7 +16,6 @@ pub enum Version {
 
 /// Packet type numbers as they stand in the high half of the first byte.
 pub mod kind {
-    #![allow(missing_docs)]
     pub const CONNECT: u8 = 1;
     pub const CONNACK: u8 = 2;
     pub const PUBLISH: u8 = 3;
