@@ -25,7 +25,7 @@ const NONE: u32 = u32::MAX;
 /// What a completion carries back: kind, index and epoch in 64 bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Token {
-    /// Multishot accept; index = listener, epoch = its generation.
+    /// Multishot accept; index = listener, epoch = the reuse counter of its number.
     Accept { index: u32, epoch: u32 },
     /// Multishot receive of a socket.
     Receive(SocketId),
@@ -86,6 +86,46 @@ pub(super) enum Note {
     ConnectFailed(SocketId, i32),
     Paused(SocketId),
     SentOwned(SocketId, Vec<u8>, Result<usize, i32>),
+}
+
+impl Note {
+    /// Tells the note; nothing when its socket is closed.
+    pub(super) fn tell<S: Socket>(self, sockets: &mut Slots<S>, events: &mut Vec<Event>) {
+        match self {
+            Self::Connected(socket) => {
+                if sockets.get(socket).is_some() {
+                    events.push(Event::Connected { socket });
+                }
+            }
+            Self::ConnectFailed(socket, errno) => {
+                if sockets.remove(socket).is_some() {
+                    events.push(Event::ConnectFailed { socket, errno });
+                }
+            }
+            Self::Paused(socket) => {
+                if sockets.get_mut(socket).is_some_and(Socket::answer_pause) {
+                    events.push(Event::Paused { socket });
+                }
+            }
+            Self::SentOwned(socket, buffer, taken) => {
+                if sockets.get(socket).is_some() {
+                    events.push(Event::SentOwned {
+                        socket,
+                        buffer,
+                        taken,
+                    });
+                }
+            }
+        }
+    }
+}
+
+/// What the books ask of an engine's socket.
+pub(super) trait Socket {
+    fn sending(&mut self) -> &mut Sending;
+
+    /// The note that answers a pause is told here. False when a receive that was asked for since has taken the pause back.
+    fn answer_pause(&mut self) -> bool;
 }
 
 /// A bounded table of sockets with epochs. The last slot freed is the first used again, while its memory is warm.
@@ -200,10 +240,6 @@ impl Sending {
     /// The turn's send is done.
     pub(super) fn unqueue(&mut self) {
         self.queued = NONE;
-    }
-
-    pub(super) fn owned_index(&self) -> Option<u32> {
-        (self.owned != NONE).then_some(self.owned)
     }
 
     /// The owned send ended with `taken` bytes; an error ends all sending.
@@ -434,20 +470,30 @@ impl Outbox {
         }
     }
 
-    /// Ends the turn. `unqueue` marks a socket as having nothing queued and says whether it still lives.
-    ///
-    /// Tells the refused sends.
-    pub(super) fn clear(
+    /// Ends the turn: no socket has a send queued any more. Tells the refused sends, and calls `finish` for each socket of
+    /// `fins` whose FIN is due.
+    pub(super) fn end_turn<S: Socket>(
         &mut self,
-        mut unqueue: impl FnMut(SocketId) -> bool,
+        sockets: &mut Slots<S>,
+        fins: &mut Vec<SocketId>,
+        mut finish: impl FnMut(&S),
         events: &mut Vec<Event>,
     ) {
         for send in self.sends.drain(..) {
-            unqueue(send.socket);
+            if let Some(socket) = sockets.get_mut(send.socket) {
+                socket.sending().unqueue();
+            }
         }
         for (socket, rest) in self.refused.drain(..) {
-            if unqueue(socket) && !rest.is_empty() {
+            if sockets.get(socket).is_some() && !rest.is_empty() {
                 events.push(Event::SendShort { socket, rest });
+            }
+        }
+        for id in fins.drain(..) {
+            if let Some(socket) = sockets.get_mut(id)
+                && socket.sending().take_fin()
+            {
+                finish(socket);
             }
         }
         self.pieces.clear();
@@ -537,10 +583,11 @@ impl OwnedSends {
         self.slots.remove(SocketId { index, epoch })
     }
 
-    /// The epoch of what lies at `index`.
-    pub(super) fn epoch(&self, index: u32) -> Option<u32> {
-        let entry = self.slots.entries.get(index as usize)?;
-        entry.value.as_ref().map(|_| entry.epoch)
+    /// Index and epoch of the send that this socket has in flight.
+    pub(super) fn in_flight(&self, sending: &Sending) -> Option<(u32, u32)> {
+        let entry = self.slots.entries.get(sending.owned as usize)?;
+        let in_flight = sending.owned != NONE && entry.value.is_some();
+        in_flight.then_some((sending.owned, entry.epoch))
     }
 }
 

@@ -24,7 +24,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, SocketFlags};
 use smallvec::SmallVec;
 
 use super::buffers::{Pool, Scratch, UserPool, resolve};
-use super::lifecycle::{Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots, Token};
+use super::lifecycle::{self, Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots, Token};
 use super::socket::{self, Dial, Reserve};
 use super::wake::EventWaker;
 use super::{Event, Full, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake};
@@ -78,9 +78,20 @@ impl Socket {
     }
 }
 
+impl lifecycle::Socket for Socket {
+    fn sending(&mut self) -> &mut Sending {
+        &mut self.sending
+    }
+
+    fn answer_pause(&mut self) -> bool {
+        self.pause_noted = false;
+        self.receiving == Receiving::Idle
+    }
+}
+
 struct Listener {
     slot: ListenSlot,
-    generation: u32,
+    epoch: u32,
     fd: OwnedFd,
     is_unix: bool,
     readable: bool,
@@ -93,7 +104,7 @@ pub struct Epoll {
     epoll: OwnedFd,
     sockets: Slots<Socket>,
     listeners: Vec<Listener>,
-    generation: u32,
+    epoch: u32,
     pool: UserPool,
     owned: OwnedSends,
     scratch: Scratch,
@@ -124,7 +135,7 @@ impl Epoll {
             epoll,
             sockets: Slots::new(config.sockets_max),
             listeners: Vec::new(),
-            generation: 0,
+            epoch: 0,
             pool: UserPool::new(config)?,
             owned: OwnedSends::new(config.sockets_max),
             scratch: Scratch::default(),
@@ -154,10 +165,10 @@ impl Ring for Epoll {
         }
         socket::set_nonblocking(socket.as_fd(), true)?;
         let is_unix = socket::local_address(socket.as_fd())?.is_none();
-        self.generation = self.generation.wrapping_add(1);
+        self.epoch = self.epoch.wrapping_add(1);
         let token = Token::Accept {
             index: u32::from(listener.0),
-            epoch: self.generation,
+            epoch: self.epoch,
         };
         let flags = epoll::EventFlags::IN | epoll::EventFlags::ET;
         epoll::add(
@@ -168,7 +179,7 @@ impl Ring for Epoll {
         )?;
         self.listeners.push(Listener {
             slot: listener,
-            generation: self.generation,
+            epoch: self.epoch,
             fd: socket,
             is_unix,
             readable: true,
@@ -287,9 +298,7 @@ impl Ring for Epoll {
         if let Some(send) = self.outbox.queued(&found.sending) {
             let _ = send_now(&found, self.outbox.pieces(send), &self.pool, &self.scratch);
         }
-        if let Some(index) = found.sending.owned_index()
-            && let Some(epoch) = self.owned.epoch(index)
-        {
+        if let Some((index, epoch)) = self.owned.in_flight(&found.sending) {
             self.owned.remove(index, epoch);
         }
     }

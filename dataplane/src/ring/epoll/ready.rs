@@ -14,7 +14,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags};
 use super::{Epoll, Receiving, Socket, make_ready, send_now, shut_down, stand_in_line};
 use crate::clock::{self, Time};
 use crate::ring::buffers::UserPool;
-use crate::ring::lifecycle::{Line, Note, Token};
+use crate::ring::lifecycle::{Line, Token};
 use crate::ring::socket::{self, ACCEPT_PAUSE};
 use crate::ring::{End, Event, ListenSlot, SocketId};
 
@@ -59,23 +59,8 @@ impl Epoll {
             self.outbox
                 .settle(index, outcome, sending, pool, scratch, events);
         }
-        let sockets = &mut self.sockets;
-        self.outbox.clear(
-            |id| {
-                sockets
-                    .get_mut(id)
-                    .map(|found| found.sending.unqueue())
-                    .is_some()
-            },
-            events,
-        );
-        for id in self.fins.drain(..) {
-            if let Some(found) = self.sockets.get_mut(id)
-                && found.sending.take_fin()
-            {
-                shut_down(found);
-            }
-        }
+        self.outbox
+            .end_turn(&mut self.sockets, &mut self.fins, shut_down, events);
         self.scratch.clear();
         self.pool.give_back();
     }
@@ -89,7 +74,7 @@ impl Epoll {
     ) -> io::Result<()> {
         self.run_owned(events);
         for note in std::mem::take(&mut self.notes) {
-            self.tell(note, events);
+            note.tell(&mut self.sockets, events);
         }
         self.serve_line();
         let now = clock::monotonic();
@@ -162,7 +147,7 @@ impl Epoll {
             Token::Receive(id) => self.socket_ready(id, flags, events),
             Token::Accept { epoch, .. } => {
                 for listener in &mut self.listeners {
-                    listener.readable |= listener.generation == epoch;
+                    listener.readable |= listener.epoch == epoch;
                 }
             }
             Token::Wake => {
@@ -194,11 +179,8 @@ impl Epoll {
             socket.readable = true;
             make_ready(&mut self.ready, socket, id);
         }
-        if writable
-            && let Some(index) = socket.sending.owned_index()
-            && let Some(epoch) = self.owned.epoch(index)
-        {
-            self.owned_ready.push((index, epoch));
+        if writable && let Some(token) = self.owned.in_flight(&socket.sending) {
+            self.owned_ready.push(token);
         }
     }
 
@@ -375,36 +357,6 @@ impl Epoll {
                 read_once(&mut self.pool, &mut self.line, socket, id, events);
             }
             make_ready(&mut self.ready, socket, id);
-        }
-    }
-
-    fn tell(&mut self, note: Note, events: &mut Vec<Event>) {
-        match note {
-            Note::Connected(socket) if self.sockets.get(socket).is_some() => {
-                events.push(Event::Connected { socket });
-            }
-            Note::ConnectFailed(socket, errno) => {
-                if self.sockets.remove(socket).is_some() {
-                    events.push(Event::ConnectFailed { socket, errno });
-                }
-            }
-            Note::Paused(socket) => {
-                if let Some(found) = self.sockets.get_mut(socket) {
-                    found.pause_noted = false;
-                    // A receive that was asked for since has taken the pause back.
-                    if found.receiving == Receiving::Idle {
-                        events.push(Event::Paused { socket });
-                    }
-                }
-            }
-            Note::SentOwned(socket, buffer, taken) if self.sockets.get(socket).is_some() => {
-                events.push(Event::SentOwned {
-                    socket,
-                    buffer,
-                    taken,
-                });
-            }
-            Note::Connected(_) | Note::SentOwned(..) => {}
         }
     }
 }

@@ -25,7 +25,7 @@ pub use self::faults::{Faults, Random};
 use self::network::{ConnId, News, Side};
 pub use self::network::{Network, Peer, PeerState, Serve};
 use super::buffers::{Scratch, UserPool, resolve};
-use super::lifecycle::{Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots};
+use super::lifecycle::{self, Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots};
 use super::socket::ACCEPT_PAUSE;
 use super::{Event, Full, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake};
 use crate::clock::Time;
@@ -222,9 +222,7 @@ impl Ring for Simulated {
             let bytes = joined(self.outbox.pieces(send), &self.pool, &self.scratch);
             let _ = world.write(found.conn, Side::Ring, &bytes);
         }
-        if let Some(index) = found.sending.owned_index()
-            && let Some(epoch) = self.owned.epoch(index)
-        {
+        if let Some((index, epoch)) = self.owned.in_flight(&found.sending) {
             self.owned.remove(index, epoch);
         }
         world.close(found.conn, Side::Ring);
@@ -287,6 +285,17 @@ impl Socket {
     }
 }
 
+impl lifecycle::Socket for Socket {
+    fn sending(&mut self) -> &mut Sending {
+        &mut self.sending
+    }
+
+    fn answer_pause(&mut self) -> bool {
+        self.pause_noted = false;
+        self.receiving == Receiving::Idle
+    }
+}
+
 impl Simulated {
     /// Moves the clock to the next thing that happens, at most to `until`. False when the turn must end there.
     fn jump(&mut self, until: Option<Time>) -> bool {
@@ -324,23 +333,12 @@ impl Simulated {
             self.outbox
                 .settle(index, outcome, sending, pool, scratch, events);
         }
-        let sockets = &mut self.sockets;
-        self.outbox.clear(
-            |id| {
-                sockets
-                    .get_mut(id)
-                    .map(|found| found.sending.unqueue())
-                    .is_some()
-            },
+        self.outbox.end_turn(
+            &mut self.sockets,
+            &mut self.fins,
+            |socket| world.finish(socket.conn, Side::Ring),
             events,
         );
-        for id in self.fins.drain(..) {
-            if let Some(found) = self.sockets.get_mut(id)
-                && found.sending.take_fin()
-            {
-                world.finish(found.conn, Side::Ring);
-            }
-        }
         drop(world);
         self.scratch.clear();
         self.pool.give_back();
@@ -349,7 +347,7 @@ impl Simulated {
     /// All that is ready at this time.
     fn look(&mut self, before: usize, events: &mut Vec<Event>) {
         for note in std::mem::take(&mut self.notes) {
-            self.tell(note, events);
+            note.tell(&mut self.sockets, events);
         }
         self.serve_line();
         self.hear(events);
@@ -374,10 +372,9 @@ impl Simulated {
                 }
                 News::Room(id) => {
                     if let Some(socket) = self.sockets.get(id)
-                        && let Some(index) = socket.sending.owned_index()
-                        && let Some(epoch) = self.owned.epoch(index)
+                        && let Some(token) = self.owned.in_flight(&socket.sending)
                     {
-                        self.owned_ready.push((index, epoch));
+                        self.owned_ready.push(token);
                     }
                 }
                 News::Connected(socket) => {
@@ -512,29 +509,6 @@ impl Simulated {
             }
             if world.readable(socket.conn) {
                 make_ready(&mut self.ready, socket, id);
-            }
-        }
-    }
-
-    fn tell(&mut self, note: Note, events: &mut Vec<Event>) {
-        match note {
-            Note::Paused(socket) => {
-                if let Some(found) = self.sockets.get_mut(socket) {
-                    found.pause_noted = false;
-                    if found.receiving == Receiving::Idle {
-                        events.push(Event::Paused { socket });
-                    }
-                }
-            }
-            Note::Connected(_) | Note::ConnectFailed(..) => {} // the network tells these
-            Note::SentOwned(socket, buffer, taken) => {
-                if self.sockets.get(socket).is_some() {
-                    events.push(Event::SentOwned {
-                        socket,
-                        buffer,
-                        taken,
-                    });
-                }
             }
         }
     }

@@ -10,7 +10,7 @@ use io_uring::cqueue;
 
 use super::{Accepting, Receiving, Socket, Uring, owned_fd, shut_down};
 use crate::clock::{self, Time};
-use crate::ring::lifecycle::{Note, Token};
+use crate::ring::lifecycle::Token;
 use crate::ring::socket::{self, ACCEPT_PAUSE};
 use crate::ring::{End, Event, Full, SocketId};
 
@@ -103,7 +103,7 @@ impl Uring {
         self.completions = completions;
         self.completions.clear();
         for note in std::mem::take(&mut self.notes) {
-            self.tell(note, events);
+            note.tell(&mut self.sockets, events);
         }
     }
 
@@ -126,57 +126,12 @@ impl Uring {
                         .settle(index, outcome, sending, pool, scratch, events);
                 }
             }
-            let sockets = &mut self.sockets;
-            self.outbox.clear(
-                |id| {
-                    sockets
-                        .get_mut(id)
-                        .map(|found| found.sending.unqueue())
-                        .is_some()
-                },
-                events,
-            );
-            for id in self.fins.drain(..) {
-                if let Some(found) = self.sockets.get_mut(id)
-                    && found.sending.take_fin()
-                {
-                    shut_down(found);
-                }
-            }
+            self.outbox
+                .end_turn(&mut self.sockets, &mut self.fins, shut_down, events);
         }
         self.turn = self.turn.wrapping_add(1);
         self.scratch.clear();
         self.pool.give_back();
-    }
-
-    pub(super) fn tell(&mut self, note: Note, events: &mut Vec<Event>) {
-        match note {
-            Note::Connected(socket) if self.sockets.get(socket).is_some() => {
-                events.push(Event::Connected { socket });
-            }
-            Note::ConnectFailed(socket, errno) => {
-                if self.sockets.remove(socket).is_some() {
-                    events.push(Event::ConnectFailed { socket, errno });
-                }
-            }
-            Note::Paused(socket) => {
-                if let Some(found) = self.sockets.get_mut(socket) {
-                    found.pause_noted = false;
-                    // A receive that was asked for since has taken the pause back.
-                    if found.receiving == Receiving::Idle {
-                        events.push(Event::Paused { socket });
-                    }
-                }
-            }
-            Note::SentOwned(socket, buffer, taken) if self.sockets.get(socket).is_some() => {
-                events.push(Event::SentOwned {
-                    socket,
-                    buffer,
-                    taken,
-                });
-            }
-            Note::Connected(_) | Note::SentOwned(..) => {}
-        }
     }
 
     pub(super) fn complete(
@@ -225,22 +180,19 @@ impl Uring {
 
     pub(super) fn accepted(
         &mut self,
-        generation: u32,
+        epoch: u32,
         result: i32,
         more: bool,
         events: &mut Vec<Event>,
     ) {
         let fd = owned_fd(result);
-        let at = self
-            .listeners
-            .iter()
-            .position(|found| found.generation == generation);
+        let at = self.listeners.iter().position(|found| found.epoch == epoch);
         let Some(listener) = at.and_then(|at| self.listeners.get_mut(at)) else {
             return;
         };
         let (slot, is_unix) = (listener.slot, listener.is_unix);
         if !more {
-            self.accept_ended(generation, result, events);
+            self.accept_ended(epoch, result, events);
         }
         let Some(fd) = fd else {
             return;
@@ -267,11 +219,8 @@ impl Uring {
     }
 
     /// The multishot accept of a listener is over: closes it if it was stopped, else accepts again, at once or later.
-    pub(super) fn accept_ended(&mut self, generation: u32, result: i32, events: &mut Vec<Event>) {
-        let at = self
-            .listeners
-            .iter()
-            .position(|found| found.generation == generation);
+    pub(super) fn accept_ended(&mut self, epoch: u32, result: i32, events: &mut Vec<Event>) {
+        let at = self.listeners.iter().position(|found| found.epoch == epoch);
         let Some((at, listener)) = at.and_then(|at| Some((at, self.listeners.get_mut(at)?))) else {
             return;
         };

@@ -30,7 +30,7 @@ use rustix::net::SocketFlags;
 
 use self::enter::{Enter, MessageHeader, SocketAddress};
 use super::buffers::{KernelPool, Scratch};
-use super::lifecycle::{Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots, Token};
+use super::lifecycle::{self, Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots, Token};
 use super::socket::{self, Dial, Reserve};
 use super::wake::EventWaker;
 use super::{Event, Full, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake};
@@ -86,6 +86,17 @@ impl Socket {
     }
 }
 
+impl lifecycle::Socket for Socket {
+    fn sending(&mut self) -> &mut Sending {
+        &mut self.sending
+    }
+
+    fn answer_pause(&mut self) -> bool {
+        self.pause_noted = false;
+        self.receiving == Receiving::Idle
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Accepting {
     /// To be armed by the next submission.
@@ -99,7 +110,7 @@ enum Accepting {
 
 struct Listener {
     slot: ListenSlot,
-    generation: u32,
+    epoch: u32,
     fd: OwnedFd,
     is_unix: bool,
     accepting: Accepting,
@@ -110,7 +121,7 @@ pub struct Uring {
     // Before `ring` in order of declaration: see `Drop`, which empties the ring first.
     sockets: Slots<Socket>,
     listeners: Vec<Listener>,
-    generation: u32,
+    epoch: u32,
     pool: ManuallyDrop<KernelPool>,
     owned: ManuallyDrop<OwnedSends>,
     scratch: Scratch,
@@ -177,7 +188,7 @@ impl Uring {
         Ok(Self {
             sockets: Slots::new(config.sockets_max),
             listeners: Vec::new(),
-            generation: 0,
+            epoch: 0,
             pool: ManuallyDrop::new(pool),
             owned: ManuallyDrop::new(OwnedSends::new(config.sockets_max)),
             scratch: Scratch::default(),
@@ -223,10 +234,10 @@ impl Ring for Uring {
         }
         socket::set_nonblocking(socket.as_fd(), false)?;
         let is_unix = socket::local_address(socket.as_fd())?.is_none();
-        self.generation = self.generation.wrapping_add(1);
+        self.epoch = self.epoch.wrapping_add(1);
         self.listeners.push(Listener {
             slot: listener,
-            generation: self.generation,
+            epoch: self.epoch,
             fd: socket,
             is_unix,
             accepting: Accepting::Queued,
@@ -246,7 +257,7 @@ impl Ring for Uring {
                 found.accepting = Accepting::Stopping;
                 self.cancels.push(Token::Accept {
                     index: u32::from(listener.0),
-                    epoch: found.generation,
+                    epoch: found.epoch,
                 });
             }
             Accepting::Queued | Accepting::Resting(_) => {
@@ -385,9 +396,7 @@ impl Ring for Uring {
         if found.connecting {
             self.cancels.push(Token::Connect(socket));
         }
-        if let Some(index) = found.sending.owned_index()
-            && let Some(epoch) = self.owned.epoch(index)
-        {
+        if let Some((index, epoch)) = self.owned.in_flight(&found.sending) {
             self.cancels.push(Token::SendOwned { index, epoch });
         }
         // The descriptor stays open until the next submission, behind the sends of this turn that name it.

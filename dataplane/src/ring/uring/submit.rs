@@ -190,7 +190,7 @@ impl Uring {
             listener.accepting = Accepting::Armed;
             let token = Token::Accept {
                 index: u32::from(listener.slot.0),
-                epoch: listener.generation,
+                epoch: listener.epoch,
             };
             let entry = opcode::AcceptMulti::new(Fd(listener.fd.as_raw_fd()))
                 .flags(libc::SOCK_CLOEXEC)
