@@ -72,7 +72,11 @@ async fn resolve_by<F>(
 where
     F: Future<Output = Found> + Send + 'static,
 {
-    let mut resolved = Resolved::default();
+    let known = |name: &Name| previous.names.get(name).cloned().unwrap_or_default();
+    let names_known = names.iter().map(|name| (name.clone(), known(name)));
+    let mut resolved = Resolved {
+        names: names_known.collect(),
+    };
     let mut lookups = JoinSet::new();
     let mut waiting = names.into_iter();
     loop {
@@ -86,20 +90,17 @@ where
         };
         // A lookup that panicked is a lookup without an answer; its name stays as it was known.
         let Ok((name, found)) = done else { continue };
-        let addresses = match found {
-            Ok(addresses) => addresses,
-            Err(error) => {
-                let known = previous.names.get(&name);
-                tracing::warn!(
-                    host = %name.0,
-                    %error,
-                    kept = known.map_or(0, Vec::len),
-                    "an upstream's name cannot be resolved; the last good addresses stay in use"
-                );
-                known.cloned().unwrap_or_default()
+        match found {
+            Ok(addresses) => {
+                resolved.names.insert(name, addresses);
             }
-        };
-        resolved.names.insert(name, addresses);
+            Err(error) => tracing::warn!(
+                host = %name.0,
+                %error,
+                kept = resolved.names.get(&name).map_or(0, Vec::len),
+                "an upstream's name cannot be resolved; the last good addresses stay in use"
+            ),
+        }
     }
 }
 
@@ -264,6 +265,15 @@ upstreams:
         assert_eq!(ask(good.clone(), None).await, good);
         let moved = ask(good, Some(vec![address(9)])).await;
         assert_eq!(moved.addresses("broker.example", 1883), [address(9)]);
+    }
+
+    #[tokio::test]
+    async fn a_lookup_that_panics_forgets_nothing() {
+        let good = ask(Resolved::default(), Some(vec![address(1)])).await;
+        let after = resolve_by(names(&snapshot()), good.clone(), |_| async {
+            panic!("a lookup")
+        });
+        assert_eq!(after.await, good);
     }
 
     #[tokio::test]
