@@ -14,9 +14,10 @@ use crate::clock::Time;
 /// waiting, small beside what a connection costs in the kernel.
 const HELD_BYTES_HIGH: usize = 4 * 1024;
 
-/// A client that sent more than this before CONNACK is ended. Pausing leaves at most what the kernel had already
-/// received in that turn, so that only a client which sends ahead at full speed for the whole dial gets here.
-const HELD_BYTES_MAX: usize = 256 * 1024;
+/// A client that sent more than this before CONNACK is ended. A pause takes effect after the turn, and until then the
+/// receive buffers of a whole shard (4 MiB) may have been filled by one client; twice that is never reached by a client
+/// that is merely fast. What is held counts in the shard's memory budget.
+const HELD_BYTES_MAX: usize = 8 << 20;
 
 /// Packets of our own that may wait for a boundary. Reached only by a peer that makes us answer thousands of times
 /// while one PUBLISH is half way in the other direction.

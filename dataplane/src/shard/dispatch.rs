@@ -12,6 +12,9 @@ use super::leg::{Chain, Closing, Reading};
 use super::slots::Open;
 use super::{Core, Owner, Turn};
 
+/// Memory for written bytes that is kept from call to call: more than any packet of the proxy's own takes.
+const OUTPUT_BYTES_KEPT: usize = 256 << 10;
+
 /// What an output makes the shard tell the session next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Follow {
@@ -167,6 +170,8 @@ impl<R: Ring> Core<R> {
             }
         }
         outputs.bytes.clear();
+        // What a client sent ahead of CONNACK may be megabytes once; they are not kept for the shard's lifetime.
+        outputs.bytes.shrink_to(OUTPUT_BYTES_KEPT);
         self.lent.outputs = outputs;
         follow
     }
