@@ -17,7 +17,7 @@ use serde_json::json;
 use crate::control::{ControlHandle, NoAnswer, SessionCursor};
 use crate::logging::LogControl;
 
-use socket::{Bounded, CONNECTIONS_MAX, IDLE_MAX};
+use socket::{Bounded, Limits};
 
 /// Names, values and help of what is exported.
 pub mod exposition;
@@ -59,7 +59,7 @@ pub async fn serve(
 ) -> std::io::Result<()> {
     let is_loopback = socket.local_addr()?.ip().is_loopback();
     let socket = tokio::net::TcpListener::from_std(socket)?;
-    let bounded = Bounded::new(socket, CONNECTIONS_MAX, IDLE_MAX);
+    let bounded = Bounded::new(socket, Limits::default());
     let router = router(control, log).layer(from_fn(move |request, next| {
         no_web_pages(is_loopback, request, next)
     }));
