@@ -84,7 +84,8 @@ pub struct RunArgs {
           value_parser = clap::value_parser!(u16).range(1..=64))]
     pub auth_threads: Option<u16>,
 
-    /// Password checks that may wait; beyond it a client is told that the server is busy.
+    /// Password checks that may wait, a long one counting once for each 512 bytes; beyond it a client is told that the
+    /// server is busy.
     #[arg(
         long,
         env = "SLUICE_AUTH_QUEUE",

@@ -78,7 +78,7 @@ impl Cache {
             stamp: self.stamp,
         };
         self.oldest_first.insert((address, self.stamp), key);
-        self.shares.add(address);
+        self.shares.add(address, 1);
         self.entries.insert(key, entry);
     }
 
@@ -103,7 +103,7 @@ impl Cache {
     fn remove(&mut self, key: &Key) {
         if let Some(entry) = self.entries.remove(key) {
             self.oldest_first.remove(&(entry.address, entry.stamp));
-            self.shares.take(entry.address);
+            self.shares.take(entry.address, 1);
         }
     }
 }

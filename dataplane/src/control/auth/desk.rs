@@ -3,6 +3,9 @@
 //! Owns the queue, the checks in work, who waits for each, and the cache. Pure: time is given, answers are appended to a
 //! list the caller delivers. A check that is asked for twice at once is done once. Nothing here depends on whether the
 //! user exists: an unknown user queues, waits and is hashed exactly like a known one.
+//!
+//! A client may claim a user name and a password of 64 KiB each, and everything that waits is memory: the queue is
+//! bounded in places, and a long claim takes many.
 
 use std::collections::{HashMap, VecDeque};
 use std::net::IpAddr;
@@ -17,10 +20,14 @@ use crate::clock::Time;
 use crate::node::Address;
 use crate::session::AuthOutcome;
 
+/// What one place of the queue holds of a user name and a password. Ordinary ones (tokens too) fit one place or a few;
+/// with the usual queue of 4,096 places, strangers hold at most 2 MiB, not half a gigabyte.
+pub(super) const PLACE_BYTES: usize = 512;
+
 /// Bounds of the pool. All are reached by a test.
 #[derive(Clone, Debug)]
 pub struct Limits {
-    /// Checks waiting for a thread.
+    /// Places for checks that wait for a thread; a check takes one for each 512 bytes of user name and password.
     pub queue_max: usize,
     /// Sessions waiting for an answer, over all checks.
     pub waiters_max: usize,
@@ -40,6 +47,15 @@ pub struct Check {
     pub secret: Zeroizing<Vec<u8>>,
     /// What is stored, with its digest; `None` when the user is unknown.
     pub verifier: Option<Verifier>,
+}
+
+impl Check {
+    /// What it takes of the queue.
+    fn places(&self) -> usize {
+        (self.user.len() + self.secret.len())
+            .div_ceil(PLACE_BYTES)
+            .max(1)
+    }
 }
 
 /// A check given to a thread.
@@ -112,11 +128,13 @@ impl<O> Desk<O> {
             return false;
         }
         let address = Address::from(address);
-        if self.queue.len() >= self.limits.queue_max && !self.make_room(address, answers) {
+        // The longest takes all of a short queue: it waits for a quiet moment, not for ever.
+        let places = check.places().min(self.limits.queue_max.max(1));
+        if !self.make_room(address, places, answers) {
             answers.push((waiter.origin, AuthOutcome::Busy));
             return false;
         }
-        self.queue.push(address, key);
+        self.queue.push(address, Queued { key, places });
         self.waiters_len += 1;
         let flight = Flight {
             address,
@@ -187,25 +205,32 @@ impl<O> Desk<O> {
         (self.queue.len(), self.waiters_len, self.cache.len())
     }
 
-    /// Longest queue gives way: the newest check of the address that waits for most is answered Busy, unless that is
-    /// the address that asks.
-    fn make_room(&mut self, address: Address, answers: &mut Vec<(O, AuthOutcome)>) -> bool {
-        let Some((largest, held)) = self.queue.shares.largest() else {
-            return false;
-        };
-        if self.queue.shares.of(address) + 1 > held.saturating_sub(1) {
-            return false;
+    /// Longest queue gives way: the newest checks of the address that holds most places are answered Busy until there is
+    /// room, unless the address that asks would hold as much itself.
+    fn make_room(
+        &mut self,
+        address: Address,
+        places: usize,
+        answers: &mut Vec<(O, AuthOutcome)>,
+    ) -> bool {
+        while self.queue.places + places > self.limits.queue_max {
+            let Some((largest, held)) = self.queue.shares.largest() else {
+                return false;
+            };
+            if self.queue.shares.of(address) + places > held.saturating_sub(1) {
+                return false;
+            }
+            let Some(flight) = self
+                .queue
+                .pop_newest(largest)
+                .and_then(|key| self.flights.remove(&key))
+            else {
+                return false;
+            };
+            self.waiters_len -= flight.waiters.len();
+            let origins = flight.waiters.into_iter().map(|waiter| waiter.origin);
+            answers.extend(origins.map(|origin| (origin, AuthOutcome::Busy)));
         }
-        let Some(flight) = self
-            .queue
-            .pop_newest(largest)
-            .and_then(|key| self.flights.remove(&key))
-        else {
-            return false;
-        };
-        self.waiters_len -= flight.waiters.len();
-        let origins = flight.waiters.into_iter().map(|waiter| waiter.origin);
-        answers.extend(origins.map(|origin| (origin, AuthOutcome::Busy)));
         true
     }
 
@@ -242,10 +267,18 @@ fn answer_late<O>(
 /// First in, first out within an address; addresses take turns.
 #[derive(Default)]
 struct FairQueue {
-    by_address: HashMap<Address, VecDeque<Key>>,
+    by_address: HashMap<Address, VecDeque<Queued>>,
     turns: VecDeque<Address>,
+    /// Of the places.
     shares: Shares,
     len: usize,
+    places: usize,
+}
+
+/// A check in the queue, and the places it takes there.
+struct Queued {
+    key: Key,
+    places: usize,
 }
 
 impl FairQueue {
@@ -253,39 +286,43 @@ impl FairQueue {
         self.len
     }
 
-    fn push(&mut self, address: Address, key: Key) {
-        let keys = self.by_address.entry(address).or_default();
-        if keys.is_empty() {
+    fn push(&mut self, address: Address, queued: Queued) {
+        self.shares.add(address, queued.places);
+        self.len += 1;
+        self.places += queued.places;
+        let list = self.by_address.entry(address).or_default();
+        if list.is_empty() {
             self.turns.push_back(address);
         }
-        keys.push_back(key);
-        self.shares.add(address);
-        self.len += 1;
+        list.push_back(queued);
     }
 
     fn pop(&mut self) -> Option<Key> {
         let address = self.turns.pop_front()?;
-        let keys = self.by_address.get_mut(&address)?;
-        let key = keys.pop_front()?;
-        if keys.is_empty() {
+        let list = self.by_address.get_mut(&address)?;
+        let queued = list.pop_front()?;
+        if list.is_empty() {
             self.by_address.remove(&address);
         } else {
             self.turns.push_back(address);
         }
-        self.shares.take(address);
-        self.len -= 1;
-        Some(key)
+        Some(self.popped(address, &queued))
     }
 
     fn pop_newest(&mut self, address: Address) -> Option<Key> {
-        let keys = self.by_address.get_mut(&address)?;
-        let key = keys.pop_back()?;
-        if keys.is_empty() {
+        let list = self.by_address.get_mut(&address)?;
+        let queued = list.pop_back()?;
+        if list.is_empty() {
             self.by_address.remove(&address);
             self.turns.retain(|&waiting| waiting != address);
         }
-        self.shares.take(address);
+        Some(self.popped(address, &queued))
+    }
+
+    fn popped(&mut self, address: Address, queued: &Queued) -> Key {
+        self.shares.take(address, queued.places);
         self.len -= 1;
-        Some(key)
+        self.places -= queued.places;
+        queued.key
     }
 }

@@ -14,22 +14,22 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    /// One more is held by `address`.
-    pub(super) fn add(&mut self, address: Address) {
+    /// `portions` more are held by `address`.
+    pub(super) fn add(&mut self, address: Address, portions: usize) {
         let before = self.of(address);
         self.order.remove(&(before, address));
-        self.order.insert((before + 1, address));
-        self.held.insert(address, before + 1);
+        self.order.insert((before + portions, address));
+        self.held.insert(address, before + portions);
     }
 
-    /// One less is held by `address`.
-    pub(super) fn take(&mut self, address: Address) {
+    /// `portions` less are held by `address`.
+    pub(super) fn take(&mut self, address: Address, portions: usize) {
         let before = self.of(address);
-        debug_assert!(before > 0, "a portion is given back once");
+        debug_assert!(before >= portions, "a portion is given back once");
         self.order.remove(&(before, address));
-        if before > 1 {
-            self.order.insert((before - 1, address));
-            self.held.insert(address, before - 1);
+        if before > portions {
+            self.order.insert((before - portions, address));
+            self.held.insert(address, before - portions);
         } else {
             self.held.remove(&address);
         }
@@ -60,14 +60,14 @@ mod tests {
         let mut shares = Shares::default();
         let (a, b) = (address("10.0.0.1"), address("10.0.0.2"));
         assert_eq!(shares.largest(), None);
-        shares.add(a);
-        shares.add(b);
-        shares.add(b);
-        assert_eq!(shares.largest(), Some((b, 2)));
-        shares.take(b);
-        shares.take(b);
-        assert_eq!(shares.largest(), Some((a, 1)));
-        shares.take(a);
+        shares.add(a, 2);
+        shares.add(b, 1);
+        shares.add(b, 3);
+        assert_eq!(shares.largest(), Some((b, 4)));
+        shares.take(b, 1);
+        shares.take(b, 3);
+        assert_eq!(shares.largest(), Some((a, 2)));
+        shares.take(a, 2);
         assert_eq!(shares.largest(), None);
         assert!(shares.held.is_empty() && shares.order.is_empty());
     }

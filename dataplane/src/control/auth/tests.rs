@@ -6,7 +6,7 @@ use std::time::Duration;
 use sluice_policy::Verifier;
 use zeroize::Zeroizing;
 
-use super::desk::{Desk, Limits, Work};
+use super::desk::{Desk, Limits, PLACE_BYTES, Work};
 use super::*;
 use crate::clock::Time;
 
@@ -171,6 +171,34 @@ fn a_full_queue_says_busy_and_the_loudest_address_gives_way() {
         .map(|work| work.check.user.into())
         .collect();
     assert_eq!(order, ["u0", "u5", "u6", "u7"], "addresses take turns");
+}
+
+#[test]
+fn a_long_claim_takes_many_places_of_the_queue() {
+    let mut bench = Bench::new(Limits {
+        queue_max: 8,
+        ..limits()
+    });
+    let long = |places: usize| "x".repeat(places * PLACE_BYTES - 2);
+    bench.submit(START, 1, 0, check("u0", &long(4), None));
+    bench.submit(START, 2, 1, check(&long(4), "u1", None));
+    bench.submit(START, 3, 2, check("u2", &long(5), None));
+    assert_eq!(bench.answers(), [(2, AuthOutcome::Busy)], "too long by now");
+    bench.submit(START, 3, 3, check("u3", "x", None));
+    assert_eq!(
+        bench.answers(),
+        [(1, AuthOutcome::Busy)],
+        "a short one makes a long one give way"
+    );
+    bench.submit(START, 3, 4, check("u4", &long(2), None));
+    assert_eq!(bench.answers(), [], "what it held is free");
+    assert_eq!(std::iter::from_fn(|| bench.next(START)).count(), 3);
+    // Everything is given back: the longest there can be, which no queue of this length could hold, has its turn.
+    bench.submit(START, 1, 5, check(&long(128), &long(128), None));
+    assert_eq!(bench.answers(), []);
+    bench.submit(START, 2, 6, check("u6", "x", None));
+    assert_eq!(bench.answers(), [(5, AuthOutcome::Busy)]);
+    assert_eq!(bench.desk.lens().0, 1);
 }
 
 #[test]
