@@ -21,6 +21,8 @@ use harness::{Device, PATIENCE, Running, ask, broker, data};
 const SECRET: &str = "$2b$04$CFhggLUUUgNKRKMvlo6Jiu62Cpzqn2hm2bQ1ReqPmYxLYVtUzrmDe";
 /// The same of `other`.
 const OTHER: &str = "$2b$04$utnzQO8M96s6Qv6cYCPbb.ipHdlClIUQn5c.x9c475EqfPpDTFYpS";
+/// bcrypt, cost 12, of `secret`: slow enough for checks to pile up.
+const SLOW_SECRET: &str = "$2b$12$CFhggLUUUgNKRKMvlo6Jiuob1bgO2WO858DEyOttyeyLiu49T6Gq6";
 
 /// One listener in front of `upstream`, anonymous allowed, permit-all permitted.
 fn open_policy(upstream: SocketAddr) -> String {
@@ -590,6 +592,28 @@ fn s12_a_reconnect_storm_costs_no_second_hash() {
         .collect();
     assert!(storm.iter_mut().all(|device| device.connack() == 0));
     assert_eq!(hashes(&running), 1.0);
+}
+
+#[test]
+fn wrong_logins_from_one_address_lock_no_other_out() {
+    const WRONG: usize = 16;
+    let policy = login_policy(broker(), SLOW_SECRET);
+    let args = ["--shards", "1", "--auth-threads", "1", "--auth-queue", "4"];
+    let running = Running::start_ready(&policy, &[&args[..], &["--auth-deadline", "1h"]].concat());
+    let port = running.listener("devices");
+    let mut wrong: Vec<Device> = (0..WRONG)
+        .map(|number| {
+            let password = format!("wrong-{number}");
+            let login = Some(("u", password.as_str()));
+            Device::connect_from([127, 0, 0, 2], port, &format!("w{number}"), login)
+        })
+        .collect();
+    let mut right = Device::connect(port, "right", Some(("u", "secret")));
+    assert_eq!(right.connack(), 0, "another address has its turn");
+    let codes: Vec<u8> = wrong.iter_mut().map(Device::connack).collect();
+    let count = |code: u8| codes.iter().filter(|got| **got == code).count();
+    assert!(count(3) > 0, "the queue was full: {codes:?}");
+    assert_eq!(count(3) + count(4), WRONG, "{codes:?}");
 }
 
 #[test]

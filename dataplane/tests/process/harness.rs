@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, Socket, Type};
 
 /// Longest wait for anything; reached only by a failing test.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -329,6 +330,16 @@ impl Device {
         client_id: &str,
         login: Option<(&str, &str)>,
     ) -> Self {
+        Self::connect_from([127, 0, 0, 1], address, client_id, login)
+    }
+
+    /// The same, from another address of this machine.
+    pub(crate) fn connect_from(
+        source: [u8; 4],
+        address: SocketAddr,
+        client_id: &str,
+        login: Option<(&str, &str)>,
+    ) -> Self {
         let mut flags = 2; // clean session
         let mut payload = text(client_id);
         if let Some((user, password)) = login {
@@ -342,7 +353,13 @@ impl Device {
         let mut packet = vec![0x10, u8::try_from(body.len()).expect("a short packet")];
         assert!(body.len() < 128, "one byte of length");
         packet.extend(body);
-        let mut stream = TcpStream::connect(address).expect("the listener accepts");
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        let source = SocketAddr::from((source, 0));
+        socket.bind(&source.into()).expect("an address of loopback");
+        socket
+            .connect(&address.into())
+            .expect("the listener accepts");
+        let mut stream = TcpStream::from(socket);
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
         stream.write_all(&packet).expect("sent");
         Self { stream }
