@@ -450,16 +450,20 @@ upstreams:
     let gate = Gate::alone("waves", cell, &policy, &[]);
     let gate = gate.visit();
     let address = gate.listener("main");
-    Client::open(address.clone(), Version::V5, "s20-first").ping();
-    let is_empty = || {
+    let counts_are = |is_right: fn(f64) -> bool| {
         for name in [
             "sluice_connections_open",
             "sluice_sessions",
             "sluice_upstream_connections",
         ] {
-            gate.dataplane.wait_metric(name, &[], |now| now == 0.0);
+            gate.dataplane.wait_metric(name, &[], is_right);
         }
     };
+    let is_empty = || counts_are(|now| now == 0.0);
+    let mut first = Client::open(address.clone(), Version::V5, "s20-first");
+    first.ping();
+    counts_are(|now| now == 1.0); // a count that is missing would be taken for 0
+    drop(first);
     is_empty();
     let before = gate.dataplane.descriptor_count().unwrap();
     for wave in 0..WAVES {

@@ -134,7 +134,7 @@ fn shards(page: &Page<'_>, observed: &Observed) {
         ),
         (
             "sluice_backlog_bytes",
-            "Bytes that sockets did not take yet, by shard.",
+            "Bytes that sockets did not take yet, and what sessions keep (half packets, held bytes) beyond 4 KiB each, by shard.",
             |view| view.backlog_bytes as f64,
         ),
         (
