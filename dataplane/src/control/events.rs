@@ -4,6 +4,7 @@
 //! Nothing here waits: what takes long was sent to another thread or task and comes back as an event of its own.
 
 use super::listeners::Listening;
+use super::observe::EndpointView;
 use super::*;
 use crate::logging;
 
@@ -105,6 +106,7 @@ impl Control {
         }
         if self.ticks.is_multiple_of(TICKS_PER_HEARTBEAT) {
             self.ask_for_reports();
+            self.tell_outages();
         }
         let lookup_every = if self.resolved.is_incomplete() {
             TICKS_PER_LOOKUP_INCOMPLETE
@@ -123,6 +125,19 @@ impl Control {
             }
             Some(_) | None => None,
         }
+    }
+
+    /// The endpoints of the snapshot in force; empty without one.
+    fn endpoints(&self) -> Vec<EndpointView> {
+        self.apply
+            .snapshot()
+            .map(|snapshot| observe::endpoints(&snapshot, self.apply.directory(), &self.table))
+            .unwrap_or_default()
+    }
+
+    fn tell_outages(&mut self) {
+        let endpoints = self.endpoints();
+        outages::tell(&self.outages.changes(&endpoints));
     }
 
     // ---- policy
@@ -404,10 +419,7 @@ impl Control {
         let delivered_for = now.since(self.delivered_at);
         let draining = self.drain.is_some();
         let not_ready = observe::not_ready(&policy, &shards, draining, delivered_for, &deaf);
-        let snapshot = self.apply.snapshot();
-        let endpoints = snapshot
-            .as_deref()
-            .map(|snapshot| observe::endpoints(snapshot, self.apply.directory(), &self.table));
+        let endpoints = self.endpoints();
         let listeners = self.apply.listening();
         Observed {
             policy,
@@ -418,7 +430,7 @@ impl Control {
                 .collect(),
             listeners,
             shards,
-            endpoints: endpoints.unwrap_or_default(),
+            endpoints,
             auth: self.pool.gauges(),
             latency: self.latency(),
             counters: self

@@ -38,6 +38,7 @@ pub mod listeners;
 pub mod notify;
 /// What operators can see.
 pub mod observe;
+mod outages;
 mod priority;
 /// Names of endpoints to addresses.
 pub mod resolve;
@@ -173,6 +174,7 @@ pub struct Control {
     dummy: compile::Dummy,
     resolved: Resolved,
     health: Health,
+    outages: outages::Outages,
     notifier: Notifier,
     policy_file: Option<PathBuf>,
     drain_time: Duration,
@@ -302,6 +304,7 @@ impl Control {
             inboxes: parts.inboxes,
             shards: shards.collect(),
             health: Health::new(Arc::clone(&parts.table)),
+            outages: outages::Outages::default(),
             table: parts.table,
             exits: parts.exits,
             pool,
