@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt};
 
 use crate::config::LogFormat;
-use crate::node::DecisionBatch;
+use crate::node::{DecisionBatch, EndedLine, NoticeBatch};
 
 /// Longest filter accepted at run time; a filter is a handful of `target=level` pairs.
 const FILTER_BYTES_MAX: usize = 1024;
@@ -82,6 +82,55 @@ pub fn decisions(shard: u16, batch: &DecisionBatch) {
     if batch.left_off > 0 {
         tracing::info!(target: "sluice::decision", shard, left_off = batch.left_off, "sampled decisions found no room");
     }
+}
+
+/// True exactly when the filter in force shows how sessions end (`sluice::session=debug`).
+pub fn wants_ended() -> bool {
+    tracing::enabled!(target: "sluice::session", tracing::Level::DEBUG)
+}
+
+/// Writes what a shard tells of single sessions.
+pub fn notices(shard: u16, batch: &NoticeBatch) {
+    for line in &batch.ended {
+        ended(shard, line);
+    }
+    if batch.ended_left_off > 0 {
+        tracing::debug!(target: "sluice::session", shard, left_off = batch.ended_left_off, "ended sessions found no room");
+    }
+    for line in &batch.failovers {
+        tracing::warn!(
+            target: "sluice::session",
+            shard,
+            client_id = &*line.client_id,
+            upstream = &*line.upstream,
+            endpoint = &*line.endpoint,
+            "a client with a kept session is sent to another endpoint than its own; its session may not be there"
+        );
+    }
+    if batch.failovers_left_off > 0 {
+        tracing::warn!(
+            target: "sluice::session",
+            shard,
+            left_off = batch.failovers_left_off,
+            "more kept sessions were sent to another endpoint than their own"
+        );
+    }
+}
+
+fn ended(shard: u16, line: &EndedLine) {
+    let violation = line.cause.violation();
+    tracing::debug!(
+        target: "sluice::session",
+        shard,
+        cause = line.cause.name(),
+        violation = violation.map(|violation| violation.name()),
+        clause = violation.map(|violation| violation.clause()),
+        client_id = &*line.client_id,
+        peer = %line.peer,
+        listener = &*line.listener,
+        open_for_ms = u64::try_from(line.open_for.as_millis()).unwrap_or(u64::MAX),
+        "session ended"
+    );
 }
 
 impl LogControl {

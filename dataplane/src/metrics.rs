@@ -146,6 +146,8 @@ counters! {
     DialNoSocket => "sluice_dial_total" { "result": "no_socket" };
     /// Sessions sent to another endpoint than the one their client id belongs to.
     DialFailover => "sluice_dial_failover_total" {};
+    /// Of these, sessions whose client wants its MQTT state kept, which may not be there.
+    DialFailoverKept => "sluice_dial_failover_kept_total" {};
     /// Passwords not verified: too many at once, or the mailbox was full.
     AuthenticateRefused => "sluice_authenticate_refused_total" {};
     /// Answers about passwords that came after the session had ended.

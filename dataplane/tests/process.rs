@@ -7,7 +7,7 @@
 #[path = "process/harness.rs"]
 mod harness;
 
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::ExitStatusExt;
@@ -782,6 +782,51 @@ fn the_log_level_changes_at_run_time() {
     assert_eq!(running.get("/log").body, "info\n");
     running.replace_policy(&open_policy(broker()));
     running.wait_log("policy is active on every shard");
+}
+
+#[test]
+fn how_sessions_end_is_logged_as_soon_as_somebody_wants_to_know() {
+    let mut running = Running::start_ready(
+        &open_policy(broker()),
+        &["--shards", "1", "--log-format", "text"],
+    );
+    let port = running.listener("devices");
+    // Breaks the protocol with a second CONNECT, and waits for the end.
+    let break_it = || {
+        let mut device = Device::connect(port, "bad\nid", None);
+        assert_eq!(device.connack(), 0);
+        device
+            .stream
+            .write_all(b"\x10\x11\x00\x04MQTT\x04\x02\x00\x00\x00\x05again")
+            .expect("sent");
+        let _ = device.stream.read_to_end(&mut Vec::new());
+    };
+    break_it();
+    assert_eq!(running.logged("session ended"), None);
+    assert_eq!(
+        running.put("/log", "info,sluice::session=debug").status,
+        200
+    );
+    // Shards are told at the next tick of the control thread.
+    let line = (0..10_000).find_map(|_| {
+        break_it();
+        running.logged("session ended")
+    });
+    let line = line.expect("a line");
+    for text in [
+        "DEBUG",
+        "sluice::session",
+        "cause=\"violation\"",
+        "violation=\"SecondConnect\"",
+        "clause=\"MQTT-3.1.0-2\"",
+        "client_id=\"bad\\nid\"",
+        "peer=127.0.0.1",
+        "listener=\"devices\"",
+        "open_for_ms=",
+    ] {
+        assert!(line.contains(text), "{text} in {line}");
+    }
+    assert!(!line.contains("again"), "nothing of what was sent");
 }
 
 #[test]

@@ -20,6 +20,8 @@ mod device;
 mod lag;
 #[path = "simulation/model.rs"]
 mod model;
+#[path = "simulation/notices.rs"]
+mod notices;
 #[path = "simulation/packets.rs"]
 mod packets;
 #[path = "simulation/stage.rs"]

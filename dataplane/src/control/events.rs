@@ -80,6 +80,7 @@ impl Control {
                 gauges,
             } => self.reported(shard, request, latency, gauges),
             ToControl::Decisions { shard, batch } => logging::decisions(shard.0, &batch),
+            ToControl::Notices { shard, batch } => logging::notices(shard.0, &batch),
             ToControl::Drained { shard, outcome } => {
                 tracing::info!(
                     shard = shard.0,
@@ -97,6 +98,7 @@ impl Control {
     /// The housekeeping of every [`TICK`].
     pub(super) fn tick(&mut self) -> Option<End> {
         self.ticks += 1;
+        self.table.set_logs_ended(logging::wants_ended());
         for link in self.links.iter() {
             link.flush();
         }

@@ -291,6 +291,7 @@ impl Control {
         let now = clock::monotonic();
         let shards = parts.engines.into_iter().zip(parts.counters);
         let shards = shards.map(|(engine, counters)| Shard::new(engine, counters, now));
+        parts.table.set_logs_ended(crate::logging::wants_ended());
         let mail = Arc::new(MailBell::default());
         for inbox in &parts.inboxes {
             inbox.set_waker(Arc::clone(&mail) as Arc<dyn Wake>);

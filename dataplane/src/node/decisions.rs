@@ -102,7 +102,7 @@ impl DecisionSampler {
     }
 }
 
-fn shortened(text: &str) -> Box<str> {
+pub(super) fn shortened(text: &str) -> Box<str> {
     text.get(..text.floor_char_boundary(TEXT_BYTES_MAX))
         .unwrap_or_default()
         .into()

@@ -14,6 +14,7 @@ use sluice_policy::{Generation, ListenerId};
 
 use super::decisions::DecisionBatch;
 use super::directory::Directory;
+use super::notices::NoticeBatch;
 use crate::session::{AuthOutcome, Credentials};
 
 /// A shard by number, from 0.
@@ -150,6 +151,14 @@ pub enum ToControl {
         shard: ShardId,
         /// What.
         batch: Box<DecisionBatch>,
+    },
+    /// Ended sessions and failovers for the log, at most one batch for each turn. When the queue is full: left off and
+    /// counted ([`Notices::undelivered`](super::Notices::undelivered)).
+    Notices {
+        /// Who.
+        shard: ShardId,
+        /// What.
+        batch: Box<NoticeBatch>,
     },
     /// The drain is over: no session is open. When the queue is full: sent again in a later turn.
     Drained {

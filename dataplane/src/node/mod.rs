@@ -13,6 +13,8 @@ pub mod directory;
 pub mod mailbox;
 /// The closed lists of what control and a shard tell each other.
 pub mod message;
+/// Ended sessions and failovers on their way to the log.
+pub mod notices;
 /// Counts that hold for the whole node.
 pub mod table;
 
@@ -22,4 +24,5 @@ pub use mailbox::{Inbox, Post, Undelivered, mailbox};
 pub use message::{
     DrainOutcome, SessionInfo, SessionRef, ShardGauges, ShardId, ToControl, ToShard,
 };
+pub use notices::{EndedLine, FailoverLine, NoticeBatch, Notices};
 pub use table::{Address, Dialling, EndpointState, Permit, Refused, Table, TableConfig};

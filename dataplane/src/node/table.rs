@@ -64,6 +64,8 @@ pub struct Table {
     addresses: Box<[Bucket]>,
     hasher: FixedState,
     endpoints: Box<[Padded<EndpointState>]>,
+    /// Written when the log level changes, read when a session ends.
+    logs_ended: Padded<AtomicBool>,
 }
 
 /// What is counted as one address: an IPv4 address, or the /64 of an IPv6 address (a household or a server is given a
@@ -119,7 +121,18 @@ impl Table {
             addresses: many(buckets),
             hasher: FixedState::with_seed(config.seed),
             endpoints: many(usize::from(config.endpoints_max)),
+            logs_ended: Padded::default(),
         }
+    }
+
+    /// Says whether shards are to report how sessions end.
+    pub fn set_logs_ended(&self, wanted: bool) {
+        self.logs_ended.0.store(wanted, Ordering::Relaxed);
+    }
+
+    /// True exactly when somebody wants to know how sessions end. May lag behind; nothing depends on it but log lines.
+    pub fn logs_ended(&self) -> bool {
+        self.logs_ended.0.load(Ordering::Relaxed)
     }
 
     /// Takes a place for one connection, or says which limit is reached.

@@ -119,6 +119,40 @@ impl Cause {
         }
     }
 
+    /// Its name in the log: the `cause` label of its counter.
+    pub fn name(self) -> &'static str {
+        self.counter()
+            .labels()
+            .first()
+            .map_or("", |(_, value)| value)
+    }
+
+    /// The clause that was broken, by either side, if one was.
+    pub fn violation(self) -> Option<Violation> {
+        match self {
+            Self::Violation(violation) | Self::UpstreamViolation(violation) => Some(violation),
+            Self::ClientDisconnect
+            | Self::ClientGone
+            | Self::UpstreamGone
+            | Self::UpstreamDisconnect
+            | Self::UpstreamRefused
+            | Self::UpstreamUnavailable
+            | Self::UpstreamStalled
+            | Self::Unauthenticated
+            | Self::Denied
+            | Self::Refused
+            | Self::ListenerGone
+            | Self::Busy
+            | Self::ConnectTimeout
+            | Self::PacketTimeout
+            | Self::KeepAlive
+            | Self::WriteStall
+            | Self::Kicked
+            | Self::Drained
+            | Self::Overload => None,
+        }
+    }
+
     /// Its counter.
     pub fn counter(self) -> Counter {
         match self {

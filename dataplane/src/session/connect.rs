@@ -239,6 +239,7 @@ impl Session {
         context.out.list.push(Output::Dial {
             upstream: listener.upstream,
             key,
+            kept: wants_state_kept(connect),
         });
     }
 
@@ -429,6 +430,15 @@ pub(super) fn denial_reason(denial: Denial) -> ReasonCode {
         Denial::QosRefused => ReasonCode::QosNotSupported,
         Denial::PayloadTooLarge => ReasonCode::PacketTooLarge,
     }
+}
+
+/// True exactly when there may be state to come back to: from before this connection, or after it.
+fn wants_state_kept(connect: &Connect<'_>) -> bool {
+    let expiry = connect
+        .properties
+        .number(PropertyId::SessionExpiryInterval)
+        .unwrap_or(0);
+    !connect.clean_start || expiry > 0
 }
 
 /// Where a client id lies among the endpoints: FNV-1a, which is the same on every node and in every build, so that a

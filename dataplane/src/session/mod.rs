@@ -121,8 +121,13 @@ pub enum Output {
     Write { to: Side, range: Range<u32> },
     /// Verify a password off the shard, then call `handle_authenticated`.
     Authenticate(Box<Credentials>),
-    /// Connect to the upstream, then call `handle_dialled`.
-    Dial { upstream: UpstreamId, key: u64 },
+    /// Connect to the upstream, then call `handle_dialled`. `kept`: the client wants its MQTT state kept between
+    /// connections, so that it matters which endpoint it comes to.
+    Dial {
+        upstream: UpstreamId,
+        key: u64,
+        kept: bool,
+    },
     /// Stop reading a side (besides what backpressure does). What was received before still comes to the session.
     PauseReading(Side),
     /// Resume reading a side.

@@ -10,7 +10,7 @@ use sluice_policy::Snapshot;
 use crate::clock::Time;
 use crate::metrics::Counter;
 use crate::ring::Ring;
-use crate::session::Side;
+use crate::session::{Cause, Session, Side};
 
 use super::leg::{Chain, Closing, Leg, Reading};
 use super::slots::Waiting;
@@ -43,6 +43,25 @@ impl<R: Ring> Core<R> {
             self.outbox.mark(slot, side);
         }
         self.free_if_closed(slot);
+    }
+
+    /// Tells the log why a session ended, if anybody wants to know.
+    pub(super) fn note_ended(&mut self, turn: Turn<'_>, slot: u32, cause: Cause) {
+        if !self.table.logs_ended() {
+            return;
+        }
+        let Some(open) = self.slots.get(slot) else {
+            return;
+        };
+        let client_id = open.session.as_ref().and_then(Session::client_id);
+        let listener = turn.snapshot.listener(open.listener);
+        self.notices.ended(
+            cause,
+            client_id.unwrap_or_default(),
+            open.peer,
+            listener.map_or("", |row| &row.name),
+            turn.now.since(open.opened),
+        );
     }
 
     /// Nobody waits for a dial or a password any more.

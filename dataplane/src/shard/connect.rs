@@ -8,7 +8,7 @@ use sluice_policy::UpstreamId;
 use crate::metrics::Counter;
 use crate::node::{ToControl, Undelivered};
 use crate::ring::{Ring, SocketId};
-use crate::session::{AuthOutcome, Credentials, Side};
+use crate::session::{AuthOutcome, Credentials, Session, Side};
 use crate::upstream::Dial;
 use crate::upstream::dial::{Step, Surroundings};
 
@@ -74,10 +74,11 @@ impl<R: Ring> Core<R> {
         slot: u32,
         upstream: UpstreamId,
         key: u64,
+        kept: bool,
     ) -> Option<Follow> {
         self.dials = self.dials.wrapping_add(1);
         let open = self.slots.get_mut(slot)?;
-        open.waiting = Some(Box::new(Waiting::Dial(Dial::new(upstream, key))));
+        open.waiting = Some(Box::new(Waiting::Dial(Dial::new(upstream, key).kept(kept))));
         self.attempt(turn, slot)
     }
 
@@ -95,14 +96,25 @@ impl<R: Ring> Core<R> {
             turn: self.dials,
             random: self.lent.random.next(),
         };
-        let (target, failover) = match dial.next(around) {
-            Step::Connect { target, failover } => (target, failover),
+        let (target, name, failover) = match dial.next(around) {
+            Step::Connect {
+                target,
+                name,
+                failover,
+            } => (target, name, failover),
             Step::Wait => return None,
             Step::GiveUp => return self.give_up(slot),
         };
         self.counters.add(Counter::DialAttempts, 1);
         self.counters
             .add(Counter::DialFailover, u64::from(failover));
+        if failover && dial.is_kept() {
+            self.counters.add(Counter::DialFailoverKept, 1);
+            let client_id = open.session.as_ref().and_then(Session::client_id);
+            let upstream = around.upstream.map_or("", |upstream| &upstream.name);
+            self.notices
+                .failover(turn.now, client_id.unwrap_or_default(), upstream, name);
+        }
         let Ok(socket) = self.ring.connect(target) else {
             // No socket left on this shard: not the endpoint's fault, and waiting would hold a slot that is missing.
             dial.abandon(&self.table);

@@ -161,12 +161,19 @@ impl<R: Ring> Core<R> {
                 Output::Authenticate(credentials) => {
                     follow = follow.or(self.park(turn, slot, credentials));
                 }
-                Output::Dial { upstream, key } => {
-                    follow = follow.or(self.dial(turn, slot, upstream, key));
+                Output::Dial {
+                    upstream,
+                    key,
+                    kept,
+                } => {
+                    follow = follow.or(self.dial(turn, slot, upstream, key, kept));
                 }
                 Output::PauseReading(side) => self.want_reading(slot, side, false),
                 Output::ResumeReading(side) => self.want_reading(slot, side, true),
-                Output::Close(_) => self.begin_close(turn, slot),
+                Output::Close(cause) => {
+                    self.note_ended(turn, slot, cause);
+                    self.begin_close(turn, slot);
+                }
             }
         }
         outputs.bytes.clear();

@@ -146,6 +146,19 @@ impl<R: Ring> Core<R> {
         }
     }
 
+    /// The same for what the log is told of single sessions.
+    pub(super) fn post_notices(&mut self) {
+        let Some(batch) = self.notices.take() else {
+            return;
+        };
+        let (shard, batch) = (self.shard, Box::new(batch));
+        if let Err(undelivered) = self.outgoing.ask(ToControl::Notices { shard, batch })
+            && let ToControl::Notices { batch, .. } = undelivered.into_inner()
+        {
+            self.notices.undelivered(&batch);
+        }
+    }
+
     fn listen(&mut self, listener: ListenerId, socket: OwnedFd) {
         match self.ring.listen(ListenSlot(listener.0), socket) {
             Ok(()) => self.listening.push(listener),

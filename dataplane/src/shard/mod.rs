@@ -64,7 +64,9 @@ use sluice_policy::{ListenerId, PolicyCache, PolicyHandle, Snapshot};
 
 use crate::clock::Time;
 use crate::metrics::Counters;
-use crate::node::{DecisionSampler, Directory, Inbox, Post, ShardId, Table, ToControl, ToShard};
+use crate::node::{
+    DecisionSampler, Directory, Inbox, Notices, Post, ShardId, Table, ToControl, ToShard,
+};
 use crate::ring::{Event, Piece, Ring};
 use crate::session::Side;
 
@@ -158,6 +160,8 @@ struct Core<R: Ring> {
     latency: Histogram<u64>,
     inbox: Inbox<ToShard>,
     outgoing: Outgoing,
+    /// For the log: ended sessions, failovers.
+    notices: Notices,
     sweep: Sweep,
     drain: Option<Drain>,
     authenticating: u32,
@@ -215,6 +219,7 @@ impl<R: Ring> Shard<R> {
                 latency: latency_histogram()?,
                 inbox: parts.inbox,
                 outgoing: Outgoing::new(parts.control),
+                notices: Notices::default(),
                 sweep: Sweep::default(),
                 drain: None,
                 authenticating: 0,
@@ -254,6 +259,7 @@ impl<R: Ring> Shard<R> {
             }
         };
         core.post_decisions();
+        core.post_notices();
         core.outgoing.deliver();
         let ended = core.ring.now();
         core.record_latency(began, ended, flushed);

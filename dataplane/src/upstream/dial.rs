@@ -28,6 +28,7 @@ use crate::ring::Target;
 pub struct Dial {
     upstream: UpstreamId,
     key: u64,
+    kept: bool,
     attempts: u8,
     tried: SmallVec<[EndpointCell; 4]>,
     attempt: Option<Attempt>,
@@ -47,6 +48,8 @@ pub enum Step<'a> {
     Connect {
         /// Address.
         target: &'a Target,
+        /// The endpoint as the policy spells it.
+        name: &'a str,
         /// True exactly when hashing by client id would have gone elsewhere: the MQTT session may not be there.
         failover: bool,
     },
@@ -79,11 +82,23 @@ impl Dial {
         Self {
             upstream,
             key,
+            kept: false,
             attempts: 0,
             tried: SmallVec::new(),
             attempt: None,
             until: Time(0),
         }
+    }
+
+    /// The client wants its MQTT state kept between connections.
+    #[must_use]
+    pub fn kept(self, kept: bool) -> Self {
+        Self { kept, ..self }
+    }
+
+    /// See [`Dial::kept`].
+    pub fn is_kept(&self) -> bool {
+        self.kept
     }
 
     /// Which upstream.
@@ -120,6 +135,7 @@ impl Dial {
                 self.until = around.now.after(upstream.dial_timeout);
                 Step::Connect {
                     target: &endpoint.target,
+                    name: endpoint.name(),
                     failover: upstream.balance == sluice_policy::Balance::ClientId
                         && is_away(self.key, attempt.cell, around.endpoints),
                 }

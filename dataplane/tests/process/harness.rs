@@ -135,6 +135,12 @@ impl Running {
         }
     }
 
+    /// A line with this text that is in the log by now.
+    pub(crate) fn logged(&mut self, text: &str) -> Option<String> {
+        self.seen.extend(self.lines.try_iter());
+        self.seen.iter().find(|line| line.contains(text)).cloned()
+    }
+
     /// The threads of the process, from `/proc`.
     pub(crate) fn threads(&self) -> Vec<Thread> {
         let tasks = format!("/proc/{}/task", self.child.id());

@@ -242,3 +242,15 @@ fn kick_list_and_report_answer() {
     assert_eq!((gauges.sessions, gauges.connected), (2, 2));
     assert!(stage.latency_samples > 0);
 }
+
+#[test]
+fn what_a_client_is_owed_is_sent_although_its_fin_comes_in_the_same_turn() {
+    let mut stage = Stage::with_policy(&Options::quiet(), POLICY);
+    let (client, broker) = open(&mut stage, Version::V5, 1);
+    let message = packets::publish(Version::V5, "open/a", 0, 0, b"payload");
+    // Both are there before the shard turns, and it looks at the broker first.
+    assert_eq!(stage.network.write(broker, &message), message.len());
+    stage.network.finish(client);
+    assert_eq!(hear(&mut stage, client), message);
+    assert_eq!(stage.count(Counter::EndedClientGone), 1);
+}

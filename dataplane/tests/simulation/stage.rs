@@ -9,8 +9,8 @@ use std::time::Duration;
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::{Counter, Counters};
 use sluice_dataplane::node::{
-    Directory, DrainOutcome, Inbox, Located, Post, SessionRef, ShardGauges, ShardId, Table,
-    TableConfig, ToControl, ToShard, mailbox,
+    Directory, DrainOutcome, Inbox, Located, NoticeBatch, Post, SessionRef, ShardGauges, ShardId,
+    Table, TableConfig, ToControl, ToShard, mailbox,
 };
 use sluice_dataplane::ring::simulated::{Faults, Network, Serve, Simulated};
 use sluice_dataplane::ring::{ListenSlot, RingConfig, Target};
@@ -62,6 +62,7 @@ pub(crate) struct Stage {
     pub(crate) passwords: VecDeque<(SessionRef, AuthOutcome)>,
     pub(crate) kicked: Vec<(u64, u32)>,
     pub(crate) listed: Vec<String>,
+    pub(crate) notices: Vec<NoticeBatch>,
     pub(crate) gauges: Option<ShardGauges>,
     /// Samples of added latency at the last report.
     pub(crate) latency_samples: u64,
@@ -108,6 +109,7 @@ impl Stage {
             passwords: VecDeque::new(),
             kicked: Vec::new(),
             listed: Vec::new(),
+            notices: Vec::new(),
             gauges: None,
             latency_samples: 0,
             is_reading_mail: true,
@@ -280,6 +282,7 @@ impl Stage {
                 }
                 ToControl::ListenFailed { error, .. } => panic!("listening failed: {error}"),
                 ToControl::Decisions { .. } => {}
+                ToControl::Notices { batch, .. } => self.notices.push(*batch),
             }
         }
     }
