@@ -6,6 +6,7 @@
 
 mod classes;
 mod compile;
+pub mod convert;
 mod digest;
 mod document;
 mod explain;

@@ -43,6 +43,11 @@ impl Errors {
     pub fn problems(&self) -> &[Problem] {
         &self.problems
     }
+
+    /// How many more there were.
+    pub fn left_off(&self) -> usize {
+        self.left_off
+    }
 }
 
 impl fmt::Display for Errors {

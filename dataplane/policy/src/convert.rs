@@ -1,0 +1,776 @@
+//! Messages of the contract between the planes <-> [`Rows`]: the one conversion, used by control plane and node alike.
+//!
+//! A set of messages has no lines and no order. A problem names its place as `kind name: field`, and rules come into the
+//! order that their keys say, so the same set means the same however it was delivered. What this build does not know (a
+//! kind of row, a number of an enum, a feature) is refused, never passed over: an old node must not read "allow if X" as
+//! "allow". Whether names, patterns, numbers and references make sense is asked in `validate`, as for YAML.
+
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::time::Duration;
+
+use foldhash::{HashMap, HashMapExt};
+use sluice_proto::v1::{self, RowKind, row::Kind};
+
+use crate::document::shown;
+use crate::rows::{
+    DrainWills, GroupRow, LimitsRow, ListenerRow, Located, Mode, QosOver, Retain, Rows, RuleRow,
+    Text, UpstreamAuth, UpstreamRow, UserRow, WhoRow,
+};
+use crate::{
+    Action, Balance, Effect, Errors, FEATURES, Generation, OnDeny, PROBLEMS_MAX, Position,
+    Snapshot, compile_rows, validate,
+};
+
+/// One thing that is wrong with a set of messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RowProblem {
+    /// Kind of the row; unspecified for the document as a whole and for a row of a kind that is not known.
+    pub kind: RowKind,
+    /// Name of the row; empty where it has none.
+    pub name: Box<str>,
+    /// The field, as the messages call it; empty for the row as a whole.
+    pub field: &'static str,
+    /// What is wrong with it.
+    pub wrong: Wrong,
+}
+
+/// What can be wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// The row says nothing, or is of a kind that came after this build.
+    UnknownKind,
+    /// The row needs a feature that this build lacks.
+    MissingFeature(Box<str>),
+    /// The number is none of the enum's.
+    UnknownChoice(i32),
+    /// A list holds the value that stands for "unset".
+    Unspecified,
+    /// The field is required.
+    Missing,
+    /// A row of that kind and name is there already.
+    Twice,
+    /// The settings row has a name.
+    NamedSettings,
+    /// There is no settings row.
+    NoSettings,
+    /// The row can be read, and what it says is refused by the checks that hold for every spelling.
+    Invalid(String),
+}
+
+/// All that is wrong with a set of messages. Never empty.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    problems: Vec<RowProblem>,
+    left_off: usize,
+}
+
+impl Refused {
+    /// The problems in the order of the rows, at most [`PROBLEMS_MAX`].
+    pub fn problems(&self) -> &[RowProblem] {
+        &self.problems
+    }
+
+    /// How many more there were.
+    pub fn left_off(&self) -> usize {
+        self.left_off
+    }
+}
+
+/// Writes rows, checked or not. What they leave out is left out; only a rule's place in the document becomes a key.
+pub fn to_messages(rows: &Rows) -> Vec<v1::Row> {
+    let settings = v1::Settings {
+        default_effect: number_of(&rows.default),
+        on_deny: number_of(&rows.on_deny),
+    };
+    let mut out = vec![v1::Row {
+        name: String::new(),
+        features: strings(&rows.requires),
+        kind: Some(Kind::Settings(settings)),
+    }];
+    out.extend(rows.listeners.iter().map(write_listener));
+    out.extend(rows.upstreams.iter().map(write_upstream));
+    out.extend(rows.groups.iter().map(write_group));
+    out.extend(rows.users.iter().map(write_user));
+    let mut ties = HashMap::new();
+    for (place, row) in rows.rules.iter().enumerate() {
+        let place = i64::try_from(place).unwrap_or(i64::MAX);
+        let order = row.order.as_ref().map_or(place, |order| order.value);
+        let priority = row.priority.as_ref().map_or(0, |priority| priority.value);
+        let tie: &mut u64 = ties.entry((priority, order)).or_default();
+        out.push(write_rule(row, order, *tie));
+        *tie += 1;
+    }
+    out
+}
+
+/// Reads messages. What only `validate` can see is not asked yet; the positions in the rows mean nothing to others.
+pub fn from_messages(messages: impl IntoIterator<Item = v1::Row>) -> Result<Rows, Refused> {
+    let (rows, notes) = Reader::read(messages);
+    if notes.problems.is_empty() {
+        return Ok(rows);
+    }
+    Err(notes.refused())
+}
+
+/// Compiles messages: either all of them, or every problem of every stage that could be reached is in the answer.
+pub fn compile_messages(
+    messages: impl IntoIterator<Item = v1::Row>,
+    generation: Generation,
+    previous: Option<&Snapshot>,
+) -> Result<Snapshot, Refused> {
+    let (rows, mut notes) = Reader::read(messages);
+    let result = if notes.problems.is_empty() {
+        compile_rows(rows, "", generation, previous)
+    } else {
+        match validate(rows, "") {
+            Ok(_) => return Err(notes.refused()),
+            Err(errors) => Err(errors),
+        }
+    };
+    result.map_err(|errors| {
+        notes.take(&errors);
+        notes.refused()
+    })
+}
+
+// --- choices
+
+/// A closed choice that both spellings have. Both matches are exhaustive, so neither side can grow alone.
+trait Choice: Copy {
+    fn number(self) -> i32;
+    /// `None` is unset.
+    fn from_number(number: i32) -> Result<Option<Self>, Wrong>;
+}
+
+macro_rules! choices {
+    ($($row:ty = $message:ty { $($word:ident),+ })+) => {$(
+        impl Choice for $row {
+            fn number(self) -> i32 {
+                match self {
+                    $(Self::$word => <$message>::$word.into(),)+
+                }
+            }
+
+            fn from_number(number: i32) -> Result<Option<Self>, Wrong> {
+                match <$message>::try_from(number) {
+                    Ok(<$message>::Unspecified) => Ok(None),
+                    $(Ok(<$message>::$word) => Ok(Some(Self::$word)),)+
+                    Err(_) => Err(Wrong::UnknownChoice(number)),
+                }
+            }
+        }
+    )+};
+}
+
+choices! {
+    Effect = v1::Effect { Allow, Deny }
+    OnDeny = v1::OnDeny { Drop, Close }
+    UpstreamAuth = v1::UpstreamAuth { Pass, Refuse }
+    DrainWills = v1::DrainWills { Publish, Suppress }
+    Balance = v1::Balance { ClientId, RoundRobin, LeastConnections }
+    Action = v1::Action { Connect, Publish, Subscribe, Receive }
+    QosOver = v1::QosOver { Downgrade, Refuse }
+    Retain = v1::Retain { Allow, Strip, Refuse }
+    Mode = v1::Mode { Enforce, Shadow }
+}
+
+// --- rows to messages
+
+fn write_listener(row: &ListenerRow) -> v1::Row {
+    let limits = &row.limits;
+    let listener = v1::Listener {
+        address: string(&row.address),
+        upstream: string(&row.upstream),
+        versions: list(&row.versions),
+        anonymous_group: string(&row.anonymous_group),
+        client_id_pattern: string(&row.client_id_pattern),
+        client_id_bytes_max: plain(&row.client_id_bytes_max),
+        upstream_auth: number_of(&row.upstream_auth),
+        drain_wills: number_of(&row.drain_wills),
+        limits: Some(v1::Limits {
+            connections_max: plain(&limits.connections_max),
+            connections_per_address_max: plain(&limits.connections_per_address_max),
+            packet_bytes_max: plain(&limits.packet_bytes_max),
+            connect_bytes_max: plain(&limits.connect_bytes_max),
+            topic_alias_max: plain(&limits.topic_alias_max),
+            receive_max: plain(&limits.receive_max),
+            keep_alive_max_us: micros(&limits.keep_alive_max),
+            connect_timeout_us: micros(&limits.connect_timeout),
+            packet_timeout_us: micros(&limits.packet_timeout),
+            write_stall_timeout_us: micros(&limits.write_stall_timeout),
+            backlog_bytes_high: plain(&limits.backlog_bytes_high),
+            backlog_bytes_low: plain(&limits.backlog_bytes_low),
+            latency_budget_us: micros(&limits.latency_budget),
+        }),
+    };
+    message(&row.name, &["mqtt"], Kind::Listener(listener))
+}
+
+fn write_upstream(row: &UpstreamRow) -> v1::Row {
+    let upstream = v1::Upstream {
+        endpoints: strings(&row.endpoints),
+        balance: number_of(&row.balance),
+        dial_timeout_us: micros(&row.dial_timeout),
+        dial_attempts_max: plain(&row.dial_attempts_max),
+        dial_backoff_us: micros(&row.dial_backoff),
+        breaker_failures: plain(&row.breaker_failures),
+        breaker_open_us: micros(&row.breaker_open),
+        health_interval_us: micros(&row.health_interval),
+    };
+    message(&row.name, &["mqtt"], Kind::Upstream(upstream))
+}
+
+fn write_group(row: &GroupRow) -> v1::Row {
+    let group = v1::Group {
+        users: strings(&row.users),
+    };
+    message(&row.name, &["users"], Kind::Group(group))
+}
+
+fn write_user(row: &UserRow) -> v1::Row {
+    let user = v1::User {
+        password_hash: string(&row.password_hash),
+        groups: strings(&row.groups),
+        client_id: string(&row.client_id),
+        client_id_pattern: string(&row.client_id_pattern),
+        enabled: plain(&row.enabled),
+    };
+    let is_bound = row.client_id.is_some() || row.client_id_pattern.is_some();
+    let features: &[&str] = if is_bound {
+        &["users", "client_id_binding"]
+    } else {
+        &["users"]
+    };
+    message(&row.name, features, Kind::User(user))
+}
+
+fn write_rule(row: &RuleRow, order: i64, tie: u64) -> v1::Row {
+    let who = &row.who;
+    let rule = v1::Rule {
+        priority: plain(&row.priority),
+        order: Some(order),
+        tie,
+        who: Some(v1::Who {
+            users: list(&who.users),
+            user_patterns: list(&who.user_patterns),
+            client_ids: list(&who.client_ids),
+            client_id_patterns: list(&who.client_id_patterns),
+            addresses: list(&who.addresses),
+            groups: list(&who.groups),
+            versions: list(&who.versions),
+            listeners: list(&who.listeners),
+        }),
+        actions: row
+            .actions
+            .iter()
+            .map(|action| action.value.number())
+            .collect(),
+        topics: strings(&row.topics),
+        decision: number_of(&row.decision),
+        qos_max: plain(&row.qos_max),
+        qos_over: number_of(&row.qos_over),
+        retain: number_of(&row.retain),
+        payload_bytes_max: plain(&row.payload_bytes_max),
+        on_deny: number_of(&row.on_deny),
+        mode: number_of(&row.mode),
+        enabled: plain(&row.enabled),
+    };
+    let mut features = vec!["rules"];
+    let uses = [
+        ("rules.shadow", row.mode.is_some()),
+        ("rules.qos", row.qos_max.is_some() || row.qos_over.is_some()),
+        ("rules.retain", row.retain.is_some()),
+        ("rules.payload", row.payload_bytes_max.is_some()),
+    ];
+    features.extend(uses.iter().filter(|(_, used)| *used).map(|(name, _)| *name));
+    message(&row.name, &features, Kind::Rule(rule))
+}
+
+fn message(name: &Text, features: &[&str], kind: Kind) -> v1::Row {
+    v1::Row {
+        name: name.value.to_string(),
+        features: features.iter().map(ToString::to_string).collect(),
+        kind: Some(kind),
+    }
+}
+
+fn string(text: &Option<Text>) -> Option<String> {
+    text.as_ref().map(|text| text.value.to_string())
+}
+
+fn strings(texts: &[Text]) -> Vec<String> {
+    texts.iter().map(|text| text.value.to_string()).collect()
+}
+
+fn list(texts: &Option<Vec<Text>>) -> Option<v1::Texts> {
+    texts.as_ref().map(|texts| v1::Texts {
+        values: strings(texts),
+    })
+}
+
+fn plain<T: Copy>(value: &Option<Located<T>>) -> Option<T> {
+    value.as_ref().map(|located| located.value)
+}
+
+/// A duration too long for the field becomes the longest there is, which every check refuses as well.
+fn micros(value: &Option<Located<Duration>>) -> Option<u64> {
+    value
+        .as_ref()
+        .map(|located| u64::try_from(located.value.as_micros()).unwrap_or(u64::MAX))
+}
+
+fn number_of<T: Choice>(value: &Option<Located<T>>) -> i32 {
+    // 0 is UNSPECIFIED in every enum.
+    value.as_ref().map_or(0, |located| located.value.number())
+}
+
+// --- messages to rows
+
+/// Reads one row after the other.
+#[derive(Default)]
+struct Reader {
+    rows: Rows,
+    /// With their ties, until all are there and can be sorted.
+    rules: Vec<(u64, RuleRow)>,
+    notes: Notes,
+}
+
+impl Reader {
+    fn read(messages: impl IntoIterator<Item = v1::Row>) -> (Rows, Notes) {
+        let mut reader = Self::default();
+        for message in messages {
+            reader.row(message);
+        }
+        let Self {
+            mut rows,
+            mut rules,
+            mut notes,
+        } = reader;
+        if !notes.numbers.contains_key(&(RowKind::Settings, "".into())) {
+            notes.begin_document();
+            notes.add("", Wrong::NoSettings);
+        }
+        rules.sort_by(|(a_tie, a), (b_tie, b)| {
+            let key = |row: &RuleRow| row.order.as_ref().map(|order| order.value);
+            (key(a), a_tie, &a.name.value).cmp(&(key(b), b_tie, &b.name.value))
+        });
+        rows.rules = rules.into_iter().map(|(_, row)| row).collect();
+        (rows, notes)
+    }
+
+    fn row(&mut self, message: v1::Row) {
+        let Some(kind) = message.kind else {
+            self.notes.begin(RowKind::Unspecified, &message.name);
+            self.features(message.features);
+            return self.notes.add("", Wrong::UnknownKind);
+        };
+        // A settings row with a name is still the settings row.
+        let is_settings = matches!(kind, Kind::Settings(_));
+        let known_by = if is_settings { "" } else { &*message.name };
+        if !self.notes.begin(kind_of(&kind), known_by) {
+            return self.notes.add("", Wrong::Twice);
+        }
+        if is_settings && !message.name.is_empty() {
+            self.notes.add("name", Wrong::NamedSettings);
+        }
+        let features = self.features(message.features);
+        let at = self.notes.at("");
+        let name = Located {
+            value: message.name.into(),
+            at: self.notes.at("name"),
+        };
+        match kind {
+            Kind::Settings(row) => {
+                self.rows.requires = features;
+                self.rows.default = self.choice("default_effect", row.default_effect);
+                self.rows.on_deny = self.choice("on_deny", row.on_deny);
+            }
+            Kind::Listener(row) => {
+                let row = self.listener(at, name, row);
+                self.rows.listeners.push(row);
+            }
+            Kind::Upstream(row) => {
+                let row = self.upstream(at, name, row);
+                self.rows.upstreams.push(row);
+            }
+            Kind::Group(row) => {
+                let users = self.texts("users", row.users);
+                self.rows.groups.push(GroupRow { at, name, users });
+            }
+            Kind::User(row) => {
+                let row = UserRow {
+                    at,
+                    name,
+                    password_hash: self.text("password_hash", row.password_hash),
+                    groups: self.texts("groups", row.groups),
+                    client_id: self.text("client_id", row.client_id),
+                    client_id_pattern: self.text("client_id_pattern", row.client_id_pattern),
+                    enabled: self.value("enabled", row.enabled),
+                };
+                self.rows.users.push(row);
+            }
+            Kind::Rule(row) => {
+                let tie = row.tie;
+                let row = self.rule(at, name, row);
+                self.rules.push((tie, row));
+            }
+        }
+    }
+
+    /// Notes those that this build lacks.
+    fn features(&mut self, features: Vec<String>) -> Vec<Text> {
+        let (known, missing) = features
+            .into_iter()
+            .partition::<Vec<_>, _>(|feature| FEATURES.contains(&feature.as_str()));
+        for feature in missing {
+            self.notes
+                .add("features", Wrong::MissingFeature(feature.into()));
+        }
+        self.texts("features", known)
+    }
+
+    fn listener(&mut self, at: Position, name: Text, row: v1::Listener) -> ListenerRow {
+        let limits = row.limits.unwrap_or_default();
+        ListenerRow {
+            at,
+            name,
+            address: self.text("address", row.address),
+            upstream: self.text("upstream", row.upstream),
+            versions: self.list("versions", row.versions),
+            anonymous_group: self.text("anonymous_group", row.anonymous_group),
+            client_id_pattern: self.text("client_id_pattern", row.client_id_pattern),
+            client_id_bytes_max: self.value("client_id_bytes_max", row.client_id_bytes_max),
+            upstream_auth: self.choice("upstream_auth", row.upstream_auth),
+            drain_wills: self.choice("drain_wills", row.drain_wills),
+            limits: LimitsRow {
+                connections_max: self.value("limits.connections_max", limits.connections_max),
+                connections_per_address_max: self.value(
+                    "limits.connections_per_address_max",
+                    limits.connections_per_address_max,
+                ),
+                packet_bytes_max: self.value("limits.packet_bytes_max", limits.packet_bytes_max),
+                connect_bytes_max: self.value("limits.connect_bytes_max", limits.connect_bytes_max),
+                topic_alias_max: self.value("limits.topic_alias_max", limits.topic_alias_max),
+                receive_max: self.value("limits.receive_max", limits.receive_max),
+                keep_alive_max: self.time("limits.keep_alive_max_us", limits.keep_alive_max_us),
+                connect_timeout: self.time("limits.connect_timeout_us", limits.connect_timeout_us),
+                packet_timeout: self.time("limits.packet_timeout_us", limits.packet_timeout_us),
+                write_stall_timeout: self.time(
+                    "limits.write_stall_timeout_us",
+                    limits.write_stall_timeout_us,
+                ),
+                backlog_bytes_high: self
+                    .value("limits.backlog_bytes_high", limits.backlog_bytes_high),
+                backlog_bytes_low: self.value("limits.backlog_bytes_low", limits.backlog_bytes_low),
+                latency_budget: self.time("limits.latency_budget_us", limits.latency_budget_us),
+            },
+        }
+    }
+
+    fn upstream(&mut self, at: Position, name: Text, row: v1::Upstream) -> UpstreamRow {
+        UpstreamRow {
+            at,
+            name,
+            endpoints: self.texts("endpoints", row.endpoints),
+            balance: self.choice("balance", row.balance),
+            dial_timeout: self.time("dial_timeout_us", row.dial_timeout_us),
+            dial_attempts_max: self.value("dial_attempts_max", row.dial_attempts_max),
+            dial_backoff: self.time("dial_backoff_us", row.dial_backoff_us),
+            breaker_failures: self.value("breaker_failures", row.breaker_failures),
+            breaker_open: self.time("breaker_open_us", row.breaker_open_us),
+            health_interval: self.time("health_interval_us", row.health_interval_us),
+        }
+    }
+
+    fn rule(&mut self, at: Position, name: Text, row: v1::Rule) -> RuleRow {
+        if row.order.is_none() {
+            self.notes.add("order", Wrong::Missing);
+        }
+        RuleRow {
+            at,
+            name,
+            priority: self.value("priority", row.priority),
+            order: self.value("order", row.order),
+            who: self.who(row.who.unwrap_or_default()),
+            actions: self.actions(&row.actions),
+            topics: self.texts("topics", row.topics),
+            decision: self.decision(row.decision),
+            qos_max: self.value("qos_max", row.qos_max),
+            qos_over: self.choice("qos_over", row.qos_over),
+            retain: self.choice("retain", row.retain),
+            payload_bytes_max: self.value("payload_bytes_max", row.payload_bytes_max),
+            on_deny: self.choice("on_deny", row.on_deny),
+            mode: self.choice("mode", row.mode),
+            enabled: self.value("enabled", row.enabled),
+        }
+    }
+
+    fn who(&mut self, who: v1::Who) -> WhoRow {
+        WhoRow {
+            users: self.list("who.users", who.users),
+            user_patterns: self.list("who.user_patterns", who.user_patterns),
+            client_ids: self.list("who.client_ids", who.client_ids),
+            client_id_patterns: self.list("who.client_id_patterns", who.client_id_patterns),
+            addresses: self.list("who.addresses", who.addresses),
+            groups: self.list("who.groups", who.groups),
+            versions: self.list("who.versions", who.versions),
+            listeners: self.list("who.listeners", who.listeners),
+        }
+    }
+
+    fn actions(&mut self, numbers: &[i32]) -> Vec<Located<Action>> {
+        let at = self.notes.at("actions");
+        let mut actions = Vec::with_capacity(numbers.len());
+        for number in numbers {
+            match Action::from_number(*number) {
+                Ok(Some(value)) => actions.push(Located { value, at }),
+                Ok(None) => self.notes.add("actions", Wrong::Unspecified),
+                Err(wrong) => self.notes.add("actions", wrong),
+            }
+        }
+        actions
+    }
+
+    /// One that cannot be read has been noted; it is not missing as well, nor are the obligations beside it wrong.
+    fn decision(&mut self, number: i32) -> Option<Located<Effect>> {
+        let decision = self.choice("decision", number);
+        decision.or((number != 0).then_some(Located {
+            value: Effect::Allow,
+            at: Position::default(),
+        }))
+    }
+
+    fn choice<T: Choice>(&mut self, field: &'static str, number: i32) -> Option<Located<T>> {
+        match T::from_number(number) {
+            Ok(value) => self.value(field, value),
+            Err(wrong) => {
+                self.notes.add(field, wrong);
+                None
+            }
+        }
+    }
+
+    fn value<T>(&mut self, field: &'static str, value: Option<T>) -> Option<Located<T>> {
+        let value = value?;
+        let at = self.notes.at(field);
+        Some(Located { value, at })
+    }
+
+    fn time(&mut self, field: &'static str, micros: Option<u64>) -> Option<Located<Duration>> {
+        self.value(field, micros.map(Duration::from_micros))
+    }
+
+    fn text(&mut self, field: &'static str, text: Option<String>) -> Option<Text> {
+        self.value(field, text.map(String::into_boxed_str))
+    }
+
+    fn list(&mut self, field: &'static str, list: Option<v1::Texts>) -> Option<Vec<Text>> {
+        list.map(|list| self.texts(field, list.values))
+    }
+
+    fn texts(&mut self, field: &'static str, texts: Vec<String>) -> Vec<Text> {
+        let at = self.notes.at(field);
+        let locate = |text: String| Located {
+            value: text.into_boxed_str(),
+            at,
+        };
+        texts.into_iter().map(locate).collect()
+    }
+}
+
+fn kind_of(kind: &Kind) -> RowKind {
+    match kind {
+        Kind::Settings(_) => RowKind::Settings,
+        Kind::Listener(_) => RowKind::Listener,
+        Kind::Upstream(_) => RowKind::Upstream,
+        Kind::Group(_) => RowKind::Group,
+        Kind::User(_) => RowKind::User,
+        Kind::Rule(_) => RowKind::Rule,
+    }
+}
+
+// --- problems and their places
+
+type Key = (RowKind, Box<str>);
+
+/// Notes problems, and lends rows positions by which a later problem finds its row again: the line is the row's number
+/// from 1, the column the field's, 0 for the row as a whole.
+#[derive(Default)]
+struct Notes {
+    numbers: HashMap<Key, u32>,
+    fields: Vec<&'static str>,
+    field_numbers: HashMap<&'static str, u32>,
+    /// The row being read.
+    number: u32,
+    key: Key,
+    /// With the number of the row; at most [`PROBLEMS_MAX`].
+    problems: Vec<(u32, RowProblem)>,
+    left_off: usize,
+}
+
+impl Notes {
+    /// Goes on to the next row. False: its name is taken.
+    fn begin(&mut self, kind: RowKind, name: &str) -> bool {
+        // More rows than that do not fit into memory.
+        self.number = self.number.saturating_add(1);
+        self.key = (kind, name.into());
+        match self.numbers.entry(self.key.clone()) {
+            Entry::Occupied(_) => false,
+            Entry::Vacant(free) => {
+                free.insert(self.number);
+                true
+            }
+        }
+    }
+
+    /// What is noted next is about no row.
+    fn begin_document(&mut self) {
+        self.number = 0;
+        self.key = Key::default();
+    }
+
+    fn at(&mut self, field: &'static str) -> Position {
+        let line = self.number;
+        if field.is_empty() {
+            return Position { line, column: 0 };
+        }
+        let fields = &mut self.fields;
+        let column = *self.field_numbers.entry(field).or_insert_with(|| {
+            fields.push(field);
+            u32::try_from(fields.len()).unwrap_or(0)
+        });
+        Position { line, column }
+    }
+
+    fn add(&mut self, field: &'static str, wrong: Wrong) {
+        let (kind, name) = self.key.clone();
+        self.push(
+            self.number,
+            RowProblem {
+                kind,
+                name,
+                field,
+                wrong,
+            },
+        );
+    }
+
+    fn push(&mut self, number: u32, problem: RowProblem) {
+        if self.problems.len() < PROBLEMS_MAX {
+            self.problems.push((number, problem));
+        } else {
+            self.left_off += 1;
+        }
+    }
+
+    /// Takes over what the checks found, with the places of the messages.
+    fn take(&mut self, errors: &Errors) {
+        let mut keys: HashMap<u32, Key> = HashMap::new();
+        for (key, number) in std::mem::take(&mut self.numbers) {
+            keys.insert(number, key);
+        }
+        for problem in errors.problems() {
+            let Position { line, column } = problem.at;
+            let (kind, name) = keys.get(&line).cloned().unwrap_or_default();
+            let field = (column as usize)
+                .checked_sub(1)
+                .and_then(|index| self.fields.get(index).copied())
+                .unwrap_or_default();
+            // The place says it already.
+            let prefix = format!("{} `{}`: ", word(kind), shown(&name));
+            let message = problem
+                .message
+                .strip_prefix(&prefix)
+                .unwrap_or(&problem.message);
+            let wrong = Wrong::Invalid(message.into());
+            self.push(
+                line,
+                RowProblem {
+                    kind,
+                    name,
+                    field,
+                    wrong,
+                },
+            );
+        }
+        self.left_off += errors.left_off();
+    }
+
+    fn refused(mut self) -> Refused {
+        self.problems.sort_by_key(|(number, _)| *number);
+        Refused {
+            problems: self
+                .problems
+                .into_iter()
+                .map(|(_, problem)| problem)
+                .collect(),
+            left_off: self.left_off,
+        }
+    }
+}
+
+fn word(kind: RowKind) -> &'static str {
+    match kind {
+        RowKind::Unspecified => "row",
+        RowKind::Settings => "settings",
+        RowKind::Listener => "listener",
+        RowKind::Upstream => "upstream",
+        RowKind::Group => "group",
+        RowKind::User => "user",
+        RowKind::Rule => "rule",
+    }
+}
+
+impl fmt::Display for Refused {
+    /// One line for each problem.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.problems.iter().enumerate() {
+            let separator = if index > 0 { "\n" } else { "" };
+            write!(f, "{separator}{problem}")?;
+        }
+        if self.left_off > 0 {
+            write!(f, "\nand {} more problems", self.left_off)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Refused {}
+
+impl fmt::Display for RowProblem {
+    /// `kind name: field: what`
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self.kind, &*self.name) {
+            (RowKind::Unspecified, "") => f.write_str("the document")?,
+            (kind, "") => f.write_str(word(kind))?,
+            (kind, name) => write!(f, "{} {}", word(kind), shown(name))?,
+        }
+        if !self.field.is_empty() {
+            write!(f, ": {}", self.field)?;
+        }
+        write!(f, ": {}", self.wrong)
+    }
+}
+
+impl fmt::Display for Wrong {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::UnknownKind => {
+                f.write_str("it says nothing, or is of a kind that this version does not know")
+            }
+            Self::MissingFeature(feature) => {
+                write!(f, "this node does not have `{}`", shown(feature))
+            }
+            Self::UnknownChoice(number) => {
+                write!(f, "{number} is no choice that this version knows")
+            }
+            Self::Unspecified => f.write_str("UNSPECIFIED cannot stand in a list"),
+            Self::Missing => f.write_str("it is required"),
+            Self::Twice => f.write_str("a second row of that kind and name"),
+            Self::NamedSettings => f.write_str("the settings row has no name"),
+            Self::NoSettings => f.write_str("there is no settings row"),
+            Self::Invalid(message) => f.write_str(message),
+        }
+    }
+}
