@@ -90,6 +90,43 @@ fn check_as_json_has_the_same_places() {
     assert_eq!(lines, golden.lines().collect::<Vec<_>>());
 }
 
+#[test]
+fn brokers_that_may_not_share_sessions_are_a_warning_and_no_error() {
+    let policy = open_policy(broker()).replace(
+        "endpoints: [",
+        "balance: round_robin, endpoints: ['tcp://127.0.0.1:9', ",
+    );
+    let mut running = Running::start_ready(&policy, &["--shards", "1"]);
+    let text = "round_robin over 2 endpoints";
+    assert!(running.wait_log(text).contains("WARN"));
+    let file = running.policy_file();
+    let file = file.to_str().expect("text");
+    let output = ask(&["check", file], b"");
+    assert_eq!(output.status.code(), Some(0));
+    let page = stdout(&output);
+    assert!(
+        page.contains("warning: upstream `broker`") && page.contains(": ok ("),
+        "{page}"
+    );
+    let output = ask(&["check", "--output", "json", file], b"");
+    let page: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let warning = page["files"][0]["warnings"][0].as_str().expect("a warning");
+    assert!(warning.contains(text), "{warning}");
+    assert_eq!(page["files"][0]["ok"], true);
+}
+
+#[test]
+fn check_names_a_file_it_cannot_read_in_json_too() {
+    let output = ask(
+        &["check", "--output", "json", "/nonexistent/policy.yaml"],
+        b"",
+    );
+    assert_eq!(output.status.code(), Some(2));
+    let page: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert_eq!(page["files"][0]["file"], "/nonexistent/policy.yaml");
+    assert_eq!(page["files"][0]["ok"], false);
+}
+
 /// One file holds the questions and the answers, so that a change of wording is seen as a whole.
 #[test]
 fn explain_names_the_rule_and_those_passed_over() {
@@ -682,6 +719,33 @@ fn a_second_sigterm_ends_at_once() {
     let (status, log) = running.end();
     assert_eq!(status.code(), Some(143), "{log:#?}");
     assert_eq!(status.signal(), None);
+}
+
+/// Right after SIGTERM one shard is drained and gone, the other still has the device: who is left can be asked.
+#[test]
+fn sessions_are_listed_during_a_drain() {
+    let mut running = Running::start_ready(
+        &open_policy(broker()),
+        &["--shards", "2", "--drain-time", "600s"],
+    );
+    let mut device = Device::connect(running.listener("devices"), "last-one", None);
+    assert_eq!(device.connack(), 0);
+    running.signal(Signal::TERM);
+    running.wait_log("shard is drained");
+    let mut listed = Vec::new();
+    let mut path = "/sessions".to_owned();
+    loop {
+        let answer = running.get(&path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        let page: serde_json::Value = serde_json::from_str(&answer.body).expect("JSON");
+        listed.extend(page["sessions"].as_array().expect("a list").clone());
+        match page["next"].as_str() {
+            Some(next) => path = format!("/sessions?after={next}"),
+            None => break,
+        }
+    }
+    assert!(listed.len() <= 1, "{listed:?}");
+    running.signal(Signal::TERM);
 }
 
 // ---- the admin server

@@ -267,6 +267,25 @@ pub struct Upstream {
     pub health_interval: Option<Duration>,
 }
 
+impl Upstream {
+    /// A client comes back to its MQTT session by its id only when the id chooses the endpoint.
+    fn warning(&self) -> Option<String> {
+        let balance = match self.balance {
+            Balance::ClientId => return None,
+            Balance::RoundRobin => "round_robin",
+            Balance::LeastConnections => "least_connections",
+        };
+        let count = self.endpoints.len();
+        (count > 1).then(|| {
+            format!(
+                "upstream `{}`: {balance} over {count} endpoints does not bring a client back to its MQTT session; use it \
+                 with brokers that share sessions (a cluster), else `balance: client_id`",
+                self.name
+            )
+        })
+    }
+}
+
 /// One address inside an upstream.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Endpoint {
@@ -439,6 +458,14 @@ impl Snapshot {
     /// One upstream.
     pub fn upstream(&self, id: UpstreamId) -> Option<&Upstream> {
         self.upstreams.get(self.upstream_numbers.place(id.0)?)
+    }
+
+    /// What an operator should know although it is no error: one sentence each, in document order.
+    pub fn warnings(&self) -> Vec<String> {
+        self.upstreams
+            .iter()
+            .filter_map(Upstream::warning)
+            .collect()
     }
 
     /// The enabled user of that name.

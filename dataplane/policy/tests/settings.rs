@@ -434,3 +434,25 @@ fn accepted() -> BTreeSet<(String, String)> {
     }
     found
 }
+
+#[test]
+fn several_endpoints_that_the_client_id_does_not_choose_between_are_a_warning() {
+    let one = "['tcp://a:1']";
+    let two = "['tcp://a:1', 'unix:///b']";
+    for (balance, endpoints, expected) in [
+        ("client_id", two, false),
+        ("round_robin", one, false),
+        ("least_connections", one, false),
+        ("round_robin", two, true),
+        ("least_connections", two, true),
+    ] {
+        let document = format!(
+            "listeners: [{{name: l, address: '127.0.0.1:0', upstream: up}}]\nupstreams: [{{name: up, endpoints: {endpoints}, balance: {balance}}}]\n"
+        );
+        let snapshot = compile(&document, "test", Generation(1), None).unwrap();
+        let warnings = snapshot.warnings();
+        assert_eq!(warnings.len(), usize::from(expected), "{warnings:?}");
+        let names = |warning: &String| warning.contains("`up`") && warning.contains(balance);
+        assert!(warnings.iter().all(names), "{warnings:?}");
+    }
+}

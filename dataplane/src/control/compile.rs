@@ -75,8 +75,8 @@ pub fn compile(
         })?;
     Ok(Compiled {
         digest: snapshot.digest().to_owned(),
+        warnings: snapshot.warnings(),
         snapshot: Arc::new(snapshot),
-        warnings: Vec::new(),
     })
 }
 

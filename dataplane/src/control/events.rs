@@ -305,23 +305,46 @@ impl Control {
                 let number = self.ask_for_reports();
                 self.waiting_for_reports.push((number, until, reply));
             }
-            Command::Sessions { at, limit, reply } => {
-                let Some(link) = self.links.get(usize::from(at.shard)) else {
-                    let _ = reply.send(SessionPage::default());
-                    return;
-                };
-                self.report_number += 1;
-                let request = self.report_number;
-                let question = ToShard::List {
-                    request,
-                    from: at.slot,
-                    limit,
-                };
-                if link.send(question).is_ok() {
-                    self.waiting_for_lists.push((request, until, reply));
-                }
-            }
+            Command::Sessions { at, limit, reply } => self.list_sessions(at, limit, until, reply),
         }
+    }
+
+    fn list_sessions(
+        &mut self,
+        at: SessionCursor,
+        limit: u32,
+        until: Time,
+        reply: oneshot::Sender<SessionPage>,
+    ) {
+        let shard = usize::from(at.shard);
+        // A shard that was drained has no sessions, and nobody who would answer: the list goes on behind it.
+        let is_drained = |shard: &Shard| shard.drained.is_some() || shard.has_ended;
+        let Some(link) = self.links.get(shard) else {
+            let _ = reply.send(SessionPage::default());
+            return;
+        };
+        self.report_number += 1;
+        let request = self.report_number;
+        let question = ToShard::List {
+            request,
+            from: at.slot,
+            limit,
+        };
+        if !self.shards.get(shard).is_some_and(is_drained) && link.send(question).is_ok() {
+            self.waiting_for_lists.push((request, until, reply));
+            return;
+        }
+        let next = self.shard_after(at.shard);
+        let page = SessionPage {
+            next,
+            ..SessionPage::default()
+        };
+        let _ = reply.send(page);
+    }
+
+    fn shard_after(&self, shard: u16) -> Option<SessionCursor> {
+        let shard = shard.saturating_add(1);
+        (usize::from(shard) < self.links.len()).then_some(SessionCursor { shard, slot: 0 })
     }
 
     fn ask_for_reports(&mut self) -> u64 {
@@ -371,10 +394,7 @@ impl Control {
                 shard: shard.0,
                 slot,
             }),
-            None => {
-                let shard = shard.0.saturating_add(1);
-                (usize::from(shard) < self.links.len()).then_some(SessionCursor { shard, slot: 0 })
-            }
+            None => self.shard_after(shard.0),
         };
         let named = |info: SessionInfo| {
             let name = self.listener_name(info.listener);
