@@ -3,7 +3,11 @@
 use std::error::Error;
 use std::path::Path;
 
-const FILES: [&str; 2] = ["fleet/v1/policy.proto", "fleet/v1/fleet.proto"];
+const FILES: [&str; 3] = [
+    "fleet/v1/policy.proto",
+    "fleet/v1/fleet.proto",
+    "control/v1/control.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     for file in FILES {
@@ -17,7 +21,21 @@ fn main() -> Result<(), Box<dyn Error>> {
     )?;
     let mut config = prost_build::Config::new();
     // A stored password must not reach a log by way of `{:?}`; src/lib.rs writes this one by hand.
-    config.skip_debug([".sluice.fleet.v1.User", ".sluice.fleet.v1.RowChange"]);
+    config.skip_debug([
+        ".sluice.fleet.v1.User",
+        ".sluice.fleet.v1.RowChange",
+        ".sluice.fleet.v1.EnrollRequest",
+        ".sluice.control.v1.CreateTokenResponse",
+        ".sluice.control.v1.CreateJoinTokenResponse",
+        ".sluice.control.v1.DocumentPart",
+        ".sluice.control.v1.BackupPart",
+    ]);
+    // Rows are many and kept as they came: a reference to the bytes received, not a copy of them.
+    config.bytes([
+        ".sluice.fleet.v1.RowChange.row",
+        ".sluice.control.v1.DocumentPart.text",
+        ".sluice.control.v1.BackupPart.bytes",
+    ]);
     compile(config, descriptors)?;
     Ok(())
 }

@@ -1,21 +1,43 @@
-//! The contract between control plane and data plane, as Rust types. What everything means stands in `fleet/v1/*.proto`.
+//! The contract between control plane, data plane and operators, as Rust types. What everything means stands in
+//! `fleet/v1/*.proto` and `control/v1/control.proto`.
 //!
 //! Messages only; the gRPC stubs come with the feature `grpc`, so that what only reads rows pulls in no async runtime.
 //! Nothing is checked here: `sluice_policy::convert` does that, and nothing else reads policy rows.
 #![forbid(unsafe_code)]
 
-/// Version 1.
-pub mod v1 {
-    #![allow(
-        missing_docs,
-        clippy::all,
-        clippy::use_self,
-        clippy::large_types_passed_by_value
-    )]
-    #![allow(unused_qualifications, elided_lifetimes_in_paths)] // the stubs
+/// What operators ask of the control plane.
+pub mod control {
+    /// Version 1.
+    pub mod v1 {
+        #![allow(
+            missing_docs,
+            clippy::all,
+            clippy::use_self,
+            clippy::large_types_passed_by_value
+        )]
+        #![allow(unused_qualifications, elided_lifetimes_in_paths)] // the stubs
 
-    include!(concat!(env!("OUT_DIR"), "/sluice.fleet.v1.rs"));
+        include!(concat!(env!("OUT_DIR"), "/sluice.control.v1.rs"));
+    }
 }
+
+/// Rows, and the stream between a node and its control plane.
+pub mod fleet {
+    /// Version 1.
+    pub mod v1 {
+        #![allow(
+            missing_docs,
+            clippy::all,
+            clippy::use_self,
+            clippy::large_types_passed_by_value
+        )]
+        #![allow(unused_qualifications, elided_lifetimes_in_paths)] // the stubs
+
+        include!(concat!(env!("OUT_DIR"), "/sluice.fleet.v1.rs"));
+    }
+}
+
+pub use fleet::v1;
 
 /// All files of the contract, as a serialized `FileDescriptorSet`: what gRPC reflection serves.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/fleet.bin"));
@@ -39,8 +61,49 @@ impl std::fmt::Debug for v1::RowChange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("RowChange")
             .field("key", &self.key)
-            .field("bytes", &self.row.as_ref().map(Vec::len))
+            .field("bytes", &self.row.as_ref().map(bytes::Bytes::len))
             .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for v1::EnrollRequest {
+    /// Leaves token and secret out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EnrollRequest")
+            .field("node", &self.node)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for control::v1::CreateTokenResponse {
+    /// Leaves the secret out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreateTokenResponse")
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for control::v1::CreateJoinTokenResponse {
+    /// Leaves the secret out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CreateJoinTokenResponse")
+            .field("token", &self.token)
+            .finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for control::v1::DocumentPart {
+    /// Leaves the text out, which holds password hashes.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("DocumentPart").finish_non_exhaustive()
+    }
+}
+
+impl std::fmt::Debug for control::v1::BackupPart {
+    /// Leaves the bytes out.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("BackupPart").finish_non_exhaustive()
     }
 }
 
@@ -60,7 +123,7 @@ mod tests {
         };
         let change = v1::RowChange {
             key: None,
-            row: Some(row.encode_to_vec()),
+            row: Some(row.encode_to_vec().into()),
         };
         let chunk = v1::GenerationChunk {
             changes: vec![change],

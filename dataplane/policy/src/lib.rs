@@ -11,6 +11,7 @@ mod digest;
 mod document;
 mod explain;
 mod filter;
+pub mod fleet;
 mod live;
 pub mod model;
 mod password;

@@ -1,0 +1,1 @@
+//! sluicectl: the operator's command line.

@@ -1,0 +1,13 @@
+//! Plain types and the rules that hold for them wherever they come from. No I/O, no clock.
+
+mod audit;
+mod generation;
+mod token;
+
+pub use audit::{AuditEntry, AuditRecord};
+pub use generation::{Generation, GenerationId, NewGeneration, State, StoreId};
+pub use token::{JoinToken, Name, NodeRecord, Role, Secret, SecretHash, Token, TokenId};
+
+/// Milliseconds since 1970-01-01 UTC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct UnixMillis(pub u64);

@@ -1,0 +1,24 @@
+//! The control plane: stores policy as numbered generations, releases them, pushes them to every node and shows what is
+//! really active there. It never sees a device's packet.
+//!
+//! Data goes one way: `api` asks `release` and `fleet`; `release` writes the `store` and publishes what is in force;
+//! `fleet` watches that and brings it to the nodes. Floors and invariants stand in `README.md`.
+#![forbid(unsafe_code)]
+#![warn(missing_docs)]
+
+/// What operators can ask over gRPC.
+pub mod api;
+/// Who may call.
+pub mod auth;
+/// The only caller of the operating system's clock.
+pub mod clock;
+/// sluicectl.
+pub mod ctl;
+/// Plain types and their rules.
+pub mod domain;
+/// Nodes: their streams, what they have and what they lack.
+pub mod fleet;
+/// From documents to generations in force.
+pub mod release;
+/// Where everything is kept.
+pub mod store;

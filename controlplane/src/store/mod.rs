@@ -1,0 +1,174 @@
+//! Where everything is kept, behind one trait. Each method that writes is one transaction, with its audit record inside.
+//!
+//! A store keeps and compares; it decides nothing about policy. Conflicts are found here, inside the transaction, so that
+//! of two callers who saw the same state one wins and the other is told.
+
+pub mod sqlite;
+
+use std::path::Path;
+
+use async_trait::async_trait;
+use sluice_policy::fleet::Inventory;
+
+use crate::domain::{
+    AuditEntry, AuditRecord, Generation, JoinToken, Name, NewGeneration, NodeRecord, SecretHash,
+    StoreId, Token, TokenId, UnixMillis,
+};
+
+pub use sqlite::Sqlite;
+
+/// What is newest and what is in force.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Heads {
+    /// The highest number; 0: none.
+    pub newest: u64,
+    /// The number in force; 0: none.
+    pub released: u64,
+}
+
+/// Why a store did not do it.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// Someone else was first: this is how things are now.
+    #[error("generation {} is the newest and {} is in force", .0.newest, .0.released)]
+    Conflict(Heads),
+    /// There is none of that name, number or id.
+    #[error("there is no {0}")]
+    NotFound(String),
+    /// There is one of that name already.
+    #[error("there is {0} already")]
+    Exists(String),
+    /// A rule of the store forbids it; the text says which.
+    #[error("{0}")]
+    Refused(String),
+    /// No room on the disk.
+    #[error("the store has no room: {0}")]
+    Full(String),
+    /// What is in the file is not what was written there.
+    #[error("the store is damaged: {0}")]
+    Corrupt(String),
+    /// It cannot be used.
+    #[error("the store cannot be used: {0}")]
+    Unavailable(String),
+}
+
+/// How a node's wish to join ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// It is a member from now on.
+    Joined,
+    /// It was already, with this secret and this token: a repeated call.
+    Again,
+}
+
+/// See the module documentation.
+#[async_trait]
+pub trait Store: Send + Sync + 'static {
+    /// Which store this is.
+    fn id(&self) -> StoreId;
+
+    /// What is newest and what is in force.
+    async fn heads(&self) -> Result<Heads, StoreError>;
+
+    /// Stores a generation with the next number. [`StoreError::Conflict`] unless `expected_newest` is the newest and
+    /// `new.base` is in force.
+    async fn add(
+        &self,
+        new: NewGeneration,
+        expected_newest: u64,
+        audit: AuditEntry,
+    ) -> Result<Generation, StoreError>;
+
+    /// Brings a generation into force. [`StoreError::Conflict`] unless `expected_released` is in force and the
+    /// generation's base; [`StoreError::NotFound`]; [`StoreError::Refused`] when it was in force before, or has no rows.
+    async fn release(
+        &self,
+        number: u64,
+        expected_released: u64,
+        audit: AuditEntry,
+    ) -> Result<Generation, StoreError>;
+
+    /// Stores a generation with the next number and brings it into force, both or neither. [`StoreError::Conflict`] unless
+    /// `new.base` is in force.
+    async fn add_released(
+        &self,
+        new: NewGeneration,
+        audit: AuditEntry,
+    ) -> Result<Generation, StoreError>;
+
+    /// One generation.
+    async fn generation(&self, number: u64) -> Result<Generation, StoreError>;
+
+    /// Generations below `before`, newest first, at most `limit`.
+    async fn generations(
+        &self,
+        before: Option<u64>,
+        limit: u32,
+    ) -> Result<Vec<Generation>, StoreError>;
+
+    /// All rows of a generation, checked against its digest; of 0: none.
+    async fn rows(&self, number: u64) -> Result<Inventory, StoreError>;
+
+    /// Removes the rows of generations that were never released and cannot be any more. Gives how many.
+    async fn prune(&self, now: UnixMillis) -> Result<u64, StoreError>;
+
+    /// All tokens, also revoked ones, by name.
+    async fn tokens(&self) -> Result<Vec<Token>, StoreError>;
+
+    /// [`StoreError::Exists`] when a token of that name is not revoked.
+    async fn add_token(&self, token: Token, audit: AuditEntry) -> Result<(), StoreError>;
+
+    /// [`StoreError::Refused`] for the last admin token that works at that time.
+    async fn revoke_token(
+        &self,
+        id: &TokenId,
+        at: UnixMillis,
+        audit: AuditEntry,
+    ) -> Result<(), StoreError>;
+
+    /// All join tokens, newest first.
+    async fn join_tokens(&self) -> Result<Vec<JoinToken>, StoreError>;
+
+    /// Stores one.
+    async fn add_join_token(&self, token: JoinToken, audit: AuditEntry) -> Result<(), StoreError>;
+
+    /// Nodes that have joined stay.
+    async fn revoke_join_token(
+        &self,
+        id: &TokenId,
+        at: UnixMillis,
+        audit: AuditEntry,
+    ) -> Result<(), StoreError>;
+
+    /// All members, by name.
+    async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError>;
+
+    /// Makes a node a member and uses the join token once, both or neither. The caller has compared the token's secret.
+    /// [`StoreError::Exists`] for a member with another secret, [`StoreError::Refused`] for a token that is revoked,
+    /// expired at `node.enrolled_at`, used up or another node's.
+    async fn enroll(&self, node: NodeRecord, audit: AuditEntry) -> Result<Enrolled, StoreError>;
+
+    /// Ends a membership.
+    async fn remove_node(&self, name: &Name, audit: AuditEntry) -> Result<(), StoreError>;
+
+    /// The hash of a member's secret.
+    async fn node_hash(&self, name: &Name) -> Result<Option<SecretHash>, StoreError>;
+
+    /// Records what changed nothing in the store: a kick, a drain, a refusal.
+    async fn note(&self, audit: AuditEntry) -> Result<(), StoreError>;
+
+    /// Records below `before`, newest first, at most `limit`.
+    async fn audit(&self, before: Option<u64>, limit: u32) -> Result<Vec<AuditRecord>, StoreError>;
+
+    /// True exactly when every audit record follows from the one before.
+    async fn audit_is_whole(&self) -> Result<bool, StoreError>;
+
+    /// Writes a consistent copy to a file that does not exist, mode 0600.
+    async fn backup(&self, to: &Path) -> Result<(), StoreError>;
+
+    /// Bytes on the disk.
+    async fn size_bytes(&self) -> Result<u64, StoreError>;
+
+    /// Whether it can be written to now.
+    async fn check(&self) -> Result<(), StoreError>;
+}
