@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tonic::{Request, Status};
 
-use crate::domain::{Name, Role};
+use crate::domain::{Name, NodeRecord, Role};
 use crate::store::{Store, StoreError};
 
 /// Someone who proved who they are.
@@ -47,6 +47,18 @@ impl Gate {
     pub fn node<T>(&self, _request: &Request<T>) -> Result<Name, Status> {
         Err(Status::unauthenticated("a node's secret is needed"))
     }
+
+    /// Whether a secret may travel over this connection: for calls that carry one inside, such as Enroll.
+    #[allow(clippy::result_large_err)] // as above
+    pub fn carries_secrets<T>(&self, _request: &Request<T>) -> Result<(), Status> {
+        Err(Status::failed_precondition("a secret over plaintext"))
+    }
+
+    /// Lets a node in from now on. The store has it already.
+    pub fn admit(&self, _node: &NodeRecord) {}
+
+    /// Lets a node in no more. The store has removed it already.
+    pub fn expel(&self, _name: &Name) {}
 
     /// The store behind it.
     pub fn store(&self) -> &Arc<dyn Store> {

@@ -10,6 +10,7 @@ use foldhash::HashSet;
 use crate::auth::Gate;
 use crate::domain::Name;
 use crate::release::InForce;
+use crate::store::StoreError;
 
 /// How many nodes are where.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,16 +37,19 @@ struct Inner {
 }
 
 impl Fleet {
-    /// Nobody is connected yet.
-    pub fn new(gate: Gate, in_force: InForce) -> Self {
+    /// Reads the members from the gate's store. Nobody is connected yet.
+    pub async fn open(gate: Gate, in_force: InForce) -> Result<Self, StoreError> {
         let inner = Inner {
             _gate: gate,
             _in_force: in_force,
         };
-        Self {
+        Ok(Self {
             inner: Arc::new(inner),
-        }
+        })
     }
+
+    /// Ends every stream and every watcher: the control plane stops.
+    pub fn close(&self) {}
 
     /// Connected nodes that lack some of these features, each with those it lacks, by name.
     pub fn lacking(&self, _features: &HashSet<String>) -> Vec<(Name, Vec<String>)> {

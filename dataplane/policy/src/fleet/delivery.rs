@@ -3,6 +3,8 @@
 //! Owns the bounds of a chunk and the rules of their order (`fleet.proto`, GenerationChunk). What is put together here is
 //! complete and ordered; whether it adds up to the promised digest is seen when it is applied.
 
+use std::sync::Arc;
+
 use foldhash::{HashMap, HashSet};
 use sluice_proto::v1;
 
@@ -33,23 +35,36 @@ pub struct Delivery {
 impl Delivery {
     /// The chunks, at least one.
     pub fn into_chunks(self) -> Chunks {
-        Chunks {
-            generation: self.generation,
-            base: self.base,
-            changes: self.changes.into_iter().peekable(),
+        Chunks::new(self.generation, self.base, self.changes.into())
+    }
+}
+
+/// Changes in chunks, at least one, made as they are asked for.
+pub struct Chunks {
+    generation: v1::GenerationId,
+    base: Option<v1::GenerationId>,
+    changes: Arc<[Change]>,
+    next: usize,
+    index: u32,
+    is_over: bool,
+}
+
+impl Chunks {
+    /// Of changes that several nodes may share; the other two as in [`Delivery`].
+    pub fn new(
+        generation: v1::GenerationId,
+        base: Option<v1::GenerationId>,
+        changes: Arc<[Change]>,
+    ) -> Self {
+        Self {
+            generation,
+            base,
+            changes,
+            next: 0,
             index: 0,
             is_over: false,
         }
     }
-}
-
-/// See [`Delivery::into_chunks`].
-pub struct Chunks {
-    generation: v1::GenerationId,
-    base: Option<v1::GenerationId>,
-    changes: std::iter::Peekable<std::vec::IntoIter<Change>>,
-    index: u32,
-    is_over: bool,
 }
 
 impl Iterator for Chunks {
@@ -61,14 +76,16 @@ impl Iterator for Chunks {
         }
         let mut changes = Vec::new();
         let mut bytes = 0;
-        while let Some(change) = self
-            .changes
-            .next_if(|change| changes.is_empty() || bytes + weight(change) <= CHUNK_BYTES_MAX)
-        {
-            bytes += weight(&change);
+        let left = self.changes.get(self.next..).unwrap_or_default();
+        for change in left {
+            if !changes.is_empty() && bytes + weight(change) > CHUNK_BYTES_MAX {
+                break;
+            }
+            bytes += weight(change);
             changes.push(change.to_wire());
         }
-        self.is_over = self.changes.peek().is_none();
+        self.is_over = changes.len() == left.len();
+        self.next += changes.len();
         let index = self.index;
         self.index += 1;
         Some(v1::GenerationChunk {
