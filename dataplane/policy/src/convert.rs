@@ -10,9 +10,13 @@ use std::fmt;
 use std::time::Duration;
 
 use foldhash::{HashMap, HashMapExt};
-use sluice_proto::v1::{self, RowKind, row::Kind};
+use sluice_proto::{
+    Message,
+    v1::{self, RowKind, row::Kind},
+};
 
 use crate::document::shown;
+use crate::fleet::{Inventory, RowKey};
 use crate::rows::{
     DrainWills, GroupRow, LimitsRow, ListenerRow, Located, Mode, QosOver, Retain, Rows, RuleRow,
     Text, UpstreamAuth, UpstreamRow, UserRow, WhoRow,
@@ -77,6 +81,20 @@ impl Refused {
     }
 }
 
+impl Refused {
+    fn unreadable(key: &RowKey) -> Self {
+        Self {
+            problems: vec![RowProblem {
+                kind: key.kind,
+                name: key.name.clone(),
+                field: "",
+                wrong: Wrong::Invalid("it cannot be read; send it again".into()),
+            }],
+            left_off: 0,
+        }
+    }
+}
+
 /// Writes rows, checked or not. What they leave out is left out; only a rule's place in the document becomes a key.
 pub fn to_messages(rows: &Rows) -> Vec<v1::Row> {
     let settings = v1::Settings {
@@ -132,6 +150,21 @@ pub fn compile_messages(
         notes.take(&errors);
         notes.refused()
     })
+}
+
+/// Compiles the rows of a generation, as far as they differ from those of the snapshot before: a changed rule or user costs
+/// what it touches, and anything else costs the whole. The answers, refusals and warnings are those of
+/// [`compile_messages`] on all rows; the digest is the inventory's.
+pub fn compile_inventory(
+    rows: &Inventory,
+    generation: Generation,
+    previous: Option<&Snapshot>,
+) -> Result<Snapshot, Refused> {
+    let mut messages = Vec::with_capacity(rows.len());
+    for (key, row) in rows.iter() {
+        messages.push(v1::Row::decode(row.clone()).map_err(|_| Refused::unreadable(key))?);
+    }
+    compile_messages(messages, generation, previous)
 }
 
 // --- choices
