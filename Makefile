@@ -2,7 +2,7 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test ci fmt clippy build bench load sim fuzz deny clean
+.PHONY: help run test ci fmt clippy build bench load glommio sim fuzz deny clean
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ bench: ## Criterion benches, short form; NAME=mqtt_decode runs one
 load: ## Compare the data plane with bare forwarders, nginx and HAProxy (where installed), short form
 	$(CARGO) build --locked --release -p sluice-dataplane -p sluice-bench -p sluice-loadtest --bins
 	target/release/sluice-loadtest compare --rounds 3 --duration 2 --json target/load.json
+
+glommio: ## Build the forwarder on glommio beside the others, for `compare --targets glommio`: a workspace of its own
+	$(CARGO) build --locked --release --manifest-path bench/glommio/Cargo.toml --target-dir target/glommio
+	@mkdir -p target/release && cp target/glommio/release/forward_glommio target/release/
 
 sim: ## Simulate the shard; SEED=n replays one seed
 	$(if $(SEED),SLUICE_SIM_SEED=$(SEED)) $(CARGO) test --locked -p sluice-dataplane --test simulation -- --nocapture

@@ -26,7 +26,7 @@ use super::subject::{Spec, Subject, Surroundings};
 /// Options of a comparison.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// direct, sluice, nginx, haproxy, epoll, uring, monoio, each with +unix, +waitN (sluice, uring), +epoll (sluice);
+    /// direct, sluice, nginx, haproxy, epoll, uring, monoio, glommio, each with +unix, +waitN (sluice, uring), +epoll (sluice);
     /// or label=tcp://host:port@pid of one that runs already with the sink as its upstream
     #[arg(
         long,

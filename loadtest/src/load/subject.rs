@@ -42,10 +42,12 @@ pub enum Program {
     Uring,
     /// The forwarder on monoio of `bench/`.
     Monoio,
+    /// The forwarder on glommio of `bench/glommio/`.
+    Glommio,
 }
 
 /// Names on the command line.
-const PROGRAMS: [(&str, Program); 7] = [
+const PROGRAMS: [(&str, Program); 8] = [
     ("direct", Program::Direct),
     ("sluice", Program::Sluice),
     ("nginx", Program::Nginx),
@@ -53,6 +55,7 @@ const PROGRAMS: [(&str, Program); 7] = [
     ("epoll", Program::Epoll),
     ("uring", Program::Uring),
     ("monoio", Program::Monoio),
+    ("glommio", Program::Glommio),
 ];
 
 /// A subject as named on the command line: `name`, `name+unix`, `name+wait300`, or `label=tcp://host:port@pid`.
@@ -87,7 +90,7 @@ pub enum Spec {
 pub enum BadSpec {
     /// Neither a known program nor `label=address@pid`.
     #[error(
-        "`{0}`: known are direct, sluice, nginx, haproxy, epoll, uring, monoio, or label=tcp://host:port@pid"
+        "`{0}`: known are direct, sluice, nginx, haproxy, epoll, uring, monoio, glommio, or label=tcp://host:port@pid"
     )]
     Unknown(String),
     /// An option that this program does not have.
@@ -170,6 +173,7 @@ impl Program {
             Self::Epoll => "forward_epoll",
             Self::Uring => "forward_uring",
             Self::Monoio => "forward_monoio",
+            Self::Glommio => "forward_glommio",
         }
     }
 }
@@ -372,7 +376,7 @@ impl Line<'_> {
                 let file = self.write("haproxy.cfg", &self.haproxy())?;
                 vec![command, "-db".into(), "-f".into(), file]
             }
-            Program::Epoll | Program::Monoio => self.forwarder(command),
+            Program::Epoll | Program::Monoio | Program::Glommio => self.forwarder(command),
             Program::Uring => {
                 let mut words = self.forwarder(command);
                 if self.wait_micros > 0 {
