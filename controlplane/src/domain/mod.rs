@@ -1,7 +1,9 @@
 //! Plain types and the rules that hold for them wherever they come from. No I/O, no clock.
 
 mod audit;
+pub mod diff;
 mod generation;
+pub mod order;
 mod token;
 
 pub use audit::{AuditEntry, AuditRecord};
