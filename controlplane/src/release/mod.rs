@@ -2,15 +2,42 @@
 //!
 //! Owns what is in force: one value that everybody watches, changed only after the store has it. A caller who goes away
 //! in the middle changes nothing about that: what was begun is finished.
+//!
+//! # Invariants
+//!
+//! - What is published as in force is what the store has in force, or had a moment ago; values are published in the order
+//!   in which the store took them.
+//! - Of two writers who saw the same state one wins; the store decides which, and the other is told.
+
+mod apply;
+mod desk;
+mod document;
+mod explain;
+mod fault;
+mod trial;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use foldhash::HashSet;
+use metrics::{counter, gauge};
 use sluice_policy::fleet::Inventory;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
+use tracing::{Instrument, info, warn};
 
-use crate::domain::GenerationId;
+use crate::domain::diff::Summary;
+use crate::domain::{AuditEntry, Generation, GenerationId, NewGeneration, State, UnixMillis};
+use crate::store::{Heads, Store, StoreError};
+
+use desk::Desk;
+use explain::Snapshots;
+
+pub use apply::{Against, Applied, Checked, Compared};
+pub use desk::Seat;
+pub use document::{COMMENT_BYTES_MAX, DOCUMENT_BYTES_MAX, Document, Draft, FILE_BYTES_MAX};
+pub use explain::{Asked, Explained};
+pub use fault::{Failed, Wrong};
 
 /// What is in force.
 #[derive(Clone, Debug)]
@@ -28,23 +55,392 @@ pub struct Released {
 /// Where everybody watches what is in force; `None`: nothing.
 pub type InForce = watch::Receiver<Option<Arc<Released>>>;
 
-/// See the module documentation.
+/// How much and how long.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// How long after it was made a generation can be released.
+    pub release_within: Duration,
+    /// Documents compiled at once, at least 1; each takes a processor and several times its size.
+    pub trials_max: usize,
+    /// Documents that may wait for that or are still being received.
+    pub waiting_max: usize,
+    /// Text of all documents held at once, in bytes.
+    pub documents_bytes_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            release_within: Duration::from_secs(7 * 24 * 3600),
+            trials_max: 1,
+            waiting_max: 15,
+            documents_bytes_max: 2 * DOCUMENT_BYTES_MAX,
+        }
+    }
+}
+
+/// Who asks for a write, for history and audit, and when.
+#[derive(Clone, Debug)]
+pub struct Author {
+    /// Name of the token.
+    pub who: String,
+    /// Of the call.
+    pub request_id: String,
+    /// Now, for lifetimes and records.
+    pub at: UnixMillis,
+    /// Why, in the author's words.
+    pub comment: String,
+}
+
+/// A page of generations.
+#[derive(Clone, Debug)]
+pub struct History {
+    /// Newest first.
+    pub generations: Vec<Generation>,
+    /// What is newest and what is in force.
+    pub heads: Heads,
+}
+
+/// See the module documentation. Cheap to clone.
+#[derive(Clone)]
 pub struct Releases {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    store: Arc<dyn Store>,
+    limits: Limits,
     in_force: watch::Sender<Option<Arc<Released>>>,
+    /// Held by whoever changes what is in force, from the store's answer to the publication.
+    changing: Mutex<()>,
+    desk: Desk,
+    snapshots: Snapshots,
 }
 
 impl Releases {
-    /// Reads what is in force from the store.
-    pub async fn open(
-        _store: Arc<dyn crate::store::Store>,
-    ) -> Result<Self, crate::store::StoreError> {
-        Ok(Self {
-            in_force: watch::Sender::new(None),
-        })
+    /// Reads what is in force from the store and publishes it.
+    pub async fn open(store: Arc<dyn Store>, limits: Limits) -> Result<Self, Failed> {
+        let releases = Self {
+            inner: Arc::new(Inner {
+                desk: Desk::new(&limits),
+                store,
+                limits,
+                in_force: watch::Sender::new(None),
+                changing: Mutex::new(()),
+                snapshots: Snapshots::default(),
+            }),
+        };
+        let heads = releases.settled().await?;
+        gauge!("sluice_control_generation", "which" => "newest").set(heads.newest as f64);
+        gauge!("sluice_control_generation", "which" => "released").set(heads.released as f64);
+        Ok(releases)
     }
 
     /// Where to watch what is in force.
     pub fn in_force(&self) -> InForce {
-        self.in_force.subscribe()
+        self.inner.in_force.subscribe()
     }
+
+    /// Brings a generation into force.
+    pub async fn release(
+        &self,
+        number: u64,
+        expected_released: u64,
+        author: Author,
+    ) -> Result<Generation, Failed> {
+        let this = self.clone();
+        let work = async move { this.release_now(number, expected_released, author).await };
+        self.to_the_end("release", work).await
+    }
+
+    /// Makes a generation with the rows of one that was in force, and brings it into force; `None`: of the one before.
+    pub async fn rollback(
+        &self,
+        number: Option<u64>,
+        expected_released: u64,
+        author: Author,
+    ) -> Result<Generation, Failed> {
+        let this = self.clone();
+        let work = async move { this.rollback_now(number, expected_released, author).await };
+        self.to_the_end("rollback", work).await
+    }
+
+    /// Generations below `before`, newest first, at most `limit`.
+    pub async fn history(&self, before: Option<u64>, limit: u32) -> Result<History, Failed> {
+        let heads = self.inner.store.heads().await?;
+        let generations = self.inner.store.generations(before, limit).await?;
+        Ok(History { generations, heads })
+    }
+
+    async fn release_now(
+        &self,
+        number: u64,
+        expected_released: u64,
+        author: Author,
+    ) -> Result<Generation, Failed> {
+        let generation = self.generation(number).await?;
+        let _changing = self.inner.changing.lock().await;
+        let heads = self.settle().await?;
+        if heads.released != expected_released {
+            return Err(StoreError::Conflict(heads).into());
+        }
+        may_be_released(&generation, heads.released, author.at)?;
+        let rows = self.rows_of(number).await?;
+        let in_force = self.inner.in_force.borrow().clone();
+        let base = in_force.map(|released| released.rows.clone());
+        let (summary, features, rows) = self
+            .slow(move || {
+                let base = base.unwrap_or_default();
+                let summary = Summary::of(&base, &base.changes_to(&rows));
+                trial::features_of(&rows).map(|features| (summary, features, rows))
+            })
+            .await??;
+        let audit = AuditEntry {
+            at: author.at,
+            who: author.who,
+            action: "policy.release",
+            what: format!("generation {number}"),
+            before: in_words(expected_released),
+            after: with_comment(format!("generation {number}: {summary}"), &author.comment),
+            request_id: author.request_id,
+        };
+        let stored = self
+            .inner
+            .store
+            .release(number, expected_released, audit)
+            .await;
+        self.published(stored, rows, features).await
+    }
+
+    async fn rollback_now(
+        &self,
+        number: Option<u64>,
+        expected_released: u64,
+        author: Author,
+    ) -> Result<Generation, Failed> {
+        let _changing = self.inner.changing.lock().await;
+        let heads = self.settle().await?;
+        if heads.released != expected_released {
+            return Err(StoreError::Conflict(heads).into());
+        }
+        let in_force = self.inner.in_force.borrow().clone();
+        let Some(in_force) = in_force else {
+            return Err(Failed::Refused(
+                "nothing is released: there is nothing to go back from".into(),
+            ));
+        };
+        let target = self.rollback_target(number, &in_force).await?;
+        let number = target.id.number;
+        let rows = self.rows_of(number).await?;
+        let base = in_force.rows.clone();
+        let (changes, summary, features, rows) = self
+            .slow(move || {
+                let changes = base.changes_to(&rows);
+                let summary = Summary::of(&base, &changes);
+                trial::features_of(&rows).map(|features| (changes, summary, features, rows))
+            })
+            .await??;
+        let after = format!("a generation with the rows of generation {number}: {summary}");
+        let audit = AuditEntry {
+            at: author.at,
+            who: author.who.clone(),
+            action: "policy.rollback",
+            what: "generation".into(),
+            before: in_words(expected_released),
+            after: with_comment(after, &author.comment),
+            request_id: author.request_id,
+        };
+        let new = NewGeneration {
+            digest: rows.digest(),
+            base: expected_released,
+            rollback_of: Some(number),
+            rows: rows.len() as u64,
+            changes,
+            comment: author.comment,
+            created_at: author.at,
+            created_by: author.who,
+            expires_at: author.at, // it is released as it is made
+        };
+        let stored = self.inner.store.add_released(new, audit).await;
+        self.published(stored, rows, features).await
+    }
+
+    /// The generation whose rows a rollback takes.
+    async fn rollback_target(
+        &self,
+        number: Option<u64>,
+        in_force: &Released,
+    ) -> Result<Generation, Failed> {
+        let present = in_force.id.number;
+        let number = match number {
+            Some(number) => number,
+            None => self.generation(present).await?.base,
+        };
+        if number == 0 {
+            return Err(Failed::Refused(format!(
+                "nothing was in force before generation {present}"
+            )));
+        }
+        let target = self.generation(number).await?;
+        if target.released_at.is_none() {
+            return Err(Failed::Refused(format!(
+                "generation {number} was never in force; release it instead"
+            )));
+        }
+        if target.id.digest == in_force.id.digest {
+            return Err(Failed::Refused(format!(
+                "generation {number} says what generation {present} says, which is in force"
+            )));
+        }
+        Ok(target)
+    }
+
+    /// The end of a change: publishes what the store took. When it is not known whether the store took it, asks.
+    async fn published(
+        &self,
+        stored: Result<Generation, StoreError>,
+        rows: Inventory,
+        features: HashSet<String>,
+    ) -> Result<Generation, Failed> {
+        match stored {
+            Ok(generation) => {
+                self.publish(generation.id, rows, features);
+                Ok(generation)
+            }
+            Err(error) => {
+                if let Err(error) = self.settle().await {
+                    warn!(%error, "it is not known what is in force; asked again with the next write");
+                }
+                Err(error.into())
+            }
+        }
+    }
+
+    fn publish(&self, id: GenerationId, rows: Inventory, features: HashSet<String>) {
+        info!(generation = id.number, rows = rows.len(), "in force");
+        gauge!("sluice_control_generation", "which" => "released").set(id.number as f64);
+        self.inner.in_force.send_replace(Some(Arc::new(Released {
+            id,
+            rows,
+            features: Arc::new(features),
+            since: Instant::now(),
+        })));
+    }
+
+    /// What is newest and in force; what is published agrees with it.
+    async fn settled(&self) -> Result<Heads, Failed> {
+        let heads = self.inner.store.heads().await?;
+        if heads.released == self.in_force_number() {
+            return Ok(heads);
+        }
+        let _changing = self.inner.changing.lock().await;
+        self.settle().await
+    }
+
+    /// The same for whoever holds `changing`.
+    async fn settle(&self) -> Result<Heads, Failed> {
+        let heads = self.inner.store.heads().await?;
+        if heads.released != self.in_force_number() {
+            let generation = self.inner.store.generation(heads.released).await?;
+            let rows = self.inner.store.rows(heads.released).await?;
+            let read =
+                self.slow(move || trial::features_of(&rows).map(|features| (features, rows)));
+            let (features, rows) = read.await??;
+            self.publish(generation.id, rows, features);
+        }
+        Ok(heads)
+    }
+
+    fn in_force_number(&self) -> u64 {
+        let in_force = self.inner.in_force.borrow();
+        in_force.as_ref().map_or(0, |released| released.id.number)
+    }
+
+    async fn generation(&self, number: u64) -> Result<Generation, Failed> {
+        if number == 0 {
+            return Err(Failed::NotFound("there is no generation 0".into()));
+        }
+        Ok(self.inner.store.generation(number).await?)
+    }
+
+    /// Rows of a generation that still has them.
+    async fn rows_of(&self, number: u64) -> Result<Inventory, Failed> {
+        if !self.generation(number).await?.has_rows {
+            return Err(Failed::NotFound(format!(
+                "the rows of generation {number} were removed after it expired"
+            )));
+        }
+        Ok(self.inner.store.rows(number).await?)
+    }
+
+    /// Work too slow for the runtime's threads and too small for a line.
+    async fn slow<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Failed> {
+        let done = tokio::task::spawn_blocking(work).await;
+        done.map_err(|_| Failed::Interrupted)
+    }
+
+    /// Does a change on a task of its own, so that it is finished when the caller goes away.
+    async fn to_the_end<T: Send + 'static>(
+        &self,
+        kind: &'static str,
+        work: impl Future<Output = Result<T, Failed>> + Send + 'static,
+    ) -> Result<T, Failed> {
+        let counted = async move {
+            let done = work.await;
+            if done.is_ok() {
+                counter!("sluice_control_releases_total", "kind" => kind).increment(1);
+            }
+            done
+        };
+        finished(counted).await
+    }
+}
+
+/// What a task of its own gives.
+async fn finished<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failed>> + Send + 'static,
+) -> Result<T, Failed> {
+    let task = tokio::spawn(work.in_current_span());
+    task.await.unwrap_or(Err(Failed::Interrupted))
+}
+
+/// The rules of `Release`, for a caller who knows what is in force.
+fn may_be_released(generation: &Generation, in_force: u64, now: UnixMillis) -> Result<(), Failed> {
+    let number = generation.id.number;
+    let base = generation.base;
+    let why = match generation.state(in_force, now) {
+        State::Applied => return Ok(()),
+        State::Released => format!("generation {number} is in force already"),
+        State::Superseded => format!(
+            "generation {number} was released before; a rollback makes a new generation of it"
+        ),
+        State::Expired => {
+            format!("generation {number} was not released in time; apply the document again")
+        }
+        State::Outdated => format!(
+            "generation {number} was made when {} was in force, and {} is; apply the document again",
+            in_words(base),
+            in_words(in_force)
+        ),
+    };
+    Err(Failed::Refused(why))
+}
+
+/// A number in words, for audit.
+fn in_words(number: u64) -> String {
+    match number {
+        0 => "nothing".into(),
+        number => format!("generation {number}"),
+    }
+}
+
+fn with_comment(mut text: String, comment: &str) -> String {
+    if !comment.is_empty() {
+        text.push_str("; ");
+        text.push_str(comment);
+    }
+    text
 }

@@ -32,9 +32,9 @@ pub(super) fn differing(before: Option<&v1::Row>, after: Option<&v1::Row>) -> Ve
     let Some(like) = new.as_ref().or(old.as_ref()) else {
         return Vec::new();
     };
-    let features = |row: Option<&v1::Row>| row.map(|row| row.features.clone()).unwrap_or_default();
-    let old = fields(old.as_ref().unwrap_or(&empty(like)), features(before));
-    let new = fields(new.as_ref().unwrap_or(&empty(like)), features(after));
+    let features = |row: Option<&v1::Row>| row.map_or_else(Vec::new, |row| row.features.clone());
+    let old = fields(old.as_ref().unwrap_or(&empty(like)), &features(before));
+    let new = fields(new.as_ref().unwrap_or(&empty(like)), &features(after));
     let pairs = old.into_iter().zip(new);
     pairs
         .filter(|((_, old), (_, new))| old != new)
@@ -62,10 +62,10 @@ fn empty(like: &Kind) -> Kind {
 }
 
 /// A kind's fields, always the same names in the same order.
-fn fields(kind: &Kind, features: Vec<String>) -> Vec<Field> {
+fn fields(kind: &Kind, features: &[String]) -> Vec<Field> {
     match kind {
         Kind::Settings(row) => vec![
-            ("requires", list(&features)),
+            ("requires", list(features)),
             ("default", word(effect, row.default_effect)),
             ("on_deny", word(on_deny, row.on_deny)),
         ],
@@ -87,7 +87,7 @@ fn fields(kind: &Kind, features: Vec<String>) -> Vec<Field> {
 }
 
 fn listener(row: &v1::Listener) -> Vec<Field> {
-    let limits = row.limits.clone().unwrap_or_default();
+    let limits = row.limits.unwrap_or_default();
     vec![
         ("address", text(row.address.as_ref())),
         ("upstream", text(row.upstream.as_ref())),

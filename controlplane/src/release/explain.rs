@@ -1,0 +1,209 @@
+//! Why a generation answers as it does, and the compiled policies kept for that.
+//!
+//! # Invariants
+//!
+//! - At most two compiled policies are kept: the one in force and the one asked about last. They are made when they are
+//!   first asked about, and one is made at a time.
+
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sluice_policy::fleet::Inventory;
+use sluice_policy::{Action, Generation, ListenerId, Question, Request, Snapshot, Who, convert};
+use sluice_wire::mqtt::{FilterError, QoS, Version, is_topic_name, parse_filter};
+
+use super::{Failed, Releases, trial};
+use crate::store::StoreError;
+
+/// What is asked about.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// Name of the listener; `None`: the only one.
+    pub listener: Option<String>,
+    /// Of the client.
+    pub address: IpAddr,
+    /// Of the protocol.
+    pub version: Version,
+    /// As it goes upstream.
+    pub client_id: String,
+    /// The verified user; `None`: anonymous.
+    pub username: Option<String>,
+    /// What the client wants to do.
+    pub action: Action,
+    /// A topic, or the filter of a subscription; not read for [`Action::Connect`].
+    pub topic: String,
+    /// Of the message or subscription.
+    pub qos: QoS,
+    /// Of the message.
+    pub retain: bool,
+    /// Of the message.
+    pub payload_bytes: u32,
+}
+
+/// The answer.
+#[derive(Clone, Debug)]
+pub struct Explained {
+    /// The number the store gave the generation.
+    pub generation: u64,
+    /// `allow` or `deny`.
+    pub decision: &'static str,
+    /// For people.
+    pub text: String,
+    /// For programs.
+    pub json: String,
+}
+
+/// Compiled policies by number; see the module documentation.
+#[derive(Default)]
+pub(super) struct Snapshots {
+    kept: Mutex<Vec<(u64, Arc<Snapshot>)>>,
+    /// Held while one is made.
+    making: tokio::sync::Mutex<()>,
+}
+
+impl Snapshots {
+    /// The one of a generation, if it is at hand.
+    pub(super) fn get(&self, number: u64) -> Option<Arc<Snapshot>> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = kept.iter().find(|(other, _)| *other == number);
+        found.map(|(_, snapshot)| Arc::clone(snapshot))
+    }
+
+    fn keep(&self, number: u64, in_force: u64, snapshot: &Arc<Snapshot>) {
+        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(other, _)| *other == in_force && *other != number);
+        kept.push((number, Arc::clone(snapshot)));
+    }
+}
+
+impl Releases {
+    /// Explains what a generation answers; `None`: the one in force.
+    pub async fn explain(&self, number: Option<u64>, asked: Asked) -> Result<Explained, Failed> {
+        let seat = self.inner.desk.seat()?;
+        let (number, snapshot) = self.snapshot(number).await?;
+        let answer = self.slow(move || {
+            let _seat = seat;
+            answer(&snapshot, number, &asked)
+        });
+        answer.await?
+    }
+
+    async fn snapshot(&self, number: Option<u64>) -> Result<(u64, Arc<Snapshot>), Failed> {
+        let in_force = self.in_force().borrow().clone();
+        let in_force_number = in_force.as_ref().map_or(0, |released| released.id.number);
+        let number = number.unwrap_or(in_force_number);
+        if number == 0 {
+            return Err(Failed::NotFound("nothing is released yet".into()));
+        }
+        let _making = self.inner.snapshots.making.lock().await;
+        if let Some(snapshot) = self.inner.snapshots.get(number) {
+            return Ok((number, snapshot));
+        }
+        let rows = match in_force {
+            Some(released) if released.id.number == number => released.rows.clone(),
+            _ => self.rows_of(number).await?,
+        };
+        let snapshot = self
+            .inner
+            .desk
+            .run(move || compile(&rows, number))
+            .await??;
+        self.inner
+            .snapshots
+            .keep(number, in_force_number, &snapshot);
+        Ok((number, snapshot))
+    }
+}
+
+/// Compiles stored rows. Without a previous snapshot: numbers of listeners are never used again, so a chain of snapshots
+/// made one out of the other would use them up.
+fn compile(rows: &Inventory, number: u64) -> Result<Arc<Snapshot>, Failed> {
+    let messages = rows.messages().map_err(|_| trial::unreadable())?;
+    let snapshot = convert::compile_messages(messages, Generation(number), None);
+    let snapshot = snapshot.map_err(|refused| {
+        let first = refused.problems().first();
+        let first = first.map_or_else(String::new, |problem| format!(": {problem}"));
+        StoreError::Corrupt(format!("the rows do not compile{first}"))
+    })?;
+    Ok(Arc::new(snapshot))
+}
+
+fn answer(snapshot: &Snapshot, number: u64, asked: &Asked) -> Result<Explained, Failed> {
+    let who = Who {
+        listener: listener(snapshot, asked.listener.as_deref()).map_err(Failed::Invalid)?,
+        address: asked.address,
+        version: asked.version,
+        client_id: &asked.client_id,
+        username: asked.username.as_deref(),
+    };
+    let question = question(asked).map_err(Failed::Invalid)?;
+    let explanation = snapshot.explain(&who, &question);
+    let json = serde_json::to_string_pretty(&explanation);
+    let json = json.map_err(|error| Failed::Invalid(error.to_string()))?;
+    Ok(Explained {
+        generation: number,
+        decision: explanation.decision,
+        text: explanation.to_string(),
+        json,
+    })
+}
+
+fn listener(snapshot: &Snapshot, name: Option<&str>) -> Result<ListenerId, String> {
+    let names = || {
+        let names: Vec<&str> = snapshot.listeners().iter().map(|l| &*l.name).collect();
+        names.join(", ")
+    };
+    match (name, snapshot.listeners()) {
+        (Some(name), _) => snapshot
+            .listener_by_name(name)
+            .map(|listener| listener.id)
+            .ok_or_else(|| format!("no listener `{name}`; the policy has: {}", names())),
+        (None, [only]) => Ok(only.id),
+        (None, []) => Err("the policy has no listener".into()),
+        (None, _) => Err(format!("`listener` is needed, one of: {}", names())),
+    }
+}
+
+fn question(asked: &Asked) -> Result<Question<'_>, String> {
+    let topic = asked.topic.as_str();
+    match asked.action {
+        Action::Connect => Ok(Question::Connect),
+        Action::Publish | Action::Receive => {
+            if !is_topic_name(topic) {
+                return Err(format!(
+                    "`{topic}` is no topic name (not empty, no `+`, `#` or NUL)"
+                ));
+            }
+            Ok(Question::Message(Request {
+                action: asked.action,
+                topic,
+                qos: asked.qos,
+                retain: asked.retain,
+                payload_bytes: asked.payload_bytes,
+            }))
+        }
+        Action::Subscribe => {
+            let parsed = parse_filter(topic)
+                .map_err(|error| format!("`{topic}` is no topic filter: {}", fault(error)))?;
+            Ok(Question::Subscribe {
+                filter: parsed.filter,
+                qos: asked.qos,
+                shared: parsed.share_group.is_some(),
+            })
+        }
+    }
+}
+
+/// What is wrong with a filter, in words.
+fn fault(error: FilterError) -> &'static str {
+    match error {
+        FilterError::Empty => "it is empty",
+        FilterError::TooLong => "it is longer than 65535 bytes",
+        FilterError::Nul => "it contains NUL",
+        FilterError::MultiLevelNotLast => "`#` must be the last level",
+        FilterError::MultiLevelNotAlone => "`#` must be a whole level",
+        FilterError::WildcardNotAlone => "`+` must be a whole level",
+        FilterError::ShareGroup => "the name of the share is empty or has a wildcard",
+        FilterError::ShareWithoutFilter => "no filter follows the name of the share",
+    }
+}
