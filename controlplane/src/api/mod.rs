@@ -2,5 +2,6 @@
 //! nothing else. Every handler asks the [`Gate`](crate::auth::Gate) first.
 
 mod fail;
+pub mod policies;
 
 pub use fail::status;

@@ -12,7 +12,7 @@ use sluice_policy::fleet::Inventory;
 use sluice_policy::{Action, Generation, ListenerId, Question, Request, Snapshot, Who, convert};
 use sluice_wire::mqtt::{FilterError, QoS, Version, is_topic_name, parse_filter};
 
-use super::{Failed, Releases, trial};
+use super::{Failed, Releases};
 use crate::store::StoreError;
 
 /// What is asked about.
@@ -56,23 +56,35 @@ pub struct Explained {
 /// Compiled policies by number; see the module documentation.
 #[derive(Default)]
 pub(super) struct Snapshots {
-    kept: Mutex<Vec<(u64, Arc<Snapshot>)>>,
+    kept: Mutex<Vec<Kept>>,
     /// Held while one is made.
     making: tokio::sync::Mutex<()>,
+}
+
+#[derive(Clone)]
+struct Kept {
+    number: u64,
+    snapshot: Arc<Snapshot>,
+    /// True exactly when it was made without another one. Numbers of listeners are never used again, so a long chain of
+    /// snapshots, each made out of the one before, would use them up.
+    is_fresh: bool,
 }
 
 impl Snapshots {
     /// The one of a generation, if it is at hand.
     pub(super) fn get(&self, number: u64) -> Option<Arc<Snapshot>> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let found = kept.iter().find(|(other, _)| *other == number);
-        found.map(|(_, snapshot)| Arc::clone(snapshot))
+        self.find(number).map(|kept| kept.snapshot)
     }
 
-    fn keep(&self, number: u64, in_force: u64, snapshot: &Arc<Snapshot>) {
+    fn find(&self, number: u64) -> Option<Kept> {
+        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().find(|kept| kept.number == number).cloned()
+    }
+
+    fn keep(&self, new: Kept, in_force: u64) {
         let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.retain(|(other, _)| *other == in_force && *other != number);
-        kept.push((number, Arc::clone(snapshot)));
+        kept.retain(|old| old.number == in_force && old.number != new.number);
+        kept.push(new);
     }
 }
 
@@ -103,29 +115,33 @@ impl Releases {
             Some(released) if released.id.number == number => released.rows.clone(),
             _ => self.rows_of(number).await?,
         };
-        let snapshot = self
+        let previous = self.inner.snapshots.find(in_force_number);
+        let previous = previous.filter(|kept| kept.is_fresh);
+        let kept = self
             .inner
             .desk
-            .run(move || compile(&rows, number))
-            .await??;
-        self.inner
-            .snapshots
-            .keep(number, in_force_number, &snapshot);
+            .run(move || compile(&rows, number, previous.as_ref()));
+        let kept = kept.await??;
+        let snapshot = Arc::clone(&kept.snapshot);
+        self.inner.snapshots.keep(kept, in_force_number);
         Ok((number, snapshot))
     }
 }
 
-/// Compiles stored rows. Without a previous snapshot: numbers of listeners are never used again, so a chain of snapshots
-/// made one out of the other would use them up.
-fn compile(rows: &Inventory, number: u64) -> Result<Arc<Snapshot>, Failed> {
-    let messages = rows.messages().map_err(|_| trial::unreadable())?;
-    let snapshot = convert::compile_messages(messages, Generation(number), None);
+/// Compiles stored rows.
+fn compile(rows: &Inventory, number: u64, previous: Option<&Kept>) -> Result<Kept, Failed> {
+    let like = previous.map(|kept| &*kept.snapshot);
+    let snapshot = convert::compile_inventory(rows, Generation(number), like);
     let snapshot = snapshot.map_err(|refused| {
         let first = refused.problems().first();
         let first = first.map_or_else(String::new, |problem| format!(": {problem}"));
         StoreError::Corrupt(format!("the rows do not compile{first}"))
     })?;
-    Ok(Arc::new(snapshot))
+    Ok(Kept {
+        number,
+        snapshot: Arc::new(snapshot),
+        is_fresh: previous.is_none(),
+    })
 }
 
 fn answer(snapshot: &Snapshot, number: u64, asked: &Asked) -> Result<Explained, Failed> {
