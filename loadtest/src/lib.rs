@@ -5,6 +5,8 @@
 
 /// A raw MQTT client: sends packets or bytes, expects whole packets.
 pub mod client;
+/// A node of the fleet without a data plane behind it.
+pub mod fleet_node;
 /// Starts Mosquitto and the data plane on free ports and stops them again.
 pub mod harness;
 /// The load generator.
