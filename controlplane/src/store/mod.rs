@@ -15,7 +15,7 @@ use crate::domain::{
     StoreId, Token, TokenId, UnixMillis,
 };
 
-pub use sqlite::Sqlite;
+pub use sqlite::{Restored, Sqlite, restore};
 
 /// What is newest and what is in force.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
