@@ -11,6 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
+use std::task::Poll;
 
 use sluice_controlplane::domain::{
     AuditEntry, AuditRecord, JoinToken, Name, NewGeneration, NodeRecord, Role, Secret, State,
@@ -565,6 +566,59 @@ async fn is_consistent(store: &dyn Store) -> Result<Heads, Box<dyn std::error::E
     }
     assert_eq!(of("policy.release"), released);
     Ok(now)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_who_goes_away_leaves_nothing_half_done() -> Told {
+    let dir = tempfile::tempdir()?;
+    let store = Sqlite::open(dir.path()).await?;
+    let mut rows = store.rows(0).await?;
+    let mut finished = 0;
+    // Polls each call once more often than the call before, until several came to their end.
+    for polls in 0..500 {
+        let now = store.heads().await?;
+        let next = rules(20, i64::from(polls));
+        let mut adding = store.add(
+            generation(now.released, &rows, &next),
+            now.newest,
+            entry("policy.apply", 1),
+        );
+        let is_done = poll_at_most(&mut adding, polls).await;
+        drop(adding);
+        store.check().await?; // waits until what was under way has ended, one way or the other
+        let after = is_consistent(&store).await?;
+        assert!((now.newest..=now.newest + 1).contains(&after.newest));
+        if after.newest > now.newest {
+            let mut releasing =
+                store.release(after.newest, now.released, entry("policy.release", 2));
+            poll_at_most(&mut releasing, polls).await;
+            drop(releasing);
+            store.check().await?;
+            let then = is_consistent(&store).await?;
+            if then.released == after.newest {
+                rows = next;
+            }
+        }
+        finished += u32::from(is_done);
+        if finished == 3 {
+            return Ok(());
+        }
+    }
+    panic!("no call ever came to its end");
+}
+
+/// Whether it came to its end. It is polled when it is woken and not before, so each poll is a step; the step after the
+/// last one is there to be taken when it is dropped.
+async fn poll_at_most<T>(future: &mut (impl Future<Output = T> + Unpin), polls: u32) -> bool {
+    let mut left = polls;
+    std::future::poll_fn(|context| {
+        if left == 0 {
+            return Poll::Ready(false);
+        }
+        left -= 1;
+        std::pin::Pin::new(&mut *future).poll(context).map(|_| true)
+    })
+    .await
 }
 
 /// Set for the process that is killed; says where its store is.
