@@ -12,6 +12,7 @@
 //! - An unknown id costs the same work as a wrong secret.
 
 mod credential;
+mod first;
 mod peer;
 mod refusal;
 
@@ -31,6 +32,7 @@ use credential::{Authorization, authorization};
 use refusal::{Refusal, Refusals};
 
 pub use credential::{Kind, random, read, read_node, written};
+pub use first::{admin_token, first_token};
 pub use peer::{Call, Peer, Stay, may_carry_secrets};
 
 /// Tokens that work, at most: each is a person or a program, and they are held in memory.
@@ -212,6 +214,26 @@ impl Gate {
         .await
     }
 
+    /// Stores a join token, unless `working_max` of them can be used already.
+    pub async fn create_join_token(
+        &self,
+        token: JoinToken,
+        working_max: usize,
+        audit: AuditEntry,
+    ) -> Result<(), StoreError> {
+        self.change(async move |inner| {
+            let tokens = inner.store.join_tokens().await?;
+            let working = tokens.iter().filter(|other| other.works(token.created_at));
+            if working.count() >= working_max {
+                return Err(StoreError::Refused(format!(
+                    "{working_max} join tokens can be used already; revoke some"
+                )));
+            }
+            inner.store.add_join_token(token, audit).await
+        })
+        .await
+    }
+
     /// Revokes a token: it is refused at the next call, and its open streams end.
     pub async fn revoke_token(
         &self,
@@ -260,24 +282,12 @@ impl Gate {
 
     /// Whether a secret may travel over this connection: for calls that carry one inside, such as Enroll.
     #[allow(clippy::result_large_err)] // as above
-    pub fn carries_secrets<T>(&self, request: &Request<T>) -> Result<(), Status> {
+    fn carries_secrets<T>(&self, request: &Request<T>) -> Result<(), Status> {
         let asked = Asked::of(request);
         if asked.may_carry_secrets() {
             return Ok(());
         }
         Err(self.refuse(Refusal::Plaintext, &asked, ""))
-    }
-
-    /// Lets a node in from now on. The store has it already.
-    pub fn admit(&self, node: &NodeRecord) {
-        let guest = Guest::new(node.hash);
-        let mut known = self.inner.known_mut();
-        known.nodes.insert(node.name.clone(), guest);
-    }
-
-    /// Lets a node in no more, and cuts its stream. The store has removed it already.
-    pub fn expel(&self, name: &Name) {
-        self.inner.known_mut().nodes.remove(name);
     }
 
     /// The store behind it.

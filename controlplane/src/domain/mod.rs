@@ -10,6 +10,9 @@ pub use audit::{AuditEntry, AuditRecord};
 pub use generation::{Generation, GenerationId, NewGeneration, State, StoreId};
 pub use token::{JoinToken, Name, NodeRecord, Role, Secret, SecretHash, Token, TokenId};
 
+/// Where the control plane's gRPC server listens unless told otherwise: needs no privilege, registered for nothing common.
+pub const PORT: u16 = 7443;
+
 /// Milliseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UnixMillis(pub u64);

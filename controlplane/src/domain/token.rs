@@ -183,6 +183,13 @@ pub struct JoinToken {
     pub revoked_at: Option<UnixMillis>,
 }
 
+impl JoinToken {
+    /// True exactly when a node can join with it at this time.
+    pub fn works(&self, now: UnixMillis) -> bool {
+        self.revoked_at.is_none() && now < self.expires_at && self.uses_left > 0
+    }
+}
+
 /// A member of the fleet.
 #[derive(Clone, Debug)]
 pub struct NodeRecord {

@@ -1,0 +1,314 @@
+//! Start and end of the process: log, store, sockets, signals. It wires everything and decides nothing about policy.
+
+use std::io::Write;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tonic::service::Routes;
+
+use crate::api::{self, AccessApi, OperationsApi};
+use crate::auth::{self, Gate};
+use crate::config::{RunArgs, TokenArgs};
+use crate::fleet::Fleet;
+use crate::readiness::Readiness;
+use crate::release::{self, Releases};
+use crate::store::{Sqlite, Store};
+use crate::{admin, clock, logging, metrics, server};
+
+/// How long calls under way have after the first signal.
+const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// The command line is wrong.
+const EXIT_USAGE: u8 = 2;
+/// Descriptors that are no connections: the store, the admin server, files.
+const DESCRIPTORS_RESERVED: u64 = 256;
+
+/// How the process ended.
+enum End {
+    /// Everything was told and closed, or cut at the deadline.
+    Stopped,
+    /// A second signal, by its number.
+    Cut(i32),
+}
+
+/// Runs the control plane until it is told to end.
+pub fn run(args: &RunArgs) -> ExitCode {
+    let problems = args.problems();
+    if !problems.is_empty() {
+        return usage(&problems);
+    }
+    if let Err(error) = logging::install(args.log_format, &args.log_level) {
+        return usage(&[format!("the log: {error:#}")]);
+    }
+    match in_runtime(serve(args)) {
+        Ok(End::Stopped) => ExitCode::SUCCESS,
+        Ok(End::Cut(signal)) => ExitCode::from(u8::try_from(128 + signal).unwrap_or(1)),
+        Err(error) => {
+            tracing::error!("cannot start: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Makes an admin token offline.
+pub fn token(args: &TokenArgs) -> ExitCode {
+    let made = in_runtime(async {
+        if !args.data_dir.is_dir() {
+            anyhow::bail!("{} is no folder (see --data-dir)", args.data_dir.display());
+        }
+        let store = open_store(&args.data_dir).await?;
+        auth::admin_token(&*store, &args.data_dir, args.name.clone()).await
+    });
+    let told = match &made {
+        Ok(path) => writeln!(std::io::stdout(), "{}", path.display()),
+        Err(error) => writeln!(std::io::stderr(), "error: {error:#}"),
+    };
+    match (made, told) {
+        (Ok(_), Ok(())) => ExitCode::SUCCESS,
+        (Ok(_) | Err(_), _) => ExitCode::FAILURE,
+    }
+}
+
+fn usage(problems: &[String]) -> ExitCode {
+    for problem in problems {
+        // Nobody is left to tell when this fails.
+        let _ = writeln!(std::io::stderr(), "error: {problem}");
+    }
+    let _ = writeln!(std::io::stderr(), "\nFor more information, try '--help'.");
+    ExitCode::from(EXIT_USAGE)
+}
+
+fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .context("the runtime")?;
+    let result = runtime.block_on(work);
+    // Whatever still runs has had its time.
+    runtime.shutdown_background();
+    result
+}
+
+async fn open_store(data_dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
+    let store = Sqlite::open(data_dir).await;
+    let store = store.with_context(|| format!("the store in {}", data_dir.display()))?;
+    Ok(Arc::new(store))
+}
+
+async fn serve(args: &RunArgs) -> anyhow::Result<End> {
+    let mut signals = signals().context("signal handlers")?;
+    let metrics = metrics::install().context("metrics")?;
+    tokio::spawn(metrics::upkeep(metrics.clone()));
+    let tls = args.tls().map(server::tls).transpose()?;
+    let admin_socket = bind(args.admin, "--admin").await?;
+    let socket = bind(args.listen, "--listen").await?;
+    let connections_max = connections_by_descriptors(args.connections_max.get());
+
+    let store = open_store(&args.data_dir).await?;
+    if let Some(path) = auth::first_token(&*store, &args.data_dir).await? {
+        tracing::info!(
+            path = %path.display(),
+            "first start: the token of the first admin was written; keep it, or make others with it and delete it"
+        );
+    }
+    let gate = Gate::open(Arc::clone(&store)).await?;
+    let limits = release::Limits {
+        release_within: args.release_within.0,
+        ..release::Limits::default()
+    };
+    let releases = Releases::open(Arc::clone(&store), limits).await?;
+    let fleet = Fleet::open(gate.clone(), releases.in_force()).await?;
+    let readiness = Arc::new(Readiness::new(store));
+    let mut routes = Routes::builder();
+    let operations = OperationsApi::new(
+        gate.clone(),
+        fleet.clone(),
+        Arc::clone(&readiness),
+        args.data_dir.clone(),
+        clock::unix_now(),
+    );
+    routes
+        .add_service(api::policies::service(
+            gate.clone(),
+            releases,
+            fleet.clone(),
+        ))
+        .add_service(fleet.server())
+        .add_service(AccessApi::new(gate).into_service())
+        .add_service(operations.into_service());
+    serve_admin(admin_socket, Arc::clone(&readiness), metrics)?;
+    let (stop, stopping) = watch::channel(false);
+    let is_tls = tls.is_some();
+    let address = socket.local_addr().context("--listen")?;
+    readiness.set_serving(true);
+    let served = tokio::spawn(server::serve(
+        socket,
+        connections_max,
+        tls,
+        routes.routes(),
+        Arc::clone(&readiness),
+        stopping,
+    ));
+    announce(address, args, is_tls);
+    let tell = || {
+        readiness.set_serving(false);
+        stop.send_replace(true);
+        fleet.close();
+    };
+    until_stopped(&mut signals, served, tell).await
+}
+
+/// Waits for a signal, or for the server's end, which is an error; then brings everything to its end.
+async fn until_stopped(
+    signals: &mut mpsc::Receiver<i32>,
+    mut served: JoinHandle<anyhow::Result<()>>,
+    tell: impl FnOnce(),
+) -> anyhow::Result<End> {
+    let first = tokio::select! {
+        first = signals.recv() => first,
+        ended = &mut served => {
+            ended.context("the gRPC server")??;
+            anyhow::bail!("the gRPC server has ended by itself");
+        }
+    };
+    tracing::info!(
+        signal = first,
+        within_secs = STOP_WITHIN.as_secs(),
+        "stopping"
+    );
+    tell();
+    tokio::select! {
+        ended = &mut served => {
+            ended.context("the gRPC server")??;
+            tracing::info!("stopped");
+            Ok(End::Stopped)
+        }
+        () = tokio::time::sleep(STOP_WITHIN) => {
+            tracing::warn!("stopped; calls that were still under way were cut");
+            Ok(End::Stopped)
+        }
+        second = signals.recv() => {
+            let signal = second.unwrap_or_default();
+            tracing::warn!(signal, "a second signal: ended at once");
+            Ok(End::Cut(signal))
+        }
+    }
+}
+
+async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let socket = TcpListener::bind(address).await;
+    socket.with_context(|| format!("{flag} {address}: cannot listen there"))
+}
+
+fn serve_admin(
+    socket: TcpListener,
+    readiness: Arc<Readiness>,
+    metrics: metrics_exporter_prometheus::PrometheusHandle,
+) -> anyhow::Result<()> {
+    let address = socket.local_addr().context("--admin")?;
+    if !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "THE ADMIN SERVER IS REACHABLE FROM OTHER MACHINES and has no password: anyone who reaches it can read metrics"
+        );
+    }
+    tracing::info!(%address, "admin server is listening");
+    tokio::spawn(async move {
+        if let Err(error) = admin::serve(socket, readiness, metrics).await {
+            tracing::error!(%error, "the admin server has ended");
+        }
+    });
+    Ok(())
+}
+
+fn announce(address: SocketAddr, args: &RunArgs, is_tls: bool) {
+    if !is_tls && !address.ip().is_loopback() {
+        tracing::warn!(
+            %address,
+            "THE GRPC SERVER LISTENS BEYOND THIS MACHINE WITHOUT TLS: every token from another machine is refused; \
+             give it --tls-cert and --tls-key"
+        );
+    }
+    let wants_client_certificates = args.tls_client_ca.is_some();
+    tracing::info!(
+        %address,
+        tls = is_tls,
+        mutual_tls = wants_client_certificates,
+        version = env!("CARGO_PKG_VERSION"),
+        data_dir = %args.data_dir.display(),
+        "gRPC server is listening"
+    );
+}
+
+/// Raises the limit on descriptors as far as needed and allowed, and gives how many connections it really holds.
+fn connections_by_descriptors(wanted: u32) -> usize {
+    let needed = u64::from(wanted).saturating_add(DESCRIPTORS_RESERVED);
+    let before = getrlimit(Resource::Nofile);
+    if before.current.is_some_and(|current| current < needed) {
+        let raised = Rlimit {
+            current: Some(before.maximum.unwrap_or(needed).min(needed)),
+            maximum: before.maximum,
+        };
+        if let Err(error) = setrlimit(Resource::Nofile, raised) {
+            tracing::warn!(%error, "the limit on descriptors cannot be raised");
+        }
+    }
+    let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let held = connections_in(limit, wanted);
+    if held < wanted {
+        tracing::warn!(
+            connections_max = held,
+            wanted,
+            limit,
+            "fewer connections than --connections-max: the limit on descriptors is too low; raise LimitNOFILE or ulimit -n"
+        );
+    }
+    held as usize
+}
+
+/// One at least. Where the limit is that of an ordinary shell, a quarter is reserve enough.
+fn connections_in(descriptors: u64, wanted: u32) -> u32 {
+    let reserved = DESCRIPTORS_RESERVED.min(descriptors / 4);
+    let held = descriptors.saturating_sub(reserved);
+    u32::try_from(held).unwrap_or(u32::MAX).clamp(1, wanted)
+}
+
+/// SIGTERM and SIGINT as numbers, in order of arrival.
+fn signals() -> std::io::Result<mpsc::Receiver<i32>> {
+    let (seen_in, seen) = mpsc::channel(8);
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut stream = signal(kind)?;
+        let seen_in = seen_in.clone();
+        tokio::spawn(async move {
+            while stream.recv().await.is_some() && seen_in.send(kind.as_raw_value()).await.is_ok() {
+            }
+        });
+    }
+    Ok(seen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn connections_fit_into_descriptors() {
+        for (descriptors, wanted, expected) in [
+            (u64::MAX, 4096, 4096),
+            (4352, 4096, 4096),
+            (1024, 4096, 768),
+            (64, 4096, 48),
+            (0, 4096, 1),
+        ] {
+            assert_eq!(connections_in(descriptors, wanted), expected);
+        }
+    }
+}

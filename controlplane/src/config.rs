@@ -1,0 +1,305 @@
+//! The settings of the process: command line, environment, and their check as a whole.
+//!
+//! Opens nothing and reads no file. What the fleet shares (listeners, users, rules) is policy and comes over the API.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::domain::{Name, PORT};
+
+const EXAMPLES: &str = "\
+Examples:
+  sluice-controlplane --data-dir ./state
+      for one machine: the API on 127.0.0.1:7443, the admin server on 127.0.0.1:9091
+  sluice-controlplane --data-dir /var/lib/sluice-controlplane --listen 0.0.0.0:7443 \\
+      --tls-cert server.pem --tls-key server.key
+      for nodes on other machines; with --tls-client-ca ca.pem they must show certificates as well
+  sluice-controlplane token --data-dir /var/lib/sluice-controlplane --name rescue
+      all admin tokens are lost: stop the control plane, make another, start it again
+
+The first start writes the token of the first admin to <data-dir>/admin.token (readable by this user only) and logs that
+path. Give it to sluicectl: SLUICE_TOKEN_FILE=<data-dir>/admin.token sluicectl status
+
+SIGTERM and SIGINT stop it: streams are told and ended, calls under way have 10 s. A second one ends it at once.
+
+Exit codes: 0 stopped, 1 could not start (or the token could not be made), 2 the command line is wrong,
+128+N cut short by a second signal N (143 for SIGTERM).";
+
+/// Stores policy, releases it to the fleet, and shows what is active on every node.
+#[derive(Parser, Debug)]
+#[command(name = "sluice-controlplane", version, about, after_help = EXAMPLES)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct Cli {
+    /// What to do; without it, `run`.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// The flags of `run`.
+    #[command(flatten)]
+    pub run: RunArgs,
+}
+
+/// What can be asked.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Run the control plane (the default).
+    Run(Box<RunArgs>),
+    /// Make another admin token, as a file, while the control plane is stopped.
+    Token(TokenArgs),
+}
+
+/// `token`.
+#[derive(Args, Debug)]
+pub struct TokenArgs {
+    /// Folder of the control plane's files.
+    #[arg(
+        long,
+        env = "SLUICE_CONTROL_DATA_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/sluice-controlplane"
+    )]
+    pub data_dir: PathBuf,
+    /// Name of the token: 1 to 64 of letters, digits, `-`, `_` and `.`. It is written to <data-dir>/<name>.token.
+    #[arg(long, value_name = "NAME", value_parser = name)]
+    pub name: Name,
+}
+
+/// How the process runs. Every flag has an environment variable with the prefix `SLUICE_CONTROL_`.
+#[derive(Args, Clone, Debug)]
+pub struct RunArgs {
+    /// Folder of the store and the first token; made at first start. One control plane at a time uses it.
+    #[arg(
+        long,
+        env = "SLUICE_CONTROL_DATA_DIR",
+        value_name = "DIR",
+        default_value = "/var/lib/sluice-controlplane"
+    )]
+    pub data_dir: PathBuf,
+
+    /// Address of the gRPC server, for operators and nodes. Port 0 takes a free port and logs it.
+    #[arg(long, env = "SLUICE_CONTROL_LISTEN", value_name = "ADDR:PORT",
+          default_value_t = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), PORT))]
+    pub listen: SocketAddr,
+
+    /// Certificate chain (PEM) of the gRPC server. Without it the server speaks plaintext, and tokens are taken only from
+    /// this machine.
+    #[arg(long, env = "SLUICE_CONTROL_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+
+    /// Private key (PEM) of the certificate.
+    #[arg(long, env = "SLUICE_CONTROL_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
+
+    /// Certificates (PEM) of those who sign callers' certificates: with it, who shows none is refused.
+    #[arg(long, env = "SLUICE_CONTROL_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+
+    /// Connections open at once on the gRPC server: one for each node, and some for operators.
+    #[arg(
+        long,
+        env = "SLUICE_CONTROL_CONNECTIONS_MAX",
+        value_name = "N",
+        default_value = "4096"
+    )]
+    pub connections_max: NonZeroU32,
+
+    /// Address of the admin server (/livez, /readyz, /metrics). It has no password: keep it on loopback. Port 0 takes a
+    /// free port and logs it.
+    #[arg(
+        long,
+        env = "SLUICE_CONTROL_ADMIN",
+        value_name = "ADDR:PORT",
+        default_value = "127.0.0.1:9091"
+    )]
+    pub admin: SocketAddr,
+
+    /// How long an applied generation can be released, for example `24h`; 1 s to 30 d.
+    #[arg(
+        long,
+        env = "SLUICE_CONTROL_RELEASE_WITHIN",
+        value_name = "TIME",
+        default_value = "7d"
+    )]
+    pub release_within: Span,
+
+    /// Form of the log on standard error.
+    #[arg(long, env = "SLUICE_CONTROL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+
+    /// Log level (error, warn, info, debug, trace, off), or a filter like `info,sluice::call=off`.
+    #[arg(
+        long,
+        env = "SLUICE_CONTROL_LOG_LEVEL",
+        value_name = "FILTER",
+        default_value = "info"
+    )]
+    pub log_level: String,
+}
+
+/// The form of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object for each line.
+    Json,
+}
+
+/// The files of a TLS server.
+#[derive(Clone, Copy, Debug)]
+pub struct TlsFiles<'a> {
+    /// Its certificate chain.
+    pub cert: &'a PathBuf,
+    /// Its private key.
+    pub key: &'a PathBuf,
+    /// Who signs callers' certificates.
+    pub client_ca: Option<&'a PathBuf>,
+}
+
+impl RunArgs {
+    /// Everything that is wrong with the settings as a whole.
+    pub fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(_), None) => problems.push("--tls-cert needs --tls-key".to_owned()),
+            (None, Some(_)) => problems.push("--tls-key needs --tls-cert".to_owned()),
+            (Some(_), Some(_)) | (None, None) => {}
+        }
+        if self.tls_client_ca.is_some() && self.tls_cert.is_none() {
+            problems.push("--tls-client-ca needs --tls-cert and --tls-key".to_owned());
+        }
+        if self.listen == self.admin && self.listen.port() != 0 {
+            problems.push(format!(
+                "--listen and --admin are both {}; they are two servers",
+                self.listen
+            ));
+        }
+        if self.data_dir.as_os_str().is_empty() {
+            problems.push("--data-dir is empty".to_owned());
+        }
+        if let Err(error) = self.log_level.parse::<tracing_subscriber::EnvFilter>() {
+            problems.push(format!("--log-level: {error}"));
+        }
+        problems
+    }
+
+    /// The files of the TLS server; `None`: plaintext.
+    pub fn tls(&self) -> Option<TlsFiles<'_>> {
+        Some(TlsFiles {
+            cert: self.tls_cert.as_ref()?,
+            key: self.tls_key.as_ref()?,
+            client_ca: self.tls_client_ca.as_ref(),
+        })
+    }
+}
+
+/// A time on the command line: a whole number with a unit, 1 s to 30 d.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span(pub Duration);
+
+/// A value on the command line that cannot be meant.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a whole number with a unit (s, m, h, d), 1s to 30d, like `24h`")]
+pub struct BadSpan;
+
+impl FromStr for Span {
+    type Err = BadSpan;
+
+    fn from_str(text: &str) -> Result<Self, BadSpan> {
+        let at = text.find(|c: char| !c.is_ascii_digit()).ok_or(BadSpan)?;
+        let (number, unit) = text.split_at(at);
+        let number: u64 = number.parse().map_err(|_| BadSpan)?;
+        let secs_per_unit = match unit {
+            "s" => 1,
+            "m" => 60,
+            "h" => 3600,
+            "d" => 86_400,
+            _ => return Err(BadSpan),
+        };
+        let secs = number.checked_mul(secs_per_unit);
+        let secs = secs.filter(|secs| (1..=30 * 86_400).contains(secs));
+        secs.map(|secs| Self(Duration::from_secs(secs)))
+            .ok_or(BadSpan)
+    }
+}
+
+fn name(text: &str) -> Result<Name, String> {
+    let why = "expected 1 to 64 of letters, digits, `-`, `_` and `.`";
+    let parsed = Name::parse(text).filter(|name| !name.as_str().starts_with('.'));
+    parsed.ok_or_else(|| why.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    fn parse(args: &[&str]) -> RunArgs {
+        let args = [&["sluice-controlplane"], args].concat();
+        Cli::try_parse_from(args).expect("parses").run
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_have_a_unit_and_bounds() {
+        for (text, secs) in [
+            ("1s", Some(1)),
+            ("90m", Some(5400)),
+            ("24h", Some(86_400)),
+            ("30d", Some(2_592_000)),
+            ("31d", None),
+            ("0s", None),
+            ("10", None),
+            ("", None),
+            ("-1s", None),
+            ("1 s", None),
+            ("99999999999999999999d", None),
+        ] {
+            let found = text.parse::<Span>().ok();
+            assert_eq!(
+                found,
+                secs.map(|secs| Span(Duration::from_secs(secs))),
+                "{text:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn c17_all_problems_are_told_at_once() {
+        let args = parse(&[
+            "--tls-key",
+            "k",
+            "--tls-client-ca",
+            "c",
+            "--admin",
+            "127.0.0.1:7443",
+            "--log-level",
+            "a=b=c",
+        ]);
+        let problems = args.problems();
+        assert_eq!(problems.len(), 4, "{problems:?}");
+        for text in [
+            "--tls-key needs",
+            "--tls-client-ca needs",
+            "two servers",
+            "--log-level",
+        ] {
+            assert!(
+                problems.iter().any(|problem| problem.contains(text)),
+                "{text}"
+            );
+        }
+        assert!(parse(&[]).problems().is_empty());
+        let free_ports = parse(&["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        assert!(free_ports.problems().is_empty());
+    }
+}

@@ -1,0 +1,249 @@
+//! Connections from outside: bounded in number, and in the time that strangers may keep one.
+//!
+//! Places belong to those who proved who they are. A connection over which nobody has, within a deadline, is closed; and
+//! when all places are taken, the oldest such connection gives way to a newcomer. So whoever opens connections and says
+//! nothing keeps nobody out. Knows no protocol.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::serve::Listener;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::Sleep;
+use tonic::transport::server::Connected;
+
+use crate::auth::Peer;
+
+/// Bounds of a listener's connections.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once.
+    pub connections_max: usize,
+    /// Longest time until somebody proves who they are; a TLS handshake is part of it.
+    pub stranger_max: Duration,
+}
+
+/// A listening socket with bounds.
+pub struct Bounded {
+    socket: TcpListener,
+    limits: Limits,
+    is_tls: bool,
+    free: Arc<Semaphore>,
+    held: Arc<Held>,
+    next_number: u64,
+}
+
+/// One connection and its place.
+pub struct Connection {
+    stream: TcpStream,
+    peer: Peer,
+    timer: Pin<Box<Sleep>>,
+    /// Ends when the place was given to somebody else.
+    evicted: oneshot::Receiver<()>,
+    /// True exactly when `timer` or `evicted` has ended while the peer was a stranger.
+    is_over: bool,
+    _place: Place,
+}
+
+impl Bounded {
+    /// Takes over a socket that listens. `is_tls` is what is said of every connection.
+    pub fn new(socket: TcpListener, limits: Limits, is_tls: bool) -> Self {
+        Self {
+            socket,
+            limits,
+            is_tls,
+            free: Arc::new(Semaphore::new(limits.connections_max)),
+            held: Arc::default(),
+            next_number: 0,
+        }
+    }
+
+    /// Accepts until the receiver is dropped; then the socket is closed.
+    pub fn into_channel(mut self) -> mpsc::Receiver<io::Result<Connection>> {
+        let (accepted, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            loop {
+                let connection = tokio::select! {
+                    () = accepted.closed() => return,
+                    (connection, _) = self.accept() => connection,
+                };
+                if accepted.send(Ok(connection)).await.is_err() {
+                    return;
+                }
+            }
+        });
+        receiver
+    }
+
+    /// A place for one more connection, if need be that of a stranger.
+    async fn place(&self) -> Option<OwnedSemaphorePermit> {
+        if let Ok(permit) = Arc::clone(&self.free).try_acquire_owned() {
+            return Some(permit);
+        }
+        self.held.evict_oldest_stranger();
+        Arc::clone(&self.free).acquire_owned().await.ok()
+    }
+}
+
+impl Listener for Bounded {
+    type Io = Connection;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Connection, SocketAddr) {
+        loop {
+            // Retries by itself, with a pause when descriptors are short.
+            let (stream, address) = Listener::accept(&mut self.socket).await;
+            // The semaphore is never closed; were it, nobody could be served any more.
+            let Some(permit) = self.place().await else {
+                continue;
+            };
+            // Answers are small and waited for. A socket that refuses this is as good without.
+            let _ = stream.set_nodelay(true);
+            let peer = Peer::new(address, self.is_tls);
+            let number = self.next_number;
+            self.next_number += 1;
+            let connection = Connection {
+                stream,
+                timer: Box::pin(tokio::time::sleep(self.limits.stranger_max)),
+                evicted: self.held.enter(number, peer.clone()),
+                is_over: false,
+                peer,
+                _place: Place {
+                    number,
+                    held: Arc::clone(&self.held),
+                    _permit: permit,
+                },
+            };
+            return (connection, address);
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = Peer;
+
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
+    }
+}
+
+impl Connection {
+    /// Asked before every read and write, so that whoever is over learns it however busy the other side keeps us.
+    fn go_on(&mut self, context: &mut Context<'_>) -> io::Result<()> {
+        if self.peer.is_proven() {
+            return Ok(());
+        }
+        self.is_over = self.is_over
+            || self.timer.as_mut().poll(context).is_ready()
+            || Pin::new(&mut self.evicted).poll(context).is_ready();
+        if self.is_over {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        Ok(())
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.go_on(context)?;
+        Pin::new(&mut self.stream).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.go_on(context)?;
+        Pin::new(&mut self.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.go_on(context)?;
+        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
+
+/// A place; given back when dropped.
+struct Place {
+    number: u64,
+    held: Arc<Held>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.held.lock().remove(&self.number);
+    }
+}
+
+/// The connections that have a place, oldest first.
+#[derive(Default)]
+struct Held {
+    connections: Mutex<BTreeMap<u64, Holder>>,
+}
+
+struct Holder {
+    peer: Peer,
+    /// Its end tells the connection to go.
+    _stay: oneshot::Sender<()>,
+}
+
+impl Held {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<u64, Holder>> {
+        // Nothing panics between lock and unlock.
+        self.connections
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn enter(&self, number: u64, peer: Peer) -> oneshot::Receiver<()> {
+        let (stay, evicted) = oneshot::channel();
+        let holder = Holder { peer, _stay: stay };
+        self.lock().insert(number, holder);
+        evicted
+    }
+
+    fn evict_oldest_stranger(&self) {
+        let mut connections = self.lock();
+        let mut strangers = connections
+            .iter()
+            .filter(|(_, holder)| !holder.peer.is_proven());
+        if let Some(number) = strangers.next().map(|(number, _)| *number) {
+            connections.remove(&number);
+        }
+    }
+}
