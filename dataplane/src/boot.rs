@@ -18,12 +18,13 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::admin;
-use crate::config::{self, CPUS_MAX, RunArgs};
+use crate::config::{self, CPUS_MAX, FleetSettings, RunArgs};
 use crate::control::apply::Apply;
 use crate::control::link::Link;
 use crate::control::listeners::Listeners;
 use crate::control::notify::Notifier;
-use crate::control::{Control, End, Parts, ShardExit, auth};
+use crate::control::random::random;
+use crate::control::{Control, End, Parts, ShardExit, auth, fleet};
 use crate::logging::{self, LogControl};
 use crate::metrics::Counters;
 use crate::node::{
@@ -65,6 +66,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
 }
 
 fn start(args: &RunArgs, log: LogControl) -> anyhow::Result<End> {
+    let fleet = args.fleet.settings()?;
     let cpus = config::place(args.shards, args.cpus.as_ref(), &allowed_cpus())?;
     let sessions_max = sessions_by_descriptors(args.connections_max.get());
     let engine = choose_engine(args.engine)?;
@@ -78,7 +80,14 @@ fn start(args: &RunArgs, log: LogControl) -> anyhow::Result<End> {
         .enable_all()
         .build()
         .context("the control thread's runtime")?;
-    let end = runtime.block_on(control_thread(args, log, &cpus, engine, sessions_max));
+    let end = runtime.block_on(control_thread(
+        args,
+        fleet,
+        log,
+        &cpus,
+        engine,
+        sessions_max,
+    ));
     // A name lookup may hang in the resolver; nothing waits for it.
     runtime.shutdown_background();
     end
@@ -86,12 +95,14 @@ fn start(args: &RunArgs, log: LogControl) -> anyhow::Result<End> {
 
 async fn control_thread(
     args: &RunArgs,
+    fleet: Option<FleetSettings>,
     log: LogControl,
     cpus: &[Option<usize>],
     engine: Engine,
     sessions_max: u32,
 ) -> anyhow::Result<End> {
     let signals = signals().context("signal handlers")?;
+    let member = fleet.as_ref().map(fleet::open).transpose()?;
     let admin_socket = admin::listen(args.admin).with_context(|| {
         format!(
             "the admin server cannot listen on {} (see --admin)",
@@ -134,7 +145,7 @@ async fn control_thread(
     drop(exits_in);
 
     let listeners = Listeners::new(cpus.len(), activated_sockets());
-    let (control, handle, _source) = Control::new(Parts {
+    let (control, handle, source) = Control::new(Parts {
         apply: Apply::new(policy, links.clone(), listeners),
         links,
         inboxes,
@@ -150,12 +161,17 @@ async fn control_thread(
             cache_entries_max: args.auth_cache as usize,
             cache_lifetime: args.auth_cache_time.0,
         },
-        auth_secret_key: random()?,
+        auth_secret_key: random().context("randomness from the kernel")?,
         policy_file: args.policy.clone(),
+        fleet: member.as_ref().map(fleet::Member::shared),
         drain_time: args.drain_time.0,
         notifier: Notifier::from_env(),
     })
     .context("the password threads")?;
+    if let Some(member) = member {
+        let shards = u16::try_from(cpus.len()).unwrap_or(u16::MAX);
+        tokio::spawn(member.run(shards, source, handle.clone()));
+    }
     tokio::spawn(async move {
         if let Err(error) = admin::serve(admin_socket, handle, log).await {
             tracing::error!(%error, "the admin server has ended");
@@ -428,18 +444,9 @@ fn report_panics() {
     }));
 }
 
-fn random<const N: usize>() -> anyhow::Result<[u8; N]> {
-    let mut bytes = [0; N];
-    let mut filled = 0;
-    while let Some(rest) = bytes.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        filled += rustix::rand::getrandom(rest, rustix::rand::GetRandomFlags::empty())
-            .context("randomness from the kernel")?;
-    }
-    Ok(bytes)
-}
-
 fn random_u64() -> anyhow::Result<u64> {
-    random().map(u64::from_ne_bytes)
+    let bytes = random().context("randomness from the kernel")?;
+    Ok(u64::from_ne_bytes(bytes))
 }
 
 fn usage(error: &anyhow::Error) -> ExitCode {
@@ -484,11 +491,5 @@ mod tests {
             (exit.shard, exit.result),
             (ShardId(3), Err("panicked".to_owned()))
         );
-    }
-
-    #[test]
-    fn random_keys_differ() {
-        let keys: [[u8; 32]; 2] = [random().expect("randomness"), random().expect("randomness")];
-        assert_ne!(keys[0], keys[1]);
     }
 }

@@ -14,6 +14,10 @@ use clap::{Args, ValueEnum};
 
 use crate::ring::EngineChoice;
 
+mod fleet;
+
+pub use fleet::{BadFleet, FleetArgs, FleetSettings};
+
 /// Shards one process may run; a bound for tables with one row per shard.
 pub const SHARDS_MAX: usize = 256;
 
@@ -27,6 +31,10 @@ pub struct RunArgs {
     /// Without a policy every device is refused and /readyz says so.
     #[arg(long, env = "SLUICE_POLICY", value_name = "FILE")]
     pub policy: Option<PathBuf>,
+
+    /// The way to a control plane, in the place of a policy document.
+    #[command(flatten)]
+    pub fleet: FleetArgs,
 
     /// Event loops, each on its own thread and processor: a number, or `auto` for one per processor in `--cpus`.
     #[arg(

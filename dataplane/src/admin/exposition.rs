@@ -11,7 +11,8 @@ use metrics::{Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
 use crate::clock;
-use crate::control::observe::{Observed, ShardView};
+use crate::control::fleet::LinkState;
+use crate::control::observe::{Observed, ShardView, resident_bytes};
 use crate::metrics::Counter;
 
 /// Upper bounds of the added-latency buckets, in microseconds.
@@ -29,6 +30,7 @@ pub fn render(observed: &Observed) -> String {
     };
     counters(&page, observed);
     policy(&page, observed);
+    fleet(&page, observed);
     connections(&page, observed);
     shards(&page, observed);
     upstreams(&page, observed);
@@ -107,6 +109,52 @@ fn policy(page: &Page<'_>, observed: &Observed) {
         name,
         &[],
         f64::from(u8::from(observed.not_ready.is_empty())),
+    );
+}
+
+/// Nothing without a control plane.
+fn fleet(page: &Page<'_>, observed: &Observed) {
+    let Some(fleet) = &observed.fleet else {
+        return;
+    };
+    let name = "sluice_control_link";
+    page.describe_gauge(
+        name,
+        "Where the link to the control plane is: 1 for one state.",
+    );
+    for state in LinkState::ALL {
+        let is = f64::from(u8::from(state == fleet.state));
+        page.gauge(name, &[("state", state.name())], is);
+    }
+    let name = "sluice_control_streams_total";
+    page.describe_counter(name, "Streams to the control plane that were opened.");
+    page.counter(name, &[], fleet.connects);
+    let name = "sluice_control_disconnects_total";
+    page.describe_counter(
+        name,
+        "Streams to the control plane that ended, and attempts that failed.",
+    );
+    page.counter(name, &[], fleet.disconnects);
+    let name = "sluice_fleet_generation";
+    page.describe_gauge(
+        name,
+        "Generation of the fleet by stage, as the control plane counts; 0 before the first.",
+    );
+    let policy = &observed.policy;
+    let stages = [
+        ("desired", &policy.desired),
+        ("compiled", &policy.compiled),
+        ("delivered", &policy.delivered),
+        ("active", &policy.active),
+    ];
+    for (stage, seen) in stages {
+        let number = seen.as_ref().and_then(|seen| seen.fleet_generation);
+        page.gauge(name, &[("stage", stage)], number.unwrap_or(0) as f64);
+    }
+    page.gauge(
+        name,
+        &[("stage", "on_disk")],
+        fleet.on_disk.unwrap_or(0) as f64,
     );
 }
 
@@ -263,16 +311,6 @@ fn process(page: &Page<'_>) {
     let name = "process_resident_memory_bytes";
     page.describe_gauge(name, "Resident memory of the process.");
     page.gauge(name, &[], resident_bytes().unwrap_or(0) as f64);
-}
-
-/// `VmRSS` of this process, as the kernel tells it.
-pub fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status
-        .lines()
-        .find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// The facade counts in whole numbers; seconds have parts.

@@ -14,8 +14,9 @@ use axum::routing::get;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::control::{ControlHandle, NoAnswer, SessionCursor};
+use crate::control::{BadCursor, ControlHandle, NoAnswer, SessionCursor};
 use crate::logging::LogControl;
+use crate::node::SessionFilter;
 
 use socket::{Bounded, Limits};
 
@@ -73,6 +74,7 @@ fn router(control: ControlHandle, log: LogControl) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/policy", get(policy))
+        .route("/fleet", get(fleet))
         .route("/listeners", get(listeners))
         .route("/upstreams", get(upstreams))
         .route("/shards", get(shards))
@@ -112,10 +114,11 @@ async fn index() -> &'static str {
      GET /readyz     send it devices? (?verbose: why not, as JSON)\n\
      GET /metrics    for Prometheus\n\
      GET /policy     desired, compiled, delivered and active generation; the last refusal\n\
+     GET /fleet      the link to the control plane; null without one\n\
      GET /listeners  what is listened on, with the real ports\n\
      GET /upstreams  endpoints, their health and breakers\n\
      GET /shards     what each shard holds\n\
-     GET /sessions   open sessions (?limit=N&after=CURSOR)\n\
+     GET /sessions   open sessions (?limit=N&after=CURSOR&client_id=ID&username=NAME)\n\
      GET /log        the log filter; PUT a new one, for example: debug\n"
 }
 
@@ -165,6 +168,11 @@ async fn policy(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
     Ok(Json(observed.policy).into_response())
 }
 
+async fn fleet(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
+    let observed = admin.control.observe(false).await?;
+    Ok(Json(json!({ "fleet": observed.fleet })).into_response())
+}
+
 async fn listeners(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
     let observed = admin.control.observe(false).await?;
     Ok(Json(json!({ "listeners": observed.listeners })).into_response())
@@ -184,17 +192,20 @@ async fn shards(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
 struct SessionsQuery {
     limit: Option<u32>,
     after: Option<String>,
+    client_id: Option<Box<str>>,
+    username: Option<Box<str>>,
 }
 
 async fn sessions(
     State(admin): State<Admin>,
     Query(query): Query<SessionsQuery>,
 ) -> Result<Response, NoAnswer> {
-    let at = match query.after.as_deref().map(cursor) {
+    let at = match query.after.as_deref().map(str::parse) {
         None => SessionCursor::default(),
-        Some(Some(cursor)) => cursor,
-        Some(None) => {
-            let error = "`after` is what `next` of the page before said";
+        Some(Ok(cursor)) => cursor,
+        Some(Err(error)) => {
+            let error: BadCursor = error;
+            let error = error.to_string();
             return Ok((StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response());
         }
     };
@@ -202,12 +213,17 @@ async fn sessions(
         .limit
         .unwrap_or(SESSIONS_PAGE)
         .clamp(1, SESSIONS_PAGE_MAX);
-    let page = admin.control.sessions(at, limit).await?;
+    let filter = SessionFilter {
+        client_id: query.client_id,
+        username: query.username,
+    };
+    let page = admin.control.sessions(at, limit, filter).await?;
     let sessions: Vec<_> = page
         .sessions
         .iter()
-        .map(|(info, listener)| {
+        .map(|(shard, info, listener)| {
             json!({
+                "shard": shard,
                 "client_id": info.client_id,
                 "username": info.username,
                 "peer": info.peer,
@@ -216,18 +232,8 @@ async fn sessions(
             })
         })
         .collect();
-    let next = page
-        .next
-        .map(|next| format!("{}:{}", next.shard, next.slot));
+    let next = page.next.map(|next| next.to_string());
     Ok(Json(json!({ "sessions": sessions, "next": next })).into_response())
-}
-
-fn cursor(text: &str) -> Option<SessionCursor> {
-    let (shard, slot) = text.split_once(':')?;
-    Some(SessionCursor {
-        shard: shard.parse().ok()?,
-        slot: slot.parse().ok()?,
-    })
 }
 
 async fn log_level(State(admin): State<Admin>) -> String {

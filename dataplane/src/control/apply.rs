@@ -17,7 +17,7 @@ use serde::Serialize;
 use sluice_policy::{Generation, PolicyHandle, Snapshot};
 
 use super::link::Link;
-use super::listeners::{Listeners, Listening, Wanted};
+use super::listeners::{Listeners, Listening, Prepared, Wanted};
 use crate::node::{Directory, ShardId, ToShard};
 
 /// Replaced snapshots that may wait for a slow shard; beyond it no further generation is taken on.
@@ -34,6 +34,9 @@ pub struct Stage {
     pub source: String,
     /// Digest of the document, as soon as it was read.
     pub digest: Option<String>,
+    /// Its number in the fleet, when it is the control plane's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fleet_generation: Option<u64>,
 }
 
 /// A generation that was refused. The one before it stays in force.
@@ -73,6 +76,8 @@ pub struct Apply {
     handle: PolicyHandle,
     links: Vec<Link>,
     listeners: Listeners,
+    /// False exactly while the node is drained by the control plane: then nothing is listened on.
+    is_accepting: bool,
     directory: Arc<Directory>,
     acknowledged: Vec<Option<Generation>>,
     /// Replaced snapshots, oldest first.
@@ -89,6 +94,7 @@ impl Apply {
             handle,
             links,
             listeners,
+            is_accepting: true,
             directory: Arc::default(),
             acknowledged: vec![None; shards],
             retired: Vec::new(),
@@ -101,12 +107,13 @@ impl Apply {
     }
 
     /// A source wants another policy: gives it a number. Numbers of refused ones are not used again.
-    pub fn desire(&mut self, source: &str) -> Generation {
+    pub fn desire(&mut self, source: &str, fleet_generation: Option<u64>) -> Generation {
         self.last_number += 1;
         self.status.desired = Some(Stage {
             generation: self.last_number,
             source: source.into(),
             digest: None,
+            fleet_generation,
         });
         Generation(self.last_number)
     }
@@ -142,24 +149,47 @@ impl Apply {
 
     /// Opens the sockets, swaps, and tells the shards; or refuses and changes nothing.
     pub fn deliver(&mut self, snapshot: Arc<Snapshot>, directory: Directory) -> Result<(), String> {
-        let wanted: Vec<Wanted<'_>> = snapshot
-            .listeners()
-            .iter()
-            .map(|listener| Wanted {
-                id: listener.id,
-                name: &listener.name,
-                address: listener.address,
-            })
-            .collect();
-        let prepared = self
-            .listeners
-            .prepare(&wanted)
-            .map_err(|error| error.to_string())?;
-        drop(wanted);
+        let prepared = if self.is_accepting {
+            let prepared = self.listeners.prepare(&wanted(&snapshot));
+            prepared.map_err(|error| error.to_string())?
+        } else {
+            Prepared::default()
+        };
         let generation = snapshot.generation();
 
         self.send_directory(directory);
         self.retired.extend(self.handle.swap(snapshot));
+        self.listen(prepared);
+        self.links.iter().for_each(Link::wake);
+
+        self.status.delivered = match self.status.compiled.clone() {
+            Some(stage) if stage.generation == generation.0 => Some(stage),
+            Some(_) | None => self.desired(generation),
+        };
+        self.status.rejected = None;
+        Ok(())
+    }
+
+    /// The shards stop accepting by themselves; nothing is opened any more, whatever generation comes.
+    pub fn stop_accepting(&mut self) {
+        self.is_accepting = false;
+        self.listeners.rest();
+    }
+
+    /// Opens what the snapshot in force names, or changes nothing.
+    pub fn accept_again(&mut self) -> Result<(), String> {
+        let prepared = match self.handle.load() {
+            Some(snapshot) => self.listeners.prepare(&wanted(&snapshot)),
+            None => Ok(Prepared::default()),
+        };
+        let prepared = prepared.map_err(|error| error.to_string())?;
+        self.is_accepting = true;
+        self.send_all(|| ToShard::ServeAgain);
+        self.listen(prepared);
+        Ok(())
+    }
+
+    fn listen(&mut self, prepared: Prepared) {
         self.listeners.commit(&prepared);
         for &listener in &prepared.stop {
             self.send_all(|| ToShard::StopListening { listener });
@@ -177,14 +207,6 @@ impl Apply {
                 report(link.send(ToShard::Listen { listener, socket }));
             }
         }
-        self.links.iter().for_each(Link::wake);
-
-        self.status.delivered = match self.status.compiled.clone() {
-            Some(stage) if stage.generation == generation.0 => Some(stage),
-            Some(_) | None => self.desired(generation),
-        };
-        self.status.rejected = None;
-        Ok(())
     }
 
     /// A shard has judged all its sessions by `generation`. True exactly when that makes a generation active.
@@ -253,6 +275,17 @@ impl Apply {
     }
 }
 
+fn wanted(snapshot: &Snapshot) -> Vec<Wanted<'_>> {
+    let listeners = snapshot.listeners().iter();
+    listeners
+        .map(|listener| Wanted {
+            id: listener.id,
+            name: &listener.name,
+            address: listener.address,
+        })
+        .collect()
+}
+
 /// A stuck shard does not stop the others; readiness tells, because it stops acknowledging.
 fn report(sent: Result<(), super::link::Stuck>) {
     if let Err(error) = sent {
@@ -292,7 +325,7 @@ mod tests {
         }
 
         fn compile(&mut self, document: &str) -> Arc<Snapshot> {
-            let generation = self.apply.desire("test");
+            let generation = self.apply.desire("test", None);
             let previous = self.apply.snapshot();
             let snapshot =
                 sluice_policy::compile(document, "test", generation, previous.as_deref());
@@ -333,6 +366,7 @@ mod tests {
                     | ToShard::Kick { .. }
                     | ToShard::List { .. }
                     | ToShard::Drain { .. }
+                    | ToShard::ServeAgain
                     | ToShard::Report { .. } => "other",
                 })
                 .collect()
@@ -438,7 +472,7 @@ mod tests {
     #[test]
     fn a_refusal_is_shown_until_a_later_generation_is_delivered_and_is_bounded() {
         let mut bench = Bench::new(1);
-        let generation = bench.apply.desire("file:bad.yaml");
+        let generation = bench.apply.desire("file:bad.yaml", None);
         bench.apply.reject(
             generation,
             vec!["bad.yaml:1:1: no".into(); PROBLEMS_SHOWN_MAX + 5],

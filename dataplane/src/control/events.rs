@@ -42,8 +42,18 @@ impl Control {
                 self.pool.submit(peer, Origin { shard, session }, check);
             }
             ToControl::Acknowledged { shard, generation } => {
-                if self.apply.acknowledged(shard, generation) {
-                    tracing::info!(generation = generation.0, "policy is active on every shard");
+                let is_active = self.apply.acknowledged(shard, generation);
+                let _ = self // nobody listens without a control plane
+                    .acknowledged
+                    .send(self.apply.status().shards.clone());
+                if is_active {
+                    let active = self.apply.status().active.as_ref();
+                    let fleet_generation = active.and_then(|stage| stage.fleet_generation);
+                    tracing::info!(
+                        generation = generation.0,
+                        fleet_generation,
+                        "policy is active on every shard"
+                    );
                     let status = format!("generation {} is active", generation.0);
                     self.notifier.tell(State::Ready, &status);
                 }
@@ -61,12 +71,11 @@ impl Control {
                 );
                 self.deaf.push((shard, listener, reason));
             }
-            // Ending sessions by hand is the control plane's; nobody here asks for it yet.
             ToControl::Kicked {
-                shard, sessions, ..
-            } => {
-                tracing::info!(shard = shard.0, sessions, "sessions ended by an operator");
-            }
+                shard,
+                request,
+                sessions,
+            } => self.kicked(shard, request, sessions),
             ToControl::Listed {
                 shard,
                 request,
@@ -88,7 +97,9 @@ impl Control {
                     cut_off = outcome.cut_off,
                     "shard is drained"
                 );
-                if let Some(shard) = self.shards.get_mut(usize::from(shard.0)) {
+                if self.drain.is_none() {
+                    self.rested(shard, outcome);
+                } else if let Some(shard) = self.shards.get_mut(usize::from(shard.0)) {
                     shard.drained = Some(outcome);
                 }
             }
@@ -130,7 +141,7 @@ impl Control {
     }
 
     /// The endpoints of the snapshot in force; empty without one.
-    fn endpoints(&self) -> Vec<EndpointView> {
+    pub(super) fn endpoints(&self) -> Vec<EndpointView> {
         self.apply
             .snapshot()
             .map(|snapshot| observe::endpoints(&snapshot, self.apply.directory(), &self.table))
@@ -159,15 +170,27 @@ impl Control {
         };
         self.is_compiling = true;
         let source = offer.source();
-        let generation = self.apply.desire(&source);
-        tracing::info!(generation = generation.0, source, "compiling policy");
+        let fleet_generation = offer.fleet_generation();
+        let generation = self.apply.desire(&source, fleet_generation);
+        tracing::info!(
+            generation = generation.0,
+            fleet_generation,
+            source,
+            "compiling policy"
+        );
+        let (work, reply) = offer.into_parts();
         let previous = self.apply.snapshot();
         let known = self.resolved.clone();
         let done = self.attempts.0.clone();
         tokio::spawn(async move {
-            let result = attempt(offer, generation, previous, known).await;
+            let result = attempt(work, generation, previous, known).await;
+            let attempt = Attempt {
+                generation,
+                result,
+                reply,
+            };
             // Fails only when the control thread is ending.
-            let _ = done.send(Attempt { generation, result }).await;
+            let _ = done.send(attempt).await;
         });
     }
 
@@ -182,16 +205,25 @@ impl Control {
                 self.apply.compiled(generation, &compiled.digest);
                 self.deliver(compiled, resolved)
                     .err()
-                    .map(|error| vec![error])
+                    .map(|error| Refusal::lines(vec![error]))
             }
-            Err(errors) => Some(errors),
+            Err(refusal) => Some(refusal),
         };
-        match refused {
-            Some(errors) => self.refuse(generation, errors),
-            None => tracing::info!(
-                generation = generation.0,
-                "policy is delivered to the shards"
-            ),
+        let outcome = match refused {
+            Some(refusal) => {
+                self.refuse(generation, refusal.lines.clone());
+                Err(refusal)
+            }
+            None => {
+                tracing::info!(
+                    generation = generation.0,
+                    "policy is delivered to the shards"
+                );
+                Ok(generation)
+            }
+        };
+        if let Some(reply) = attempt.reply {
+            let _ = reply.send(outcome); // who asked may have gone
         }
         self.begin_compiling();
     }
@@ -290,202 +322,6 @@ impl Control {
         }
     }
 
-    // ---- operators
-
-    pub(super) fn obey(&mut self, command: Command) {
-        let until = clock::monotonic().after(REPORT_WAIT);
-        match command {
-            Command::Observe {
-                fresh: false,
-                reply,
-            } => {
-                let _ = reply.send(self.observed()); // who asked may have gone
-            }
-            Command::Observe { fresh: true, reply } => {
-                let number = self.ask_for_reports();
-                self.waiting_for_reports.push((number, until, reply));
-            }
-            Command::Sessions { at, limit, reply } => self.list_sessions(at, limit, until, reply),
-        }
-    }
-
-    fn list_sessions(
-        &mut self,
-        at: SessionCursor,
-        limit: u32,
-        until: Time,
-        reply: oneshot::Sender<SessionPage>,
-    ) {
-        let shard = usize::from(at.shard);
-        // A shard that was drained has no sessions, and nobody who would answer: the list goes on behind it.
-        let is_drained = |shard: &Shard| shard.drained.is_some() || shard.has_ended;
-        let Some(link) = self.links.get(shard) else {
-            let _ = reply.send(SessionPage::default());
-            return;
-        };
-        self.report_number += 1;
-        let request = self.report_number;
-        let question = ToShard::List {
-            request,
-            from: at.slot,
-            limit,
-        };
-        if !self.shards.get(shard).is_some_and(is_drained) && link.send(question).is_ok() {
-            self.waiting_for_lists.push((request, until, reply));
-            return;
-        }
-        let next = self.shard_after(at.shard);
-        let page = SessionPage {
-            next,
-            ..SessionPage::default()
-        };
-        let _ = reply.send(page);
-    }
-
-    fn shard_after(&self, shard: u16) -> Option<SessionCursor> {
-        let shard = shard.saturating_add(1);
-        (usize::from(shard) < self.links.len()).then_some(SessionCursor { shard, slot: 0 })
-    }
-
-    fn ask_for_reports(&mut self) -> u64 {
-        self.report_number += 1;
-        let request = self.report_number;
-        for link in self.links.iter() {
-            // A stuck shard shows by its silence.
-            let _ = link.send(ToShard::Report { request });
-        }
-        request
-    }
-
-    fn reported(
-        &mut self,
-        shard: ShardId,
-        request: u64,
-        latency: Box<hdrhistogram::Histogram<u64>>,
-        gauges: ShardGauges,
-    ) {
-        let now = clock::monotonic();
-        if let Some(shard) = self.shards.get_mut(usize::from(shard.0)) {
-            shard.gauges = gauges;
-            shard.latency = Some(latency);
-            shard.answered_at = now;
-            shard.answered_report = shard.answered_report.max(request);
-        }
-        self.answer_late_questions();
-    }
-
-    fn listed(
-        &mut self,
-        shard: ShardId,
-        request: u64,
-        sessions: Vec<SessionInfo>,
-        next: Option<u32>,
-    ) {
-        let Some(index) = self
-            .waiting_for_lists
-            .iter()
-            .position(|(number, ..)| *number == request)
-        else {
-            return;
-        };
-        let (_, _, reply) = self.waiting_for_lists.swap_remove(index);
-        let next = match next {
-            Some(slot) => Some(SessionCursor {
-                shard: shard.0,
-                slot,
-            }),
-            None => self.shard_after(shard.0),
-        };
-        let named = |info: SessionInfo| {
-            let name = self.listener_name(info.listener);
-            (info, name)
-        };
-        let sessions = sessions.into_iter().map(named).collect();
-        let _ = reply.send(SessionPage { sessions, next });
-    }
-
-    /// Answers those whose reports are complete or who have waited long enough; drops list questions nobody answers.
-    fn answer_late_questions(&mut self) {
-        let now = clock::monotonic();
-        self.waiting_for_lists.retain(|(_, until, _)| now < *until);
-        let answered = self.shards.iter().map(|shard| shard.answered_report).min();
-        let answered = answered.unwrap_or(u64::MAX);
-        let waiting = std::mem::take(&mut self.waiting_for_reports);
-        for (number, until, reply) in waiting {
-            if number <= answered || now >= until {
-                let _ = reply.send(self.observed());
-            } else {
-                self.waiting_for_reports.push((number, until, reply));
-            }
-        }
-    }
-
-    fn observed(&self) -> Observed {
-        let now = clock::monotonic();
-        let policy = self.apply.status().clone();
-        let shards: Vec<ShardView> = self
-            .shards
-            .iter()
-            .zip(0_u16..)
-            .map(|(shard, number)| {
-                let generation = policy.shards.get(usize::from(number)).copied().flatten();
-                let silent_for = now.since(shard.answered_at);
-                ShardView::new(number, shard.engine, generation, &shard.gauges, silent_for)
-            })
-            .collect();
-        let deaf: Vec<String> = self
-            .deaf
-            .iter()
-            .map(|(.., reason)| reason.clone())
-            .collect();
-        let delivered_for = now.since(self.delivered_at);
-        let draining = self.drain.is_some();
-        let not_ready = observe::not_ready(&policy, &shards, draining, delivered_for, &deaf);
-        let endpoints = self.endpoints();
-        let listeners = self.apply.listening();
-        Observed {
-            policy,
-            connections: self.table.connections(),
-            connections_by_listener: listeners
-                .iter()
-                .map(|open| (open.name.clone(), self.table.connections_of(open.id())))
-                .collect(),
-            listeners,
-            shards,
-            endpoints,
-            auth: self.pool.gauges(),
-            latency: self.latency(),
-            counters: self
-                .shards
-                .iter()
-                .map(|shard| Arc::clone(&shard.counters))
-                .collect(),
-            not_ready,
-        }
-    }
-
-    fn latency(&self) -> Option<hdrhistogram::Histogram<u64>> {
-        let mut reported = self
-            .shards
-            .iter()
-            .filter_map(|shard| shard.latency.as_deref());
-        let mut sum = reported.next()?.clone();
-        for histogram in reported {
-            // All shards make theirs with the same bounds, so adding cannot fail; if it did, its part is left out.
-            let _ = sum.add(histogram);
-        }
-        Some(sum)
-    }
-
-    fn listener_name(&self, id: ListenerId) -> Box<str> {
-        let snapshot = self.apply.snapshot();
-        let name = snapshot
-            .as_ref()
-            .and_then(|snapshot| snapshot.listener(id))
-            .map(|listener| listener.name.clone());
-        name.unwrap_or_else(|| format!("#{}", id.0).into())
-    }
-
     // ---- the end
 
     pub(super) fn signalled(&mut self, signal: i32) -> Option<End> {
@@ -506,6 +342,7 @@ impl Control {
         for link in self.links.iter() {
             let _ = link.send(ToShard::Drain {
                 within: self.drain_time,
+                then: AfterDrain::End,
             });
         }
         None
@@ -513,7 +350,9 @@ impl Control {
 
     fn reload(&mut self) {
         let Some(path) = self.policy_file.clone() else {
-            tracing::warn!("SIGHUP, but no --policy file to read again");
+            tracing::warn!(
+                "SIGHUP, but no --policy file to read again; a control plane is not asked, it sends"
+            );
             return;
         };
         self.notifier
@@ -581,15 +420,18 @@ pub(super) fn answer_password(
 
 /// Compiles on another thread, then resolves the names that have no address yet.
 async fn attempt(
-    offer: Offer,
+    work: Work,
     generation: Generation,
     previous: Option<Arc<Snapshot>>,
     known: Resolved,
-) -> Result<(Compiled, Resolved), Vec<String>> {
-    let work = move || compile::compile(offer, generation, previous.as_deref());
+) -> Result<(Compiled, Resolved), Refusal> {
+    let work = move || compile::compile(work, generation, previous.as_deref());
     let compiled = tokio::task::spawn_blocking(work)
         .await
-        .unwrap_or_else(|error| Err(vec![format!("the compiler failed: {error}")]))?;
+        .unwrap_or_else(|error| {
+            let line = format!("the compiler failed: {error}");
+            Err(Refusal::lines(vec![line]))
+        })?;
     let names = resolve::names(&compiled.snapshot);
     let resolved = resolve::complete(names, known).await;
     Ok((compiled, resolved))

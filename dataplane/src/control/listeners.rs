@@ -49,10 +49,13 @@ pub struct ListenFailed {
 pub struct Listeners {
     shards: usize,
     open: BTreeMap<ListenerId, Listening>,
+    /// What was open before the node was drained; the shards may still be closing it.
+    resting: BTreeMap<ListenerId, Listening>,
     activated: Vec<TcpListener>,
 }
 
 /// Sockets opened for a generation that is not active yet. Dropping it closes them.
+#[derive(Default)]
 pub struct Prepared {
     /// One entry per listener that is new or moved: one socket per shard.
     pub start: Vec<(Listening, Vec<OwnedFd>)>,
@@ -84,6 +87,7 @@ impl Listeners {
         Self {
             shards,
             open: BTreeMap::new(),
+            resting: BTreeMap::new(),
             activated,
         }
     }
@@ -118,8 +122,15 @@ impl Listeners {
             self.open.remove(id);
         }
         for (listening, _) in &prepared.start {
+            self.resting.remove(&listening.id);
             self.open.insert(listening.id, listening.clone());
         }
+    }
+
+    /// Nothing is open any more: the shards close it all. Where it was is remembered, so that a port that the system
+    /// chose is the same when it is opened again.
+    pub fn rest(&mut self) {
+        self.resting.append(&mut self.open);
     }
 
     /// What is open, by number.
@@ -142,7 +153,7 @@ impl Listeners {
                 .collect::<io::Result<Vec<_>>>()?;
             return Ok((listening(wanted.address, true), sockets));
         }
-        let first = self.bind_first(wanted.address)?;
+        let first = self.bind_first(self.address_before(wanted))?;
         let address = first.local_addr()?.as_socket().unwrap_or(wanted.address);
         let mut sockets = vec![OwnedFd::from(first)];
         for _ in 1..self.shards {
@@ -154,11 +165,19 @@ impl Listeners {
     /// With `SO_REUSEPORT` set, a second process of the same user could take the same port without either noticing. A
     /// first socket without it finds out. What we listen on ourselves (a listener that changed its name) is no conflict.
     fn bind_first(&self, address: SocketAddr) -> io::Result<Socket> {
-        let ours = self.open.values().any(|open| open.address == address);
+        let mut known = self.open.values().chain(self.resting.values());
+        let ours = known.any(|open| open.address == address);
         if !ours && address.port() != 0 {
             drop(bind(address, false)?);
         }
         bind(address, true)
+    }
+
+    fn address_before(&self, wanted: &Wanted<'_>) -> SocketAddr {
+        match self.resting.get(&wanted.id) {
+            Some(resting) if resting.requested == wanted.address => resting.address,
+            Some(_) | None => wanted.address,
+        }
     }
 
     fn activated_on(&self, address: SocketAddr) -> Option<&TcpListener> {

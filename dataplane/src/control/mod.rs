@@ -9,15 +9,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_policy::{Generation, ListenerId, Snapshot};
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::time::{Instant, MissedTickBehavior};
 use zeroize::Zeroizing;
 
 use crate::clock::{self, Time};
 use crate::metrics::Counters;
 use crate::node::{
-    Directory, DrainOutcome, Inbox, SessionInfo, SessionRef, ShardGauges, ShardId, Table,
-    ToControl, ToShard,
+    AfterDrain, Directory, DrainOutcome, Inbox, KickWho, SessionFilter, SessionInfo, SessionRef,
+    ShardGauges, ShardId, Table, ToControl, ToShard,
 };
 use crate::ring::Wake;
 
@@ -28,6 +28,8 @@ pub mod auth;
 /// From a document to a snapshot, off this thread.
 pub mod compile;
 mod events;
+/// The way to a control plane.
+pub mod fleet;
 /// Active health checks.
 pub mod health;
 /// The way to each shard.
@@ -38,18 +40,23 @@ pub mod listeners;
 pub mod notify;
 /// What operators can see.
 pub mod observe;
+mod operators;
 mod outages;
 mod priority;
+/// Keys and secrets.
+pub mod random;
 /// Names of endpoints to addresses.
 pub mod resolve;
 
 use apply::Apply;
-use compile::{Compiled, Offer};
+use compile::{Compiled, Offer, Outcome, Refusal, Work};
 use events::answer_password;
 use health::Health;
 use link::Link;
 use notify::{Notifier, State};
 use observe::{Observed, ShardView};
+pub use operators::Ended;
+use operators::{Kicking, Listing, Rest};
 use resolve::Resolved;
 
 /// Housekeeping: late passwords, mail that did not fit, silent shards.
@@ -70,10 +77,14 @@ const QUESTIONS_MAX: usize = 64;
 /// What a drain may take beyond its time before the process ends anyway.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
+/// Longest time over which a drain by the control plane is spread.
+const REST_MAX: Duration = Duration::from_secs(24 * 3600);
+
 /// The ways into the control thread.
 #[derive(Clone)]
 pub struct ControlHandle {
     commands: mpsc::Sender<Command>,
+    acknowledged: watch::Receiver<Vec<Option<u64>>>,
 }
 
 /// What an operator can ask.
@@ -85,7 +96,19 @@ enum Command {
     Sessions {
         at: SessionCursor,
         limit: u32,
+        filter: SessionFilter,
         reply: oneshot::Sender<SessionPage>,
+    },
+    Kick {
+        who: KickWho,
+        reply: oneshot::Sender<Ended>,
+    },
+    Drain {
+        within: Option<Duration>,
+        reply: oneshot::Sender<Ended>,
+    },
+    ServeAgain {
+        reply: oneshot::Sender<Ended>,
     },
 }
 
@@ -98,11 +121,35 @@ pub struct SessionCursor {
     pub slot: u32,
 }
 
+impl std::fmt::Display for SessionCursor {
+    /// As [`std::str::FromStr`] reads it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.shard, self.slot)
+    }
+}
+
+impl std::str::FromStr for SessionCursor {
+    type Err = BadCursor;
+
+    fn from_str(text: &str) -> Result<Self, BadCursor> {
+        let (shard, slot) = text.split_once(':').ok_or(BadCursor)?;
+        Ok(Self {
+            shard: shard.parse().map_err(|_| BadCursor)?,
+            slot: slot.parse().map_err(|_| BadCursor)?,
+        })
+    }
+}
+
+/// Not what a page said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("`after` is what `next` of the page before said")]
+pub struct BadCursor;
+
 /// Part of the list of sessions.
 #[derive(Debug, Default)]
 pub struct SessionPage {
-    /// The sessions, each with the name of its listener.
-    pub sessions: Vec<(SessionInfo, Box<str>)>,
+    /// The sessions, each with its shard and the name of its listener.
+    pub sessions: Vec<(u16, SessionInfo, Box<str>)>,
     /// Where to go on; `None` at the end.
     pub next: Option<SessionCursor>,
 }
@@ -156,6 +203,8 @@ pub struct Parts {
     pub auth_secret_key: [u8; 32],
     /// What SIGHUP reads again.
     pub policy_file: Option<PathBuf>,
+    /// The way to a control plane, when there is one.
+    pub fleet: Option<fleet::Shared>,
     /// Time of a drain.
     pub drain_time: Duration,
     /// The service manager.
@@ -177,6 +226,7 @@ pub struct Control {
     outages: outages::Outages,
     notifier: Notifier,
     policy_file: Option<PathBuf>,
+    fleet: Option<fleet::Shared>,
     drain_time: Duration,
 
     mail: Arc<MailBell>,
@@ -195,9 +245,14 @@ pub struct Control {
     deaf: Vec<(ShardId, ListenerId, String)>,
     report_number: u64,
     waiting_for_reports: Vec<(u64, Time, oneshot::Sender<Observed>)>,
-    waiting_for_lists: Vec<(u64, Time, oneshot::Sender<SessionPage>)>,
+    waiting_for_lists: Vec<Listing>,
+    waiting_for_kicks: Vec<Kicking>,
+    acknowledged: watch::Sender<Vec<Option<u64>>>,
     ticks: u64,
+    /// Until the process ends.
     drain: Option<Drain>,
+    /// Until the node serves again.
+    rest: Option<Rest>,
 }
 
 /// What is remembered of a shard.
@@ -226,7 +281,8 @@ struct Origin {
 /// A compiled document with the addresses its endpoints have.
 struct Attempt {
     generation: Generation,
-    result: Result<(Compiled, Resolved), Vec<String>>,
+    result: Result<(Compiled, Resolved), Refusal>,
+    reply: Option<oneshot::Sender<Outcome>>,
 }
 
 /// The waker of the mailboxes from the shards.
@@ -239,8 +295,7 @@ impl Wake for MailBell {
     }
 }
 
-/// The one way by which policy documents reach the control thread: SIGHUP and the command line use it, and a stream
-/// from a control plane will deliver its rows through it.
+/// The way by which the control plane's generations reach the control thread.
 #[derive(Clone)]
 pub struct PolicySource {
     offers: mpsc::Sender<Offer>,
@@ -261,11 +316,50 @@ impl ControlHandle {
         answer.await.map_err(|_| NoAnswer)
     }
 
-    /// Part of the list of sessions.
-    pub async fn sessions(&self, at: SessionCursor, limit: u32) -> Result<SessionPage, NoAnswer> {
+    /// Part of the list of sessions. A page goes on from one shard to the next; it may hold fewer than `limit`, and even
+    /// none, and still have a `next`.
+    pub async fn sessions(
+        &self,
+        at: SessionCursor,
+        limit: u32,
+        filter: SessionFilter,
+    ) -> Result<SessionPage, NoAnswer> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Command::Sessions { at, limit, reply }).await?;
+        self.ask(Command::Sessions {
+            at,
+            limit,
+            filter,
+            reply,
+        })
+        .await?;
         answer.await.map_err(|_| NoAnswer)
+    }
+
+    /// Ends sessions; answered when every shard has looked at all of its own.
+    pub async fn kick(&self, who: KickWho) -> Result<Ended, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Kick { who, reply }).await?;
+        answer.await.map_err(|_| NoAnswer)
+    }
+
+    /// Takes the node out of service within this time (`None`: its own setting); the process stays. Answered when no
+    /// session is left.
+    pub async fn drain(&self, within: Option<Duration>) -> Result<Ended, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Drain { within, reply }).await?;
+        answer.await.map_err(|_| NoAnswer)
+    }
+
+    /// Puts the node back into service.
+    pub async fn serve_again(&self) -> Result<Ended, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::ServeAgain { reply }).await?;
+        answer.await.map_err(|_| NoAnswer)
+    }
+
+    /// What each shard judges by, by its number, and whenever that changes.
+    pub fn acknowledged(&self) -> watch::Receiver<Vec<Option<u64>>> {
+        self.acknowledged.clone()
     }
 
     async fn ask(&self, command: Command) -> Result<(), NoAnswer> {
@@ -299,6 +393,7 @@ impl Control {
         mail.wake(); // what was sent before there was a bell
         let (commands_in, commands) = mpsc::channel(QUESTIONS_MAX);
         let (offers_in, offers) = mpsc::channel(4);
+        let (acknowledged_in, acknowledged) = watch::channel(parts.apply.status().shards.clone());
         let control = Self {
             apply: parts.apply,
             links,
@@ -313,6 +408,7 @@ impl Control {
             resolved: Resolved::default(),
             notifier: parts.notifier,
             policy_file: parts.policy_file,
+            fleet: parts.fleet,
             drain_time: parts.drain_time,
             mail,
             commands,
@@ -327,11 +423,15 @@ impl Control {
             report_number: 0,
             waiting_for_reports: Vec::new(),
             waiting_for_lists: Vec::new(),
+            waiting_for_kicks: Vec::new(),
+            acknowledged: acknowledged_in,
             ticks: 0,
             drain: None,
+            rest: None,
         };
         let handle = ControlHandle {
             commands: commands_in,
+            acknowledged,
         };
         let source = PolicySource { offers: offers_in };
         Ok((control, handle, source))
@@ -343,7 +443,11 @@ impl Control {
             self.next_offer = Some(Offer::File(path));
             self.begin_compiling();
         } else {
-            tracing::warn!("no policy: every device is refused until one arrives (see --policy)");
+            if self.fleet.is_none() {
+                tracing::warn!(
+                    "no policy: every device is refused (see --policy and --control-plane)"
+                );
+            }
             self.notifier.tell(State::Ready, "no policy yet");
         }
         let mut ticks = tokio::time::interval_at(Instant::now() + TICK, TICK);

@@ -12,6 +12,7 @@ use sluice_policy::Snapshot;
 
 use super::apply::PolicyStatus;
 use super::auth::PoolGauges;
+use super::fleet::FleetView;
 use super::listeners::Listening;
 use crate::metrics::Counters;
 use crate::node::{Directory, ShardGauges, Table};
@@ -42,6 +43,10 @@ pub struct Observed {
     pub latency: Option<Histogram<u64>>,
     /// The shards' counters.
     pub counters: Vec<Arc<Counters>>,
+    /// True exactly while the node takes no more connections: it ends, or the control plane drained it.
+    pub is_draining: bool,
+    /// The way to the control plane; `None` without one.
+    pub fleet: Option<FleetView>,
     /// Why the node is not ready; empty exactly when it is.
     pub not_ready: Vec<String>,
 }
@@ -139,6 +144,15 @@ pub(super) fn endpoints(
     views
 }
 
+/// Resident memory of this process (`VmRSS`), as the kernel tells it.
+pub fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let mut lines = status.lines();
+    let kib = lines.find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = kib.trim().trim_end_matches(" kB").parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// Why the node should get no traffic.
 pub(super) fn not_ready(
     policy: &PolicyStatus,
@@ -184,6 +198,7 @@ mod tests {
             generation,
             source: "file:p.yaml".into(),
             digest: None,
+            fleet_generation: None,
         })
     }
 

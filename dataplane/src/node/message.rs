@@ -55,12 +55,12 @@ pub enum ToShard {
     /// Where endpoints are from now on. Sent before the policy that needs it is swapped in: a shard looks at the policy
     /// first and into its mailbox second, so it never dials by a policy whose directory it has not seen.
     Directory(Arc<Directory>),
-    /// End every session with this client id; answered with [`ToControl::Kicked`].
+    /// End every session of these; answered with [`ToControl::Kicked`] once all slots were looked at, some in each turn.
     Kick {
         /// Comes back in the answer.
         request: u64,
         /// Whose sessions.
-        client_id: Box<str>,
+        who: KickWho,
     },
     /// List sessions, in order of slots; answered with [`ToControl::Listed`].
     List {
@@ -70,12 +70,19 @@ pub enum ToShard {
         from: u32,
         /// At most this many; the shard also has a bound of its own.
         limit: u32,
+        /// Which.
+        filter: SessionFilter,
     },
     /// Accept nothing more, end every session spread over `within`; answered with [`ToControl::Drained`].
     Drain {
         /// Time until whatever is left is closed without a word.
         within: Duration,
+        /// What the shard does then. An order to end prevails over an earlier one to stay.
+        then: AfterDrain,
     },
+    /// Stop a drain after which the shard would stay, and take connections again: the sockets follow as
+    /// [`ToShard::Listen`]. What was ended stays ended. Not answered.
+    ServeAgain,
     /// Answered with [`ToControl::Reported`].
     Report {
         /// Comes back in the answer.
@@ -167,6 +174,33 @@ pub enum ToControl {
         /// How it went.
         outcome: DrainOutcome,
     },
+}
+
+/// Whose sessions are to be ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KickWho {
+    /// Those with this client id.
+    ClientId(Box<str>),
+    /// Those of this verified user.
+    Username(Box<str>),
+}
+
+/// Which sessions are listed: those that match all that is set.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SessionFilter {
+    /// Only this client id.
+    pub client_id: Option<Box<str>>,
+    /// Only this verified user.
+    pub username: Option<Box<str>>,
+}
+
+/// What follows a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AfterDrain {
+    /// The shard ends.
+    End,
+    /// It stays, without sessions, until it is to serve again or to end.
+    Stay,
 }
 
 /// How a drain went.

@@ -22,7 +22,8 @@ pub use decisions::{DecisionBatch, DecisionLine, DecisionSampler};
 pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
 pub use mailbox::{Inbox, Post, Undelivered, mailbox};
 pub use message::{
-    DrainOutcome, SessionInfo, SessionRef, ShardGauges, ShardId, ToControl, ToShard,
+    AfterDrain, DrainOutcome, KickWho, SessionFilter, SessionInfo, SessionRef, ShardGauges,
+    ShardId, ToControl, ToShard,
 };
 pub use notices::{EndedLine, FailoverLine, NoticeBatch, Notices};
 pub use table::{Address, Dialling, EndpointState, Permit, Refused, Table, TableConfig};

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use crate::clock::Time;
-use crate::node::{DrainOutcome, ToControl};
+use crate::node::{AfterDrain, DrainOutcome, ToControl};
 use crate::ring::Ring;
 use crate::session::{Cause, Side};
 
@@ -23,12 +23,13 @@ pub(super) struct Drain {
     told: u32,
     next_slot: u32,
     is_over: bool,
+    then: AfterDrain,
 }
 
 impl Drain {
-    /// True exactly when no session is left and control is being told.
-    pub(super) fn is_over(&self) -> bool {
-        self.is_over
+    /// True exactly when no session is left, control is being told, and the shard is to end.
+    pub(super) fn is_the_end(&self) -> bool {
+        self.is_over && self.then == AfterDrain::End
     }
 
     /// When to go on.
@@ -61,9 +62,12 @@ impl Drain {
 }
 
 impl<R: Ring> Core<R> {
-    /// Stops accepting; a second order changes nothing.
-    pub(super) fn begin_drain(&mut self, within: Duration) {
-        if self.drain.is_some() {
+    /// Stops accepting. A second order changes nothing, unless the shard was to stay and is to end by now: then the
+    /// spread begins anew with whoever is left.
+    pub(super) fn begin_drain(&mut self, within: Duration, then: AfterDrain) {
+        if let Some(drain) = &self.drain
+            && (drain.then == AfterDrain::End || then == AfterDrain::Stay)
+        {
             return;
         }
         let now = self.ring.now();
@@ -78,8 +82,14 @@ impl<R: Ring> Core<R> {
             told: 0,
             next_slot: 0,
             is_over: false,
+            then,
         });
         self.stop_accepting();
+    }
+
+    /// Takes connections again, unless the shard is to end.
+    pub(super) fn end_drain(&mut self) {
+        self.drain.take_if(|drain| drain.then == AfterDrain::Stay);
     }
 
     pub(super) fn drain(&mut self, turn: Turn<'_>) {

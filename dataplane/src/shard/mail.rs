@@ -10,9 +10,10 @@ use sluice_policy::ListenerId;
 
 use crate::clock::Time;
 use crate::metrics::Counter;
-use crate::node::{Post, SessionInfo, SessionRef, ShardGauges, ToControl, ToShard, Undelivered};
+use crate::node::{
+    Post, SessionFilter, SessionInfo, SessionRef, ShardGauges, ToControl, ToShard, Undelivered,
+};
 use crate::ring::{ListenSlot, Ring};
-use crate::session::Cause;
 
 use super::{Core, Turn};
 
@@ -84,7 +85,8 @@ impl<R: Ring> Core<R> {
     pub(super) fn read_mail(&mut self, turn: Option<Turn<'_>>) {
         self.outgoing.left_unread = false;
         for read in 0.. {
-            if read == ORDERS_MAX || self.outgoing.waiting.len() >= WAITING_MAX {
+            let answers = self.outgoing.waiting.len() + self.kicks.len();
+            if read == ORDERS_MAX || answers >= WAITING_MAX {
                 self.outgoing.left_unread = true;
                 return;
             }
@@ -114,21 +116,15 @@ impl<R: Ring> Core<R> {
                     self.counters.add(Counter::AuthenticateLate, 1);
                 }
             },
-            ToShard::Kick { request, client_id } => {
-                let sessions = turn.map_or(0, |turn| self.kick(turn, &client_id));
-                let shard = self.shard;
-                self.outgoing.tell(ToControl::Kicked {
-                    shard,
-                    request,
-                    sessions,
-                });
-            }
+            ToShard::Kick { request, who } => self.begin_kick(request, who),
             ToShard::List {
                 request,
                 from,
                 limit,
-            } => self.list(request, from, limit),
-            ToShard::Drain { within } => self.begin_drain(within),
+                filter,
+            } => self.list(request, from, limit, &filter),
+            ToShard::Drain { within, then } => self.begin_drain(within, then),
+            ToShard::ServeAgain => self.end_drain(),
             ToShard::Report { request } => self.report(request),
         }
     }
@@ -179,26 +175,7 @@ impl<R: Ring> Core<R> {
         }
     }
 
-    /// Looks at every session: an operator kicks seldom, and an index by client id would cost every session memory.
-    fn kick(&mut self, turn: Turn<'_>, client_id: &str) -> u32 {
-        let mut kicked = 0;
-        for slot in 0..self.slots.used() {
-            let is_meant = self
-                .slots
-                .get(slot)
-                .and_then(|open| open.session.as_ref())
-                .is_some_and(|session| session.client_id() == Some(client_id));
-            if is_meant {
-                kicked += 1;
-                self.call(turn, slot, |session, context| {
-                    session.handle_end(context, Cause::Kicked);
-                });
-            }
-        }
-        kicked
-    }
-
-    fn list(&mut self, request: u64, from: u32, limit: u32) {
+    fn list(&mut self, request: u64, from: u32, limit: u32, filter: &SessionFilter) {
         let now = self.ring.now();
         let limit = limit.clamp(1, LIST_MAX) as usize;
         let mut sessions = Vec::new();
@@ -208,7 +185,9 @@ impl<R: Ring> Core<R> {
                 next = Some(slot);
                 break;
             }
-            sessions.extend(self.describe(slot, now));
+            if self.is_listed(slot, filter) {
+                sessions.extend(self.describe(slot, now));
+            }
         }
         let shard = self.shard;
         self.outgoing.tell(ToControl::Listed {
@@ -217,6 +196,16 @@ impl<R: Ring> Core<R> {
             sessions,
             next,
         });
+    }
+
+    fn is_listed(&self, slot: u32, filter: &SessionFilter) -> bool {
+        let Some(session) = self.slots.get(slot).and_then(|open| open.session.as_ref()) else {
+            return false;
+        };
+        let is = |wanted: &Option<Box<str>>, found: Option<&str>| {
+            wanted.is_none() || wanted.as_deref() == found
+        };
+        is(&filter.client_id, session.client_id()) && is(&filter.username, session.username())
     }
 
     fn describe(&self, slot: u32, now: Time) -> Option<SessionInfo> {

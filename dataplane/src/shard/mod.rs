@@ -33,7 +33,7 @@
 //! | `close.rs` | send, shutdown, discard, close |
 //! | `deadlines.rs`, `timers.rs` | when a session is looked at again |
 //! | `mail.rs` | what control wants |
-//! | `sweep.rs`, `drain.rs` | idle sessions under a new policy; the end |
+//! | `sweep.rs`, `drain.rs`, `kick.rs` | idle sessions under a new policy; the end; whom an operator ends |
 //! | `slots.rs`, `leg.rs`, `outbox.rs` | where things are kept |
 //! | `lent.rs`, `lag.rs`, `random.rs` | what sessions are lent; how long turns take; a seeded generator |
 
@@ -44,6 +44,7 @@ mod connect;
 mod deadlines;
 mod dispatch;
 mod drain;
+mod kick;
 mod lag;
 mod leg;
 mod lent;
@@ -71,6 +72,7 @@ use crate::ring::{Event, Piece, Ring};
 use crate::session::Side;
 
 use drain::Drain;
+use kick::Kicks;
 use lag::Lag;
 use lent::Lent;
 use mail::Outgoing;
@@ -164,6 +166,7 @@ struct Core<R: Ring> {
     notices: Notices,
     sweep: Sweep,
     drain: Option<Drain>,
+    kicks: Kicks,
     authenticating: u32,
     connected: u32,
     /// Counts dials; round robin goes by it.
@@ -222,6 +225,7 @@ impl<R: Ring> Shard<R> {
                 notices: Notices::default(),
                 sweep: Sweep::default(),
                 drain: None,
+                kicks: Kicks::new(),
                 authenticating: 0,
                 connected: 0,
                 dials: 0,
@@ -269,7 +273,7 @@ impl<R: Ring> Shard<R> {
 
     /// True exactly when the shard was drained and control has been told.
     pub fn is_finished(&self) -> bool {
-        self.core.drain.as_ref().is_some_and(Drain::is_over) && self.core.outgoing.is_empty()
+        self.core.drain.as_ref().is_some_and(Drain::is_the_end) && self.core.outgoing.is_empty()
     }
 
     /// Sessions open, closing ones included.
@@ -291,7 +295,7 @@ impl<R: Ring> Shard<R> {
 impl<R: Ring> Core<R> {
     /// When the next turn must end at the latest.
     fn until(&self) -> Option<Time> {
-        if self.sweep.is_pending() || self.outgoing.has_read_too_much() {
+        if self.sweep.is_pending() || !self.kicks.is_empty() || self.outgoing.has_read_too_much() {
             return Some(self.ring.now());
         }
         let retry = self
@@ -322,6 +326,7 @@ impl<R: Ring> Core<R> {
         }
         self.check_timers(turn);
         self.sweep(turn);
+        self.kick(Some(turn));
         self.drain(turn);
         self.relieve(turn);
         self.flush(turn)
@@ -333,6 +338,7 @@ impl<R: Ring> Core<R> {
         for event in events.drain(..) {
             self.refuse_event(&event);
         }
+        self.kick(None);
         self.drain_without_policy();
     }
 }

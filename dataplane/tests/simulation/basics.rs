@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
-use sluice_dataplane::node::ToShard;
+use sluice_dataplane::node::{KickWho, SessionFilter, ToShard};
 use sluice_dataplane::ring::ListenSlot;
 use sluice_dataplane::ring::simulated::{Peer, PeerState, Serve};
 use sluice_wire::mqtt::Version;
@@ -228,10 +228,11 @@ fn kick_list_and_report_answer() {
         request: 1,
         from: 0,
         limit: 100,
+        filter: SessionFilter::default(),
     });
     stage.send(ToShard::Kick {
         request: 7,
-        client_id: "client-1".into(),
+        who: KickWho::ClientId("client-1".into()),
     });
     stage.send(ToShard::Report { request: 3 });
     stage.run_for(Duration::from_millis(1));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
-use sluice_dataplane::node::ToShard;
+use sluice_dataplane::node::{KickWho, ToShard};
 use sluice_dataplane::ring::RingConfig;
 use sluice_dataplane::ring::simulated::{Faults, Peer, PeerState};
 use sluice_dataplane::session::AuthOutcome;
@@ -109,7 +109,7 @@ fn what_must_be_told_waits_for_room_and_nothing_more_is_read_meanwhile() {
     for request in 0..40 {
         stage.send(ToShard::Kick {
             request,
-            client_id: "nobody".into(),
+            who: KickWho::ClientId("nobody".into()),
         });
     }
     stage.run_for(Duration::from_secs(1));
@@ -129,7 +129,7 @@ fn a_late_answer_is_dropped_by_its_epoch() {
     // An operator lists and ends it meanwhile; another takes the slot.
     stage.send(ToShard::Kick {
         request: 1,
-        client_id: "c".into(),
+        who: KickWho::ClientId("c".into()),
     });
     stage.run_for(Duration::from_millis(1));
     stage.network.close(client);

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
-use sluice_dataplane::node::ToShard;
+use sluice_dataplane::node::{AfterDrain, KickWho, SessionFilter, ToShard};
 use sluice_dataplane::ring::simulated::{Faults, Random, Serve};
 use sluice_dataplane::ring::{ListenSlot, RingConfig};
 
@@ -158,14 +158,16 @@ impl Life {
                 let number = self.random.below(self.devices.len() as u64) as usize;
                 self.devices[number].is_cut = true;
                 let client_id = self.devices[number].client_id.as_str().into();
+                let who = KickWho::ClientId(client_id);
                 let request = number as u64;
-                self.stage.send(ToShard::Kick { request, client_id });
+                self.stage.send(ToShard::Kick { request, who });
             }
             95 => self.stage.send(ToShard::Report { request: 1 }),
             96 => self.stage.send(ToShard::List {
                 request: 2,
                 from: 0,
                 limit: 3,
+                filter: SessionFilter::default(),
             }),
             97..100 => self.stage.answer_passwords(),
             _ => {}
@@ -246,7 +248,10 @@ impl Life {
         self.is_draining = self.random.below(2) == 0;
         if self.is_draining {
             let within = Duration::from_secs(self.random.below(20));
-            self.stage.send(ToShard::Drain { within });
+            self.stage.send(ToShard::Drain {
+                within,
+                then: AfterDrain::End,
+            });
         } else {
             for device in &mut self.devices {
                 device.close(&self.stage.network);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::Counter;
-use sluice_dataplane::node::ToShard;
+use sluice_dataplane::node::{AfterDrain, ToShard};
 use sluice_dataplane::ring::simulated::{Faults, Peer, PeerState, Serve};
 use sluice_wire::mqtt::Version;
 
@@ -311,7 +311,10 @@ fn a_drain_is_spread_and_ends_at_its_deadline() {
     let (deaf, its_broker) = clients.remove(3);
     flood(&mut stage, its_broker);
     let begin = stage.now();
-    stage.send(ToShard::Drain { within: secs(4) });
+    stage.send(ToShard::Drain {
+        within: secs(4),
+        then: AfterDrain::End,
+    });
     let mut told: Vec<(Time, Peer)> = Vec::new();
     while stage.drained.is_none() {
         stage.run_for(Duration::from_millis(20));

@@ -1,0 +1,456 @@
+//! What operators ask, by the admin server or through the control plane: how the node is, which sessions there are, end
+//! these, take no more, take some again.
+//!
+//! Every question waits for the shards in a list of its own, bounded in length and in time. An answer that nobody waits
+//! for is dropped.
+
+use super::*;
+
+/// Shards are asked so often for one page of sessions, each time for a part of their slots.
+const LIST_QUESTIONS_MAX: u32 = 64;
+/// Longest search for the sessions of a kick.
+const KICK_WAIT: Duration = Duration::from_secs(30);
+/// Kicks and lists in work; one more is told to come back.
+const WAITING_MAX: usize = 256;
+
+/// What became of a kick or a drain.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Ended {
+    /// Sessions ended so far.
+    pub sessions: u64,
+    /// Why it was not done, in one line; empty: it was.
+    pub error: String,
+}
+
+/// A list of sessions on its way.
+pub(super) struct Listing {
+    /// The question a shard is answering.
+    request: u64,
+    /// Where that question began.
+    at: SessionCursor,
+    limit: u32,
+    filter: SessionFilter,
+    questions: u32,
+    until: Time,
+    page: SessionPage,
+    reply: oneshot::Sender<SessionPage>,
+}
+
+/// A kick on its way.
+pub(super) struct Kicking {
+    request: u64,
+    until: Time,
+    /// By shard.
+    has_answered: Vec<bool>,
+    sessions: u64,
+    reply: oneshot::Sender<Ended>,
+}
+
+/// Drained by the control plane; the process stays.
+#[derive(Default)]
+pub(super) struct Rest {
+    /// By shard: how it went.
+    outcomes: Vec<Option<DrainOutcome>>,
+    until: Time,
+    /// Who waits for the end of it.
+    waiting: Vec<oneshot::Sender<Ended>>,
+}
+
+impl Control {
+    // ---- questions
+
+    pub(super) fn obey(&mut self, command: Command) {
+        let until = clock::monotonic().after(REPORT_WAIT);
+        match command {
+            Command::Observe {
+                fresh: false,
+                reply,
+            } => {
+                let _ = reply.send(self.observed()); // who asked may have gone
+            }
+            Command::Observe { fresh: true, reply } => {
+                let number = self.ask_for_reports();
+                self.waiting_for_reports.push((number, until, reply));
+            }
+            Command::Sessions {
+                at,
+                limit,
+                filter,
+                reply,
+            } => self.go_on_listing(Listing {
+                request: 0,
+                at,
+                limit: limit.max(1),
+                filter,
+                questions: 0,
+                until,
+                page: SessionPage::default(),
+                reply,
+            }),
+            Command::Kick { who, reply } => self.kick(&who, reply),
+            Command::Drain { within, reply } => self.rest(within, reply),
+            Command::ServeAgain { reply } => {
+                let _ = reply.send(self.serve_again());
+            }
+        }
+    }
+
+    // ---- sessions
+
+    /// Asks the next shard, or answers when the page is full, at its end, or has cost enough.
+    fn go_on_listing(&mut self, mut listing: Listing) {
+        let mut at = Some(listing.at);
+        while let Some(cursor) = at {
+            let found = u32::try_from(listing.page.sessions.len()).unwrap_or(u32::MAX);
+            let left = listing.limit.saturating_sub(found);
+            let is_full = left == 0 || listing.questions >= LIST_QUESTIONS_MAX;
+            if is_full || self.waiting_for_lists.len() >= WAITING_MAX {
+                break;
+            }
+            self.report_number += 1;
+            listing.request = self.report_number;
+            listing.at = cursor;
+            listing.questions += 1;
+            let question = ToShard::List {
+                request: listing.request,
+                from: cursor.slot,
+                limit: left,
+                filter: listing.filter.clone(),
+            };
+            if self.ask_for_sessions(cursor.shard, question) {
+                self.waiting_for_lists.push(listing);
+                return;
+            }
+            at = self.shard_after(cursor.shard);
+        }
+        listing.page.next = at;
+        let _ = listing.reply.send(listing.page); // who asked may have gone
+    }
+
+    /// False for a shard that is gone: it has no sessions, and nobody there would answer.
+    fn ask_for_sessions(&self, shard: u16, question: ToShard) -> bool {
+        let shard = usize::from(shard);
+        let is_gone = |shard: &Shard| shard.drained.is_some() || shard.has_ended;
+        let Some(link) = self.links.get(shard) else {
+            return false;
+        };
+        !self.shards.get(shard).is_some_and(is_gone) && link.send(question).is_ok()
+    }
+
+    fn shard_after(&self, shard: u16) -> Option<SessionCursor> {
+        let shard = shard.saturating_add(1);
+        (usize::from(shard) < self.links.len()).then_some(SessionCursor { shard, slot: 0 })
+    }
+
+    pub(super) fn listed(
+        &mut self,
+        shard: ShardId,
+        request: u64,
+        sessions: Vec<SessionInfo>,
+        next: Option<u32>,
+    ) {
+        let mut lists = self.waiting_for_lists.iter();
+        let Some(index) = lists.position(|listing| listing.request == request) else {
+            return;
+        };
+        let mut listing = self.waiting_for_lists.swap_remove(index);
+        for info in sessions {
+            let name = self.listener_name(info.listener);
+            listing.page.sessions.push((shard.0, info, name));
+        }
+        let next = match next {
+            Some(slot) => Some(SessionCursor {
+                shard: shard.0,
+                slot,
+            }),
+            None => self.shard_after(shard.0),
+        };
+        match next {
+            Some(next) => {
+                listing.at = next;
+                self.go_on_listing(listing);
+            }
+            None => {
+                let _ = listing.reply.send(listing.page);
+            }
+        }
+    }
+
+    /// What was found so far is an answer; nothing at all is none, and its asker learns that nobody answers.
+    fn answer_late_lists(&mut self, now: Time) {
+        for mut listing in self
+            .waiting_for_lists
+            .extract_if(.., |one| now >= one.until)
+        {
+            if !listing.page.sessions.is_empty() {
+                listing.page.next = Some(listing.at);
+                let _ = listing.reply.send(listing.page);
+            }
+        }
+    }
+
+    // ---- kick
+
+    fn kick(&mut self, who: &KickWho, reply: oneshot::Sender<Ended>) {
+        if self.waiting_for_kicks.len() >= WAITING_MAX {
+            let _ = reply.send(Ended::not_done(
+                "the node is busy with other kicks; ask again",
+            ));
+            return;
+        }
+        self.report_number += 1;
+        let request = self.report_number;
+        let asked = self.links.iter().zip(&self.shards).map(|(link, shard)| {
+            let who = who.clone();
+            // One that is over has no sessions; one that takes nothing shows by its silence.
+            shard.has_ended || {
+                let _ = link.send(ToShard::Kick { request, who });
+                false
+            }
+        });
+        let has_answered = asked.collect();
+        self.waiting_for_kicks.push(Kicking {
+            request,
+            until: clock::monotonic().after(KICK_WAIT),
+            has_answered,
+            sessions: 0,
+            reply,
+        });
+    }
+
+    pub(super) fn kicked(&mut self, shard: ShardId, request: u64, sessions: u32) {
+        let mut kicks = self.waiting_for_kicks.iter_mut();
+        let Some(kick) = kicks.find(|kick| kick.request == request) else {
+            return;
+        };
+        if let Some(has_answered) = kick.has_answered.get_mut(usize::from(shard.0)) {
+            *has_answered = true;
+            kick.sessions += u64::from(sessions);
+        }
+        self.answer_late_kicks(clock::monotonic());
+    }
+
+    fn answer_late_kicks(&mut self, now: Time) {
+        let is_over =
+            |kick: &mut Kicking| now >= kick.until || kick.has_answered.iter().all(|yes| *yes);
+        for kick in self.waiting_for_kicks.extract_if(.., is_over) {
+            let silent = kick.has_answered.iter().filter(|yes| !**yes).count();
+            tracing::info!(sessions = kick.sessions, "sessions ended by an operator");
+            let error = match silent {
+                0 => String::new(),
+                _ => format!("{silent} shards did not answer in time"),
+            };
+            let _ = kick.reply.send(Ended {
+                sessions: kick.sessions,
+                error,
+            });
+        }
+    }
+
+    // ---- drain, and back into service
+
+    fn rest(&mut self, within: Option<Duration>, reply: oneshot::Sender<Ended>) {
+        if self.drain.is_some() {
+            let _ = reply.send(Ended::not_done("the process is ending"));
+            return;
+        }
+        let within = within.unwrap_or(self.drain_time).min(REST_MAX);
+        let until = clock::monotonic().after(within).after(DRAIN_GRACE);
+        match &mut self.rest {
+            Some(rest) if rest.waiting.len() < WAITING_MAX => rest.waiting.push(reply),
+            Some(_) => return, // its asker learns that nobody answers
+            None => {
+                tracing::info!(time = ?within, "drained by the control plane: no new connections, open sessions end, the process stays");
+                self.apply.stop_accepting();
+                self.rest = Some(Rest {
+                    outcomes: vec![None; self.shards.len()],
+                    until,
+                    waiting: vec![reply],
+                });
+                for link in self.links.iter() {
+                    let then = AfterDrain::Stay;
+                    let _ = link.send(ToShard::Drain { within, then }); // a stuck shard shows by its silence
+                }
+            }
+        }
+        self.answer_late_drain(clock::monotonic());
+    }
+
+    /// A shard has no sessions any more.
+    pub(super) fn rested(&mut self, shard: ShardId, outcome: DrainOutcome) {
+        if let Some(rest) = &mut self.rest
+            && let Some(one) = rest.outcomes.get_mut(usize::from(shard.0))
+        {
+            *one = Some(outcome);
+        }
+        self.answer_late_drain(clock::monotonic());
+    }
+
+    fn answer_late_drain(&mut self, now: Time) {
+        let Some(rest) = &mut self.rest else {
+            return;
+        };
+        let silent = rest.outcomes.iter().filter(|one| one.is_none()).count();
+        if silent > 0 && now < rest.until {
+            return;
+        }
+        let error = match silent {
+            0 => String::new(),
+            _ => format!("{silent} shards still have sessions"),
+        };
+        rest.answer(&error);
+    }
+
+    fn serve_again(&mut self) -> Ended {
+        if self.drain.is_some() {
+            return Ended::not_done("the process is ending");
+        }
+        let Some(mut rest) = self.rest.take() else {
+            return Ended::default(); // it serves
+        };
+        if let Err(error) = self.apply.accept_again() {
+            tracing::error!(%error, "the node cannot go back into service");
+            self.rest = Some(rest);
+            return Ended::not_done(&error);
+        }
+        tracing::info!("back in service");
+        rest.answer("the node was put back into service before the drain was over");
+        Ended::default()
+    }
+
+    // ---- how the node is
+
+    pub(super) fn ask_for_reports(&mut self) -> u64 {
+        self.report_number += 1;
+        let request = self.report_number;
+        for link in self.links.iter() {
+            // A stuck shard shows by its silence.
+            let _ = link.send(ToShard::Report { request });
+        }
+        request
+    }
+
+    pub(super) fn reported(
+        &mut self,
+        shard: ShardId,
+        request: u64,
+        latency: Box<hdrhistogram::Histogram<u64>>,
+        gauges: ShardGauges,
+    ) {
+        let now = clock::monotonic();
+        if let Some(shard) = self.shards.get_mut(usize::from(shard.0)) {
+            shard.gauges = gauges;
+            shard.latency = Some(latency);
+            shard.answered_at = now;
+            shard.answered_report = shard.answered_report.max(request);
+        }
+        self.answer_late_questions();
+    }
+
+    /// Answers those whose reports are complete or who have waited long enough; drops list questions nobody answers.
+    pub(super) fn answer_late_questions(&mut self) {
+        let now = clock::monotonic();
+        self.answer_late_lists(now);
+        self.answer_late_kicks(now);
+        self.answer_late_drain(now);
+        let answered = self.shards.iter().map(|shard| shard.answered_report).min();
+        let answered = answered.unwrap_or(u64::MAX);
+        let waiting = std::mem::take(&mut self.waiting_for_reports);
+        for (number, until, reply) in waiting {
+            if number <= answered || now >= until {
+                let _ = reply.send(self.observed());
+            } else {
+                self.waiting_for_reports.push((number, until, reply));
+            }
+        }
+    }
+
+    fn observed(&self) -> Observed {
+        let now = clock::monotonic();
+        let policy = self.apply.status().clone();
+        let shards: Vec<ShardView> = self
+            .shards
+            .iter()
+            .zip(0_u16..)
+            .map(|(shard, number)| {
+                let generation = policy.shards.get(usize::from(number)).copied().flatten();
+                let silent_for = now.since(shard.answered_at);
+                ShardView::new(number, shard.engine, generation, &shard.gauges, silent_for)
+            })
+            .collect();
+        let deaf: Vec<String> = self
+            .deaf
+            .iter()
+            .map(|(.., reason)| reason.clone())
+            .collect();
+        let delivered_for = now.since(self.delivered_at);
+        let draining = self.drain.is_some() || self.rest.is_some();
+        let not_ready = observe::not_ready(&policy, &shards, draining, delivered_for, &deaf);
+        let endpoints = self.endpoints();
+        let listeners = self.apply.listening();
+        Observed {
+            policy,
+            connections: self.table.connections(),
+            connections_by_listener: listeners
+                .iter()
+                .map(|open| (open.name.clone(), self.table.connections_of(open.id())))
+                .collect(),
+            listeners,
+            shards,
+            endpoints,
+            auth: self.pool.gauges(),
+            latency: self.latency(),
+            counters: self
+                .shards
+                .iter()
+                .map(|shard| Arc::clone(&shard.counters))
+                .collect(),
+            is_draining: draining,
+            fleet: self.fleet.as_ref().map(fleet::Shared::view),
+            not_ready,
+        }
+    }
+
+    fn latency(&self) -> Option<hdrhistogram::Histogram<u64>> {
+        let mut reported = self
+            .shards
+            .iter()
+            .filter_map(|shard| shard.latency.as_deref());
+        let mut sum = reported.next()?.clone();
+        for histogram in reported {
+            // All shards make theirs with the same bounds, so adding cannot fail; if it did, its part is left out.
+            let _ = sum.add(histogram);
+        }
+        Some(sum)
+    }
+
+    pub(super) fn listener_name(&self, id: ListenerId) -> Box<str> {
+        let snapshot = self.apply.snapshot();
+        let name = snapshot
+            .as_ref()
+            .and_then(|snapshot| snapshot.listener(id))
+            .map(|listener| listener.name.clone());
+        name.unwrap_or_else(|| format!("#{}", id.0).into())
+    }
+}
+
+impl Rest {
+    /// Answers all who wait, with the sessions ended so far.
+    fn answer(&mut self, error: &str) {
+        let ended = self.outcomes.iter().flatten();
+        let sessions = ended.map(|outcome| u64::from(outcome.sessions)).sum();
+        for reply in self.waiting.drain(..) {
+            let error = error.to_owned();
+            let _ = reply.send(Ended { sessions, error }); // who asked may have gone
+        }
+    }
+}
+
+impl Ended {
+    fn not_done(error: &str) -> Self {
+        Self {
+            sessions: 0,
+            error: error.to_owned(),
+        }
+    }
+}
