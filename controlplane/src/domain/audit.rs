@@ -8,7 +8,7 @@ use super::UnixMillis;
 pub struct AuditEntry {
     /// When.
     pub at: UnixMillis,
-    /// Name of the token, `node <name>`, or `control plane`.
+    /// Name of the token, `node <name>`, `control plane`, or `sluicectl` for a restore, which has no caller.
     pub who: String,
     /// Such as `policy.release`.
     pub action: &'static str,
@@ -86,5 +86,89 @@ impl AuditRecord {
             hasher.update(text.as_bytes());
         }
         *hasher.finalize().as_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn chain(texts: &[(String, u64)]) -> Vec<AuditRecord> {
+        let mut records: Vec<AuditRecord> = Vec::new();
+        for (place, (text, at)) in texts.iter().enumerate() {
+            let previous = records.last().map_or([0; 32], |record| record.hash);
+            let entry = AuditEntry {
+                at: UnixMillis(*at),
+                who: text.clone(),
+                action: "policy.release",
+                what: "generation 1".into(),
+                before: String::new(),
+                after: text.clone(),
+                request_id: String::new(),
+            };
+            let number = place as u64 + 1;
+            records.push(AuditRecord::following(&previous, number, entry));
+        }
+        records
+    }
+
+    fn is_whole(records: &[AuditRecord]) -> bool {
+        let mut previous = [0; 32];
+        records.iter().enumerate().all(|(place, record)| {
+            let follows = record.number == place as u64 + 1 && record.follows(&previous);
+            previous = record.hash;
+            follows
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_record_changed_removed_moved_or_put_in_is_seen(
+            texts in prop::collection::vec((".{0,6}", any::<u64>()), 2..12),
+            place in any::<prop::sample::Index>(),
+            field in 0..9,
+        ) {
+            let records = chain(&texts);
+            prop_assert!(is_whole(&records));
+            let place = place.index(records.len());
+
+            let mut changed = records.clone();
+            let record = &mut changed[place];
+            match field {
+                0 => record.number += 1,
+                1 => record.at.0 ^= 1,
+                2 => record.who.push('x'),
+                3 => record.action.push('x'),
+                4 => record.what.push('x'),
+                5 => record.before.push('x'),
+                6 => record.after.push('x'),
+                7 => record.request_id.push('x'),
+                _ => record.hash[7] ^= 1,
+            }
+            prop_assert!(!is_whole(&changed));
+
+            // The last one alone can go unseen by the chain; the store keeps its number beside it.
+            let mut removed = records.clone();
+            removed.remove(place);
+            prop_assert_eq!(is_whole(&removed), place == records.len() - 1);
+
+            let mut put_in = records.clone();
+            put_in.insert(place, records[place].clone());
+            prop_assert!(!is_whole(&put_in));
+
+            let mut moved = records.clone();
+            moved.swap(place, (place + 1) % records.len());
+            prop_assert!(!is_whole(&moved));
+        }
+
+        #[test]
+        fn text_does_not_move_from_one_field_to_the_next(text in ".{1,8}") {
+            let mut records = chain(&[(text, 1)]);
+            let record = &mut records[0];
+            record.before = std::mem::take(&mut record.after);
+            prop_assert!(!is_whole(&records));
+        }
     }
 }

@@ -1,4 +1,5 @@
 //! Where everything is kept, behind one trait. Each method that writes is one transaction, with its audit record inside.
+//! A caller who goes away in the middle leaves it done or not done, never half.
 //!
 //! A store keeps and compares; it decides nothing about policy. Conflicts are found here, inside the transaction, so that
 //! of two callers who saw the same state one wins and the other is told.
@@ -106,10 +107,12 @@ pub trait Store: Send + Sync + 'static {
         limit: u32,
     ) -> Result<Vec<Generation>, StoreError>;
 
-    /// All rows of a generation, checked against its digest; of 0: none.
+    /// All rows of a generation, checked against its digest; of 0: none. [`StoreError::Refused`] when they were removed,
+    /// [`StoreError::Corrupt`] when they are not those that were stored.
     async fn rows(&self, number: u64) -> Result<Inventory, StoreError>;
 
-    /// Removes the rows of generations that were never released and cannot be any more. Gives how many.
+    /// Removes the rows of generations that were never released and cannot be any more, and records that it did. Gives how
+    /// many.
     async fn prune(&self, now: UnixMillis) -> Result<u64, StoreError>;
 
     /// All tokens, also revoked ones, by name.
@@ -118,7 +121,8 @@ pub trait Store: Send + Sync + 'static {
     /// [`StoreError::Exists`] when a token of that name is not revoked.
     async fn add_token(&self, token: Token, audit: AuditEntry) -> Result<(), StoreError>;
 
-    /// [`StoreError::Refused`] for the last admin token that works at that time.
+    /// [`StoreError::Refused`] for the last admin token that works at that time. For one that was revoked before, nothing
+    /// is done and nothing recorded.
     async fn revoke_token(
         &self,
         id: &TokenId,
@@ -132,7 +136,7 @@ pub trait Store: Send + Sync + 'static {
     /// Stores one.
     async fn add_join_token(&self, token: JoinToken, audit: AuditEntry) -> Result<(), StoreError>;
 
-    /// Nodes that have joined stay.
+    /// Nodes that have joined stay. For one that was revoked before, nothing is done and nothing recorded.
     async fn revoke_join_token(
         &self,
         id: &TokenId,
@@ -144,7 +148,7 @@ pub trait Store: Send + Sync + 'static {
     async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError>;
 
     /// Makes a node a member and uses the join token once, both or neither. The caller has compared the token's secret.
-    /// [`StoreError::Exists`] for a member with another secret, [`StoreError::Refused`] for a token that is revoked,
+    /// [`StoreError::Exists`] for a member with another secret or join token, [`StoreError::Refused`] for a token that is revoked,
     /// expired at `node.enrolled_at`, used up or another node's.
     async fn enroll(&self, node: NodeRecord, audit: AuditEntry) -> Result<Enrolled, StoreError>;
 
@@ -160,7 +164,8 @@ pub trait Store: Send + Sync + 'static {
     /// Records below `before`, newest first, at most `limit`.
     async fn audit(&self, before: Option<u64>, limit: u32) -> Result<Vec<AuditRecord>, StoreError>;
 
-    /// True exactly when every audit record follows from the one before.
+    /// True exactly when every audit record follows from the one before, from the first to the last that was written.
+    /// Cheap when asked again: what was read once is read again only after another program wrote to the store.
     async fn audit_is_whole(&self) -> Result<bool, StoreError>;
 
     /// Writes a consistent copy to a file that does not exist, mode 0600.
