@@ -148,8 +148,8 @@ pub trait Store: Send + Sync + 'static {
     async fn nodes(&self) -> Result<Vec<NodeRecord>, StoreError>;
 
     /// Makes a node a member and uses the join token once, both or neither. The caller has compared the token's secret.
-    /// [`StoreError::Exists`] for a member with another secret or join token, [`StoreError::Refused`] for a token that is revoked,
-    /// expired at `node.enrolled_at`, used up or another node's.
+    /// [`StoreError::Exists`] for a member with another secret or join token, [`StoreError::Refused`] for a token that is
+    /// revoked, expired at `node.enrolled_at`, used up or another node's.
     async fn enroll(&self, node: NodeRecord, audit: AuditEntry) -> Result<Enrolled, StoreError>;
 
     /// Ends a membership.
