@@ -37,10 +37,11 @@ pub struct Seat {
 
 impl Desk {
     pub(super) fn new(limits: &Limits) -> Self {
+        let trials_max = limits.trials_max.max(1);
         Self {
-            seats: Arc::new(Semaphore::new(limits.trials_max + limits.waiting_max)),
+            seats: Arc::new(Semaphore::new(trials_max + limits.waiting_max)),
             memory: Arc::new(Semaphore::new(limits.documents_bytes_max / UNIT_BYTES)),
-            trials: Arc::new(Semaphore::new(limits.trials_max)),
+            trials: Arc::new(Semaphore::new(trials_max)),
         }
     }
 

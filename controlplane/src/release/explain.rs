@@ -100,7 +100,10 @@ impl Releases {
         answer.await?
     }
 
-    async fn snapshot(&self, number: Option<u64>) -> Result<(u64, Arc<Snapshot>), Failed> {
+    pub(super) async fn snapshot(
+        &self,
+        number: Option<u64>,
+    ) -> Result<(u64, Arc<Snapshot>), Failed> {
         let in_force = self.in_force().borrow().clone();
         let in_force_number = in_force.as_ref().map_or(0, |released| released.id.number);
         let number = number.unwrap_or(in_force_number);

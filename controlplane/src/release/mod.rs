@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use foldhash::HashSet;
-use metrics::{counter, gauge};
+use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use sluice_policy::fleet::Inventory;
 use tokio::sync::{Mutex, watch};
 use tokio::time::Instant;
@@ -130,6 +130,7 @@ impl Releases {
                 snapshots: Snapshots::default(),
             }),
         };
+        describe_metrics();
         let heads = releases.settled().await?;
         gauge!("sluice_control_generation", "which" => "newest").set(heads.newest as f64);
         gauge!("sluice_control_generation", "which" => "released").set(heads.released as f64);
@@ -305,6 +306,10 @@ impl Releases {
         match stored {
             Ok(generation) => {
                 self.publish(generation.id, rows, features);
+                let newest = gauge!("sluice_control_generation", "which" => "newest");
+                if generation.rollback_of.is_some() {
+                    newest.set(generation.id.number as f64);
+                }
                 Ok(generation)
             }
             Err(error) => {
@@ -429,6 +434,26 @@ fn may_be_released(generation: &Generation, in_force: u64, now: UnixMillis) -> R
     Err(Failed::Refused(why))
 }
 
+fn describe_metrics() {
+    describe_counter!(
+        "sluice_control_applies_total",
+        "Documents to be made generations, by how that ended: stored, unchanged, refused, conflict or failed"
+    );
+    describe_counter!(
+        "sluice_control_releases_total",
+        "Generations brought into force, by kind: release or rollback"
+    );
+    describe_histogram!(
+        "sluice_control_compile_seconds",
+        Unit::Seconds,
+        "Time to try a document: to read it, compile it and compare it"
+    );
+    describe_gauge!(
+        "sluice_control_generation",
+        "Number of a generation, by which: the newest or the released one; 0 for none"
+    );
+}
+
 /// A number in words, for audit.
 fn in_words(number: u64) -> String {
     match number {
@@ -444,3 +469,6 @@ fn with_comment(mut text: String, comment: &str) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

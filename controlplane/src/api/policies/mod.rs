@@ -235,3 +235,6 @@ fn within(
     }
     Ok(value)
 }
+
+#[cfg(test)]
+mod tests;

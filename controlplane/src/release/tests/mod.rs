@@ -1,0 +1,269 @@
+//! Releasing over a real store: lifetimes, callers who go away, a store in trouble, and the bounds.
+
+mod troubled;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::store::Sqlite;
+use troubled::{Trouble, Troubled};
+
+const TEXT: &str = "
+rules:
+  - {name: c, actions: connect, decision: allow}
+  - {name: p, actions: publish, topics: [a], decision: allow}
+";
+
+struct Bench {
+    dir: TempDir,
+    store: Arc<Troubled>,
+    releases: Releases,
+}
+
+impl Bench {
+    async fn start() -> Self {
+        Self::start_with(Limits::default()).await
+    }
+
+    async fn start_with(limits: Limits) -> Self {
+        let dir = TempDir::new().unwrap();
+        let store = Arc::new(Troubled::new(Sqlite::open(dir.path()).await.unwrap()));
+        let shared: Arc<dyn Store> = Arc::<Troubled>::clone(&store);
+        let releases = Releases::open(shared, limits).await.unwrap();
+        Self {
+            dir,
+            store,
+            releases,
+        }
+    }
+
+    fn document(&self, text: &str) -> Document {
+        let mut draft = self.releases.draft(None).unwrap();
+        draft.push(text.as_bytes()).unwrap();
+        draft.finish().unwrap()
+    }
+
+    /// Applies [`TEXT`] with another topic.
+    async fn apply(&self, topic: &str, newest: u64, at: u64) -> Result<u64, Failed> {
+        let document = self.document(&TEXT.replace("[a]", &format!("[{topic}]")));
+        let applied = self.releases.apply(document, newest, author(at)).await?;
+        Ok(applied.generation.id.number)
+    }
+
+    fn in_force(&self) -> u64 {
+        self.releases.in_force_number()
+    }
+
+    /// What is published is what the store has, rows and all.
+    async fn assert_agrees(&self) {
+        let heads = self.store.heads().await.unwrap();
+        assert_eq!(self.in_force(), heads.released);
+        let released = self.releases.in_force().borrow().clone();
+        let released = released.expect("something is in force");
+        let stored = self.store.rows(heads.released).await.unwrap();
+        assert_eq!(released.rows.digest(), stored.digest());
+        assert_eq!(released.id.digest, stored.digest());
+    }
+}
+
+fn author(at: u64) -> Author {
+    Author {
+        who: "ann".into(),
+        request_id: "req".into(),
+        at: UnixMillis(at),
+        comment: String::new(),
+    }
+}
+
+fn refused<T: std::fmt::Debug>(result: Result<T, Failed>) -> String {
+    let failed = result.unwrap_err();
+    let Failed::Refused(text) = failed else {
+        panic!("{failed:?}");
+    };
+    text
+}
+
+#[tokio::test]
+async fn c10_an_expired_generation_is_not_released_and_can_be_applied_again() {
+    let limits = Limits {
+        release_within: Duration::from_millis(500),
+        ..Limits::default()
+    };
+    let bench = Bench::start_with(limits).await;
+    bench.apply("a", 0, 1000).await.unwrap();
+    let late = refused(bench.releases.release(1, 0, author(1500)).await);
+    assert!(late.contains("not released in time"), "{late}");
+    // The rows of the first are removed with the next.
+    assert_eq!(bench.apply("a", 1, 1500).await.unwrap(), 2);
+    assert_eq!(bench.apply("a", 2, 1999).await.unwrap(), 2);
+    let gone = bench.releases.diff(None, Against::Generation(1), 10).await;
+    assert!(matches!(gone, Err(Failed::NotFound(_))), "{gone:?}");
+    let released = bench.releases.release(2, 0, author(1999)).await.unwrap();
+    assert_eq!(released.released_at, Some(UnixMillis(1999)));
+    bench.assert_agrees().await;
+}
+
+#[tokio::test]
+async fn c11_a_caller_who_goes_away_leaves_a_finished_call() {
+    let bench = Bench::start().await;
+    bench.apply("a", 0, 1).await.unwrap();
+    let held = bench.store.may_write.forget_permits(usize::MAX);
+    assert!(held > 0);
+    bench.store.came.forget_permits(usize::MAX);
+    let mut in_force = bench.releases.in_force();
+    let release = tokio::spawn({
+        let releases = bench.releases.clone();
+        async move { releases.release(1, 0, author(2)).await }
+    });
+    bench.store.came.acquire().await.unwrap().forget();
+    release.abort();
+    assert!(release.await.unwrap_err().is_cancelled());
+    assert_eq!(
+        bench.in_force(),
+        0,
+        "nothing is published before the store has it"
+    );
+    bench.store.may_write.add_permits(1);
+    in_force.changed().await.unwrap();
+    assert_eq!(bench.in_force(), 1);
+    bench.assert_agrees().await;
+
+    let document = bench.document(&TEXT.replace("[a]", "[b]"));
+    let apply = tokio::spawn({
+        let releases = bench.releases.clone();
+        async move { releases.apply(document, 1, author(3)).await.map(|_| ()) }
+    });
+    bench.store.came.acquire().await.unwrap().forget();
+    apply.abort();
+    assert!(apply.await.unwrap_err().is_cancelled());
+    bench.store.ended.forget_permits(usize::MAX);
+    bench.store.may_write.add_permits(1);
+    bench.store.ended.acquire().await.unwrap().forget();
+    assert_eq!(bench.store.heads().await.unwrap().newest, 2);
+    let audit = bench.store.audit(None, 10).await.unwrap();
+    let applied = audit
+        .iter()
+        .filter(|record| record.action == "policy.apply");
+    assert_eq!(applied.count(), 2);
+}
+
+#[tokio::test]
+async fn what_is_in_force_agrees_with_a_store_that_says_the_wrong_thing() {
+    let bench = Bench::start().await;
+    bench.apply("a", 0, 1).await.unwrap();
+    bench.store.set(Trouble::DoneAndDenied);
+    let told = bench.releases.release(1, 0, author(2)).await;
+    assert!(
+        matches!(told, Err(Failed::Store(StoreError::Unavailable(_)))),
+        "{told:?}"
+    );
+    bench.assert_agrees().await;
+    assert_eq!(bench.in_force(), 1);
+
+    bench.store.set(Trouble::None);
+    bench.apply("b", 1, 3).await.unwrap();
+    bench.store.set(Trouble::DoneAndSilent);
+    bench.releases.release(2, 1, author(4)).await.unwrap_err();
+    assert_eq!(bench.in_force(), 1, "nobody can know yet");
+    bench.store.set(Trouble::None);
+    // The next call that asks the store finds out, and compares with what is.
+    let conflict = bench.releases.rollback(None, 1, author(5)).await;
+    assert!(
+        matches!(conflict, Err(Failed::Store(StoreError::Conflict(_)))),
+        "{conflict:?}"
+    );
+    bench.assert_agrees().await;
+    assert_eq!(bench.in_force(), 2);
+}
+
+#[tokio::test]
+async fn what_was_in_force_is_in_force_after_a_restart() {
+    let bench = Bench::start().await;
+    bench.apply("a", 0, 1).await.unwrap();
+    bench.releases.release(1, 0, author(2)).await.unwrap();
+    let before = bench.releases.in_force().borrow().clone().unwrap();
+    let Bench {
+        dir,
+        store,
+        releases,
+    } = bench;
+    drop((store, releases));
+    let store: Arc<dyn Store> = Arc::new(Sqlite::open(dir.path()).await.unwrap());
+    let releases = Releases::open(store, Limits::default()).await.unwrap();
+    let after = releases.in_force().borrow().clone().unwrap();
+    assert_eq!((after.id, &after.features), (before.id, &before.features));
+    assert!(after.features.contains("rules"));
+}
+
+#[tokio::test]
+async fn at_most_two_compiled_policies_are_kept() {
+    let bench = Bench::start().await;
+    for (topic, newest) in [("a", 0), ("b", 1), ("c", 2)] {
+        bench.apply(topic, newest, 1).await.unwrap();
+    }
+    bench.releases.release(3, 0, author(2)).await.unwrap();
+    bench.apply("d", 3, 2).await.unwrap();
+    bench.apply("e", 4, 2).await.unwrap();
+    let kept = || {
+        let kept = &bench.releases.inner.snapshots;
+        let at_hand = (1..=6).filter(|number| kept.get(*number).is_some());
+        at_hand.collect::<Vec<u64>>()
+    };
+    assert_eq!(kept(), [] as [u64; 0], "applying and releasing keeps none");
+    for (asked, expected) in [
+        (Some(4), vec![4]),
+        (None, vec![3]),
+        (Some(4), vec![3, 4]),
+        (Some(5), vec![3, 5]),
+        (Some(3), vec![3, 5]),
+    ] {
+        bench.releases.snapshot(asked).await.unwrap();
+        assert_eq!(kept(), expected, "{asked:?}");
+    }
+    bench.releases.release(5, 3, author(3)).await.unwrap();
+    bench.releases.snapshot(Some(3)).await.unwrap();
+    assert_eq!(kept(), [3, 5]);
+}
+
+#[tokio::test]
+async fn documents_beyond_the_bounds_are_turned_away_and_their_room_is_given_back() {
+    let limits = Limits {
+        trials_max: 1,
+        waiting_max: 1,
+        documents_bytes_max: 10 * 1024,
+        ..Limits::default()
+    };
+    let bench = Bench::start_with(limits).await;
+    let mut first = bench.releases.draft(None).unwrap();
+    let mut second = bench.releases.draft(None).unwrap();
+    assert!(matches!(bench.releases.draft(None), Err(Failed::Busy(_))));
+    first.push(&[b' '; 1000]).unwrap();
+    first.push(&[b' '; 24]).unwrap();
+    second.push(&[b' '; 9 * 1024]).unwrap();
+    assert!(matches!(second.push(b" "), Err(Failed::Busy(_))));
+    assert!(matches!(first.push(b" "), Err(Failed::Busy(_))));
+    drop(second);
+    first.push(&[b' '; 9 * 1024]).unwrap();
+    assert!(matches!(first.push(b" "), Err(Failed::Busy(_))));
+    let whole = first.finish().unwrap();
+    let empty = bench.releases.validate(whole).await;
+    assert!(matches!(empty, Err(Failed::Document(_))), "{empty:?}");
+    let mut third = bench.releases.draft(None).unwrap();
+    third.push(&[b' '; 10 * 1024]).unwrap();
+}
+
+#[test]
+fn problems_beyond_the_bound_are_counted() {
+    let mut wrong = Wrong::default();
+    for line in 0..1500 {
+        wrong.add(sluice_policy::Position { line, column: 1 }, "bad".into());
+    }
+    let text: String = (0..1200).map(|n| format!("k{n}: 1\n")).collect();
+    wrong.join(&sluice_policy::parse(&text, "test").unwrap_err());
+    assert_eq!((wrong.problems.len(), wrong.left_off), (1000, 1700));
+    assert!(
+        wrong
+            .to_string()
+            .starts_with("the document has 2700 problems; the first: 0:1: bad")
+    );
+}
