@@ -141,6 +141,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<End> {
             releases,
             fleet.clone(),
         ))
+        .add_service(api::nodes::service(gate.clone(), fleet.clone()))
         .add_service(fleet.server())
         .add_service(AccessApi::new(gate).into_service())
         .add_service(operations.into_service());

@@ -4,6 +4,7 @@
 mod access;
 mod calls;
 mod fail;
+pub mod nodes;
 mod operations;
 pub mod policies;
 

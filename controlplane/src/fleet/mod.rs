@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use foldhash::HashSet;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::auth::Gate;
@@ -289,36 +289,48 @@ impl Fleet {
         capability: Capability,
         question: Question,
     ) -> Result<Pending, String> {
-        let member = self.inner.members().get(name).cloned();
-        let member = member.ok_or("there is no such node")?;
-        if !member.look(|seat| seat.node.is_connected()) {
-            return Err("the node is not connected".to_owned());
-        }
-        if !member.look(|seat| seat.node.can(capability)) {
-            let word = capability.word();
-            return Err(format!("the node cannot do it: it lacks `{word}`"));
-        }
+        let member = self.able(name, capability)?;
         let (answer, pending) = oneshot::channel();
         member.ask(Command { question, answer })?;
-        Ok(Pending(pending))
+        let until = Instant::now() + self.inner.limits.request;
+        Ok(Pending { pending, until })
+    }
+
+    /// Whether a node is connected and takes such messages; `Err` says in words why not.
+    pub fn can(&self, name: &Name, capability: Capability) -> Result<(), String> {
+        self.able(name, capability).map(drop)
+    }
+
+    fn able(&self, name: &Name, capability: Capability) -> Result<Arc<Member>, String> {
+        let member = self.inner.members().get(name).cloned();
+        let member = member.ok_or("there is no such node")?;
+        let (is_connected, can) = member.look(|seat| {
+            let node = &seat.node;
+            (node.is_connected(), node.can(capability))
+        });
+        if !is_connected {
+            return Err("the node is not connected".to_owned());
+        }
+        let word = capability.word();
+        let cannot = || format!("the node cannot do it: it lacks the capability `{word}`");
+        can.then_some(member).ok_or_else(cannot)
     }
 
     /// Waits for the answer; `Err` says in words why there is none.
     pub async fn answer(&self, pending: Pending) -> Result<Answer, String> {
-        let patience = self.inner.limits.request;
-        match timeout(patience, pending.0).await {
+        match timeout_at(pending.until, pending.pending).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(_)) => Err("the node went away before it answered".to_owned()),
-            Err(_) => Err(format!(
-                "the node did not answer within {} s",
-                patience.as_secs_f32()
-            )),
+            Err(_) => Err("the node did not answer in time".to_owned()),
         }
     }
 }
 
-/// An answer that is waited for. Dropped, nobody waits.
-pub struct Pending(oneshot::Receiver<Answer>);
+/// An answer that is waited for, until some time. Dropped, nobody waits.
+pub struct Pending {
+    pending: oneshot::Receiver<Answer>,
+    until: Instant,
+}
 
 impl Inner {
     /// What is in force, seen by the history too.
