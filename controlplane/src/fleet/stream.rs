@@ -363,3 +363,6 @@ async fn planned(planning: &mut Option<Planning>) -> Arc<[Change]> {
 fn cut_status(end: Result<Status, oneshot::error::RecvError>) -> Status {
     end.unwrap_or_else(|_| Status::unavailable("the control plane stops"))
 }
+
+#[cfg(test)]
+mod tests;

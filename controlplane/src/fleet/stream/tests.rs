@@ -1,0 +1,270 @@
+//! Deadlines and bounds of one stream on a paused clock, with channels in place of the network.
+
+use std::time::Duration;
+
+use sluice_policy::fleet::{Change, Inventory};
+use sluice_proto::v1;
+use sluice_proto::v1::row::Kind;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Code;
+
+use super::*;
+use crate::auth::Gate;
+use crate::domain::{
+    GenerationId, JoinToken, Name, NodeRecord, SecretHash, StoreId, TokenId, UnixMillis,
+};
+use crate::fleet::{Capability, Fleet, Limits, Question, State};
+use crate::release::Released;
+use crate::store::{Sqlite, Store};
+
+struct Wire {
+    fleet: Fleet,
+    member: Arc<Member>,
+    in_force: watch::Sender<Option<Arc<Released>>>,
+    to_plane: mpsc::Sender<Result<FromNode, Status>>,
+    to_node: Outgoing,
+    _folder: tempfile::TempDir,
+}
+
+impl Wire {
+    /// One member, whose stream is open and has said nothing. The clock stands still from here on.
+    async fn open() -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Sqlite::open(folder.path()).await.expect("a store");
+        let hash = SecretHash([1; 32]);
+        let id = TokenId("joinjoinjoinjoin".into());
+        let audit = || crate::domain::AuditEntry {
+            at: UnixMillis(1),
+            who: "test".into(),
+            action: "test",
+            what: String::new(),
+            before: String::new(),
+            after: String::new(),
+            request_id: String::new(),
+        };
+        let token = JoinToken {
+            id: id.clone(),
+            node: None,
+            uses_left: 1,
+            hash,
+            created_at: UnixMillis(1),
+            created_by: "test".into(),
+            expires_at: UnixMillis(u64::MAX >> 1),
+            revoked_at: None,
+        };
+        store.add_join_token(token, audit()).await.expect("a token");
+        let record = NodeRecord {
+            name: Name::parse("n").expect("a name"),
+            hash,
+            enrolled_at: UnixMillis(1),
+            join_token: id,
+        };
+        store.enroll(record, audit()).await.expect("a member");
+        let gate = Gate::open(Arc::new(store)).await.expect("a gate");
+        let in_force = watch::Sender::new(None);
+        let fleet = Fleet::open(gate, in_force.subscribe())
+            .await
+            .expect("a fleet");
+        let member = fleet.inner.members().values().next().cloned();
+        let member = member.expect("one member");
+        tokio::time::pause();
+        let (to_plane, inbound) = mpsc::channel(64);
+        let inbound = ReceiverStream::new(inbound);
+        let to_node = serve(&fleet.inner, &member, String::new(), inbound);
+        Self {
+            fleet,
+            member,
+            in_force,
+            to_plane,
+            to_node: to_node.expect("a seat"),
+            _folder: folder,
+        }
+    }
+
+    async fn say(&self, message: from_node::Message) {
+        let message = FromNode {
+            message: Some(message),
+        };
+        self.to_plane.send(Ok(message)).await.expect("it listens");
+    }
+
+    async fn hello(&self, held: Option<GenerationId>) {
+        let hello = v1::Hello {
+            node: "n".into(),
+            shards: 1,
+            capabilities: vec!["kick".into()],
+            held: held.map(GenerationId::to_wire),
+            ..v1::Hello::default()
+        };
+        self.say(from_node::Message::Hello(hello)).await;
+        let mut changes = self.fleet.changes();
+        while !self.member.look(|seat| seat.node.is_connected()) {
+            changes.changed().await.expect("the fleet lives");
+        }
+    }
+
+    fn release(&self, rows: usize, bytes: usize) -> GenerationId {
+        let row = |n: usize| v1::Row {
+            name: format!("r{n}"),
+            kind: Some(Kind::Rule(v1::Rule {
+                topics: vec!["x".repeat(bytes)],
+                ..v1::Rule::default()
+            })),
+            ..v1::Row::default()
+        };
+        let changes = (0..rows).map(|n| Change::from_message(&row(n)).expect("a good row"));
+        let rows = Inventory::default().with(changes);
+        let id = GenerationId {
+            store: StoreId([1; 16]),
+            number: 1,
+            digest: rows.digest(),
+        };
+        self.in_force.send_replace(Some(Arc::new(Released {
+            id,
+            rows,
+            features: Arc::default(),
+            since: Instant::now(),
+        })));
+        id
+    }
+
+    /// Reads to the end; how many messages there were, and why it ended.
+    async fn end(&mut self) -> (usize, Status) {
+        let mut count = 0;
+        loop {
+            match self.to_node.next().await {
+                Some(Ok(_)) => count += 1,
+                Some(Err(status)) => return (count, status),
+                None => return (count, Status::ok("ended")),
+            }
+        }
+    }
+
+    fn state(&self) -> State {
+        let desired = self.in_force.borrow().clone();
+        self.member.look(|seat| seat.node.state(desired.as_deref()))
+    }
+}
+
+#[tokio::test]
+async fn a_stream_without_a_hello_ends() {
+    let mut wire = Wire::open().await;
+    let begun = Instant::now();
+    let (_, status) = wire.end().await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(begun.elapsed() >= Limits::default().hello);
+}
+
+#[tokio::test]
+async fn three_missing_heartbeats_make_a_node_offline() {
+    let mut wire = Wire::open().await;
+    wire.hello(None).await;
+    let begun = Instant::now();
+    for _ in 0..10 {
+        tokio::time::advance(Duration::from_secs(30)).await;
+        wire.say(from_node::Message::Heartbeat(v1::Heartbeat::default()))
+            .await;
+        while wire.to_plane.capacity() < wire.to_plane.max_capacity() {
+            tokio::task::yield_now().await;
+        }
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(wire.state(), State::Idle, "it was heard all the time");
+    let (_, status) = wire.end().await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(wire.state(), State::Offline);
+    let took = begun.elapsed().as_secs();
+    assert_eq!(took, 300 + Limits::default().patience.heartbeats.as_secs());
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_read_costs_one_chunk_and_ends() {
+    let mut wire = Wire::open().await;
+    wire.release(5, 900 << 10);
+    wire.hello(None).await;
+    let mut changes = wire.fleet.changes();
+    let stall = Limits::default().stall;
+    let begun = Instant::now();
+    // It is alive, and takes nothing.
+    while wire.state() != State::Offline {
+        tokio::select! {
+            changed = changes.changed() => changed.expect("the fleet lives"),
+            () = tokio::time::sleep(Duration::from_secs(10)) => {
+                wire.say(from_node::Message::Heartbeat(v1::Heartbeat::default())).await;
+            }
+        }
+    }
+    assert!(begun.elapsed() >= stall && begun.elapsed() < stall * 2);
+    let (chunks, status) = wire.end().await;
+    assert_eq!((chunks, status.code()), (1, Code::ResourceExhausted));
+}
+
+#[tokio::test]
+async fn an_inventory_that_does_not_come_ends_the_stream() {
+    let mut wire = Wire::open().await;
+    let mut held = wire.release(1, 10);
+    held.number = 99;
+    wire.hello(Some(held)).await;
+    let asked = wire
+        .to_node
+        .next()
+        .await
+        .expect("a message")
+        .expect("no end");
+    assert!(matches!(
+        asked.message,
+        Some(to_node::Message::AskInventory(_))
+    ));
+    let begun = Instant::now();
+    let patience = Limits::default().patience.inventory;
+    let mut ended = std::pin::pin!(async { wire.to_node.next().await });
+    let status = loop {
+        tokio::select! {
+            ended = &mut ended => break ended,
+            () = tokio::time::sleep(Duration::from_secs(10)) => {
+                let heartbeat = from_node::Message::Heartbeat(v1::Heartbeat::default());
+                let message = FromNode { message: Some(heartbeat) };
+                // The last one may come after the end.
+                let _ = wire.to_plane.send(Ok(message)).await;
+            }
+        }
+    };
+    let status = status.expect("a status").expect_err("an end");
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(begun.elapsed() >= patience && begun.elapsed() < patience * 2);
+}
+
+#[tokio::test]
+async fn a_node_that_does_not_answer_is_asked_so_often_and_no_more() {
+    let wire = Wire::open().await;
+    wire.hello(None).await;
+    let name = Name::parse("n").expect("a name");
+    let ask = || {
+        let who = v1::kick::Who::ClientId("c".into());
+        wire.fleet.ask(&name, Capability::Kick, Question::Kick(who))
+    };
+    let mut pending = Vec::new();
+    let refused = loop {
+        match ask() {
+            Ok(one) => pending.push(one),
+            Err(why) => break why,
+        }
+        tokio::task::yield_now().await;
+        assert!(pending.len() <= 3 * REQUESTS_MAX, "no bound");
+    };
+    assert!(refused.contains("too many requests"), "{refused}");
+    let begun = Instant::now();
+    for one in pending {
+        let answer = wire.fleet.answer(one).await;
+        assert!(answer.is_err(), "nobody answered");
+    }
+    assert_eq!(begun.elapsed().as_secs(), 5, "all waited at the same time");
+    let drain = Question::Drain {
+        within_us: None,
+        undo: false,
+    };
+    let refused = wire.fleet.ask(&name, Capability::Drain, drain).err();
+    assert!(refused.expect("it cannot").contains("`drain`"));
+}
