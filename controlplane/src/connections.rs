@@ -247,3 +247,68 @@ impl Held {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// Longest wait for anything; reached only by a failing test.
+    const PATIENCE: Duration = Duration::from_secs(20);
+    const NEVER: Duration = Duration::from_secs(3600);
+
+    async fn bounded(connections_max: usize, stranger_max: Duration) -> (Bounded, SocketAddr) {
+        let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let limits = Limits {
+            connections_max,
+            stranger_max,
+        };
+        let bounded = Bounded::new(socket, limits, false);
+        let address = bounded.local_addr().expect("bound");
+        (bounded, address)
+    }
+
+    async fn accept(bounded: &mut Bounded, address: SocketAddr) -> (Connection, TcpStream) {
+        let stream = TcpStream::connect(address).await.expect("a queue");
+        let accepted = tokio::time::timeout(PATIENCE, bounded.accept()).await;
+        (accepted.expect("a place").0, stream)
+    }
+
+    async fn read(connection: &mut Connection) -> io::ErrorKind {
+        let read = tokio::time::timeout(PATIENCE, connection.read(&mut [0; 1])).await;
+        read.expect("in time").expect_err("over").kind()
+    }
+
+    #[tokio::test]
+    async fn strangers_give_way_and_members_stay() {
+        let (mut bounded, address) = bounded(2, NEVER).await;
+        let (mut member, member_end) = accept(&mut bounded, address).await;
+        member.peer.prove();
+        let (mut stranger, _end) = accept(&mut bounded, address).await;
+        // The third finds no place free; the stranger learns it, goes, and makes room.
+        let newcomer = tokio::spawn(async move {
+            let accepted = accept(&mut bounded, address).await;
+            (bounded, accepted)
+        });
+        assert_eq!(read(&mut stranger).await, io::ErrorKind::TimedOut);
+        drop(stranger);
+        let (bounded, _newcomer) = newcomer.await.expect("accepted");
+        assert_eq!(bounded.held.lock().len(), 2, "the bound holds");
+        drop(member_end);
+        let left = tokio::time::timeout(PATIENCE, member.read(&mut [0; 1])).await;
+        assert_eq!(left.expect("in time").expect("its own end"), 0);
+    }
+
+    #[tokio::test]
+    async fn silence_is_closed_unless_somebody_proved_who_they_are() {
+        let (mut bounded, address) = bounded(2, Duration::from_millis(20)).await;
+        let (mut stranger, _end) = accept(&mut bounded, address).await;
+        assert_eq!(read(&mut stranger).await, io::ErrorKind::TimedOut);
+        let (mut member, end) = accept(&mut bounded, address).await;
+        member.peer.prove();
+        member.timer.as_mut().await;
+        drop(end);
+        assert_eq!(member.read(&mut [0; 1]).await.expect("its own end"), 0);
+    }
+}

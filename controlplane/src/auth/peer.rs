@@ -37,7 +37,8 @@ impl Peer {
         self.proof.load(Ordering::Relaxed)
     }
 
-    pub(super) fn prove(&self) {
+    /// Somebody proved who they are.
+    pub(crate) fn prove(&self) {
         self.proof.store(true, Ordering::Relaxed);
     }
 }
