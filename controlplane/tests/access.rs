@@ -1,5 +1,7 @@
 //! Who may call what, against the real process: refusals, roles, revocation, and secrets that are nowhere to be seen.
 
+#![allow(clippy::expect_used)] // a test that cannot go on ends here
+
 mod common;
 
 use std::collections::BTreeMap;

@@ -1,5 +1,7 @@
 //! The process from outside: start, settings, restart, TLS, readiness, backup, and its end.
 
+#![allow(clippy::expect_used)] // a test that cannot go on ends here
+
 mod common;
 
 use std::os::unix::fs::PermissionsExt;
