@@ -16,19 +16,19 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 /// Longest wait for anything; reached only by a failing test.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
-pub struct Server {
+pub(crate) struct Server {
     child: Child,
     /// Everything it has written.
-    pub log: Arc<Mutex<String>>,
+    pub(crate) log: Arc<Mutex<String>>,
     reader: Option<std::thread::JoinHandle<()>>,
-    pub address: SocketAddr,
-    pub admin: SocketAddr,
-    pub data_dir: PathBuf,
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    pub(crate) data_dir: PathBuf,
 }
 
-pub fn command() -> Command {
+pub(crate) fn command() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_sluice-controlplane"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("SLUICE_CONTROL_")) {
         command.env_remove(name);
@@ -38,11 +38,11 @@ pub fn command() -> Command {
 }
 
 impl Server {
-    pub fn start(data_dir: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start(data_dir: &Path, more: &[&str]) -> Self {
         Self::start_on("127.0.0.1:0", data_dir, more)
     }
 
-    pub fn start_on(listen: &str, data_dir: &Path, more: &[&str]) -> Self {
+    pub(crate) fn start_on(listen: &str, data_dir: &Path, more: &[&str]) -> Self {
         let mut command = command();
         command.args(["--log-format", "json", "--admin", "127.0.0.1:0"]);
         command.args(["--listen", listen, "--data-dir"]);
@@ -87,18 +87,18 @@ impl Server {
         }
     }
 
-    pub fn token(&self) -> String {
+    pub(crate) fn token(&self) -> String {
         let text = std::fs::read_to_string(self.data_dir.join("admin.token"));
         text.expect("the first token").trim().to_owned()
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("it lives");
     }
 
     /// Ends it and gives how it ended and all it wrote.
-    pub fn stop(mut self) -> (ExitStatus, String) {
+    pub(crate) fn stop(mut self) -> (ExitStatus, String) {
         self.signal(Signal::TERM);
         let status = self.child.wait().expect("its end");
         self.reader.take().expect("once").join().expect("its log");
@@ -106,18 +106,18 @@ impl Server {
         (status, log)
     }
 
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("it lives");
         self.child.wait().expect("its end");
     }
 
-    pub fn channel(&self) -> Channel {
+    pub(crate) fn channel(&self) -> Channel {
         let endpoint = Endpoint::from_shared(format!("http://{}", self.address));
         endpoint.expect("an address").connect_lazy()
     }
 
     /// The status code and body of an answer of the admin server.
-    pub fn get(&self, path: &str) -> (u16, String) {
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(self.admin).expect("the admin server");
         stream.set_read_timeout(Some(PATIENCE)).expect("a deadline");
         write!(
@@ -134,7 +134,7 @@ impl Server {
     }
 
     /// The value of a metric with exactly these labels; 0 when it was never counted.
-    pub fn metric(&self, name_and_labels: &str) -> f64 {
+    pub(crate) fn metric(&self, name_and_labels: &str) -> f64 {
         let (_, text) = self.get("/metrics");
         let mut lines = text.lines().filter_map(|line| line.rsplit_once(' '));
         let value = lines.find(|(name, _)| *name == name_and_labels);
@@ -150,7 +150,7 @@ impl Drop for Server {
 }
 
 /// A request with a token.
-pub fn with<T>(token: &str, message: T) -> Request<T> {
+pub(crate) fn with<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     let value = format!("Bearer {token}").parse().expect("ascii");
     request.metadata_mut().insert("authorization", value);
@@ -158,7 +158,11 @@ pub fn with<T>(token: &str, message: T) -> Request<T> {
 }
 
 /// Calls any method with one empty message and gives the status of the answer's beginning.
-pub async fn call_empty(channel: Channel, path: &str, token: Option<&str>) -> Result<(), Status> {
+pub(crate) async fn call_empty(
+    channel: Channel,
+    path: &str,
+    token: Option<&str>,
+) -> Result<(), Status> {
     let mut client = tonic::client::Grpc::new(channel);
     let ready = client.ready().await;
     ready.map_err(|error| Status::internal(error.to_string()))?;
@@ -175,7 +179,7 @@ pub async fn call_empty(channel: Channel, path: &str, token: Option<&str>) -> Re
 
 /// Messages as they are.
 #[derive(Clone, Copy)]
-pub struct Plain;
+pub(crate) struct Plain;
 
 impl Codec for Plain {
     type Encode = Vec<u8>;
