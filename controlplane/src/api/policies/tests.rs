@@ -904,3 +904,32 @@ async fn a_document_that_does_not_come_is_given_up() {
     assert_eq!(code(header).await, Code::DeadlineExceeded);
     assert_eq!(begun.elapsed(), intake::PART_WITHIN);
 }
+
+#[tokio::test]
+async fn a_document_that_never_ends_is_given_up_and_its_seat_is_free() {
+    use tokio_stream::StreamExt;
+    let dir = TempDir::new().unwrap();
+    let store = Arc::new(Sqlite::open(dir.path()).await.unwrap());
+    let limits = Limits {
+        trials_max: 1,
+        waiting_max: 0,
+        ..Limits::default()
+    };
+    let releases = Releases::open(store, limits).await.unwrap();
+    tokio::time::pause();
+    let begun = tokio::time::Instant::now();
+    let trickle = tokio_stream::iter(std::iter::repeat(())).then(async |()| {
+        tokio::time::sleep(intake::PART_WITHIN / 2).await;
+        Ok(piece(" "))
+    });
+    let mut trickle = Box::pin(trickle);
+    let text = intake::text(&mut trickle, &releases, None);
+    assert_eq!(code(text).await, Code::DeadlineExceeded);
+    // Timers have a grain of a millisecond.
+    let late = begun.elapsed().checked_sub(intake::DOCUMENT_WITHIN);
+    assert!(
+        late.is_some_and(|late| late < Duration::from_millis(10)),
+        "{late:?}"
+    );
+    assert!(releases.draft(None).is_ok());
+}
