@@ -36,12 +36,15 @@ pub(super) fn run(
     base: &Inventory,
     previous: Option<&Snapshot>,
 ) -> Result<Trial, Failed> {
-    let rows = sluice_policy::parse(&text, file);
-    drop(text);
-    let mut rows = match rows {
+    let mut rows = match sluice_policy::parse(&text, file) {
         Ok(rows) => rows,
-        Err(errors) => return Err(Failed::Document(Wrong::from(&errors))),
+        Err(errors) => {
+            // Once more with what could be read, so that everything that is wrong is reported at once.
+            let all = sluice_policy::compile(&text, file, Generation(0), None).err();
+            return Err(Failed::Document(Wrong::from(&all.unwrap_or(errors))));
+        }
     };
+    drop(text);
     keep_order(&mut rows, base).map_err(|_| unreadable())?;
     let (inventory, features, mut wrong) = written(&rows);
     match compile_rows(rows, file, Generation(0), previous) {
