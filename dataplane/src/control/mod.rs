@@ -77,6 +77,8 @@ const QUESTIONS_MAX: usize = 64;
 /// What a drain may take beyond its time before the process ends anyway.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
+/// "At once" for a drain by the control plane: enough for devices to be told.
+const REST_MIN: Duration = Duration::from_millis(250);
 /// Longest time over which a drain by the control plane is spread.
 const REST_MAX: Duration = Duration::from_secs(24 * 3600);
 

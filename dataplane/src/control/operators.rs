@@ -254,7 +254,7 @@ impl Control {
             let _ = reply.send(Ended::not_done("the process is ending"));
             return;
         }
-        let within = within.unwrap_or(self.drain_time).min(REST_MAX);
+        let within = within.unwrap_or(self.drain_time).clamp(REST_MIN, REST_MAX);
         let until = clock::monotonic().after(within).after(DRAIN_GRACE);
         match &mut self.rest {
             Some(rest) if rest.waiting.len() < WAITING_MAX => rest.waiting.push(reply),

@@ -351,3 +351,36 @@ fn a_drain_is_spread_and_ends_at_its_deadline() {
     assert_eq!(stage.network.state(late), PeerState::Refused);
     let _ = deaf;
 }
+
+#[test]
+fn a_drain_after_which_the_shard_stays_is_undone_or_becomes_the_end() {
+    let mut stage = Stage::with_policy(&Options::quiet(), POLICY);
+    let stay = ToShard::Drain {
+        within: secs(1),
+        then: AfterDrain::Stay,
+    };
+    stage.send(stay);
+    stage.run_for(secs(2));
+    assert!(stage.drained.take().is_some(), "it says when it is empty");
+    assert!(!stage.shard.is_finished(), "and stays");
+    stage.send(ToShard::ServeAgain);
+    stage.run_for(secs(1));
+    assert!(!stage.shard.is_finished());
+    let end = |within| ToShard::Drain {
+        within,
+        then: AfterDrain::End,
+    };
+    stage.send(ToShard::Drain {
+        within: secs(1),
+        then: AfterDrain::Stay,
+    });
+    stage.run_for(secs(2));
+    stage.drained = None;
+    stage.send(end(secs(1)));
+    stage.turn();
+    assert!(stage.shard.is_finished(), "an order to end prevails");
+    assert!(stage.drained.is_some());
+    stage.send(ToShard::ServeAgain);
+    stage.turn();
+    assert!(stage.shard.is_finished(), "and is not taken back");
+}

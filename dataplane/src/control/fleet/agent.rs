@@ -337,3 +337,6 @@ fn whole(message: &str) -> v1::Problem {
         message: message.into(),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,6 +31,7 @@ const BEAT: Duration = Duration::from_secs(10);
 const OUTBOX_MAX: usize = 256;
 /// Kicks, drains and lists at work at once.
 const COMMANDS_MAX: usize = 16;
+const BUSY: &str = "the node is busy with other requests; ask again";
 /// Heartbeats until a generation that could not be written is tried again.
 const BEATS_TO_KEEP_AGAIN: u32 = 6;
 /// What the link may hand on ahead of us.
@@ -95,7 +96,7 @@ impl Node {
         let mut beats = interval_at(Instant::now() + BEAT, BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
-            let room = self.outbox.len() < OUTBOX_MAX;
+            let room = self.stream.is_none() || self.outbox.len() < OUTBOX_MAX;
             let done = tokio::select! {
                 Some(event) = events.recv(), if room => self.hear(event).await,
                 Some((held, outcome)) = self.outcomes.1.recv() => self.answered(held, outcome).await,
@@ -190,6 +191,9 @@ impl Node {
                 Ok(())
             }
             Event::Message(message) => {
+                if self.stream.is_none() {
+                    return Ok(()); // of a stream that was left
+                }
                 let Some(message) = message.message else {
                     return Ok(()); // of a kind that came after this build
                 };
@@ -241,7 +245,7 @@ impl Node {
                 }
                 Output::Kick { request, who } => {
                     let control = self.control.clone();
-                    self.command(request, async move {
+                    self.command(busy(request), async move {
                         let kicked = control.kick(who).await;
                         done(
                             request,
@@ -252,7 +256,7 @@ impl Node {
                 Output::Drain(drain) => {
                     let control = self.control.clone();
                     let within = drain.within_us.map(Duration::from_micros);
-                    self.command(drain.request, async move {
+                    self.command(busy(drain.request), async move {
                         let drained = if drain.undo {
                             control.serve_again().await
                         } else {
@@ -277,7 +281,8 @@ impl Node {
                         continue;
                     };
                     let control = self.control.clone();
-                    self.command(request, async move {
+                    let busy = from_node::Message::Sessions(report::no_page(request, BUSY));
+                    self.command(busy, async move {
                         let page = match control.sessions(at, limit, filter).await {
                             Ok(page) => report::page(request, &page),
                             Err(error) => report::no_page(request, &error.to_string()),
@@ -290,21 +295,17 @@ impl Node {
         Ok(())
     }
 
+    /// Answers later; at once with `busy` when too many are at work.
     fn command(
         &mut self,
-        request: u64,
+        busy: from_node::Message,
         work: impl Future<Output = from_node::Message> + Send + 'static,
     ) {
         if self.commands.len() < COMMANDS_MAX {
             self.commands.spawn(work);
             return;
         }
-        let error = "the node is busy with other requests; ask again".to_owned();
-        self.outbox.push_back(from_node::Message::Done(v1::Done {
-            request,
-            sessions: 0,
-            error,
-        }));
+        self.outbox.push_back(busy);
     }
 
     async fn offer(&mut self, held: Held) -> Result<(), NoAnswer> {
@@ -420,6 +421,10 @@ impl Node {
 
 fn number_of(outcome: Outcome) -> Result<u64, crate::control::compile::Refusal> {
     outcome.map(|generation| generation.0)
+}
+
+fn busy(request: u64) -> from_node::Message {
+    done(request, Ok((0, BUSY.to_owned())))
 }
 
 fn done(request: u64, answer: Result<(u64, String), NoAnswer>) -> from_node::Message {
