@@ -3,18 +3,19 @@
 //! Pure and slow; runs off the shards. Either everything compiles or nothing does: a refused document leaves the previous
 //! snapshot as it is.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 
 use sluice_wire::mqtt::QoS;
 
-use crate::model::{ListenerModel, Model, RuleModel, UpstreamModel, UserModel};
-use crate::password::{Kind, Verifier};
+use crate::model::{ListenerModel, Model, UpstreamModel};
 use crate::problem::{Errors, Position, Problems};
-use crate::rows::{Mode, QosOver, Retain, Rows};
-use crate::snapshot::{Numbers, Outcome};
+use crate::rows::{QosOver, Retain, Rows};
+use crate::rulebook::Rulebook;
+use crate::snapshot::{Frame, Numbers, Outcome};
+use crate::users::Users;
 use crate::{
-    Balance, Generation, Listener, ListenerId, Snapshot, Upstream, UpstreamId, User, Variable,
-    classes, digest, document, validate,
+    Balance, Generation, Listener, ListenerId, Snapshot, Upstream, UpstreamId, crowd, digest,
+    document, validate,
 };
 
 /// Compiles a YAML document. `file` is only for the messages; `previous` is the snapshot in use, whose numbers of
@@ -64,23 +65,32 @@ fn build(
     problems: &mut Problems,
 ) -> Option<Snapshot> {
     let digest = digest::digest(&model);
+    assemble(model, generation, digest, previous, problems)
+}
+
+/// A snapshot of a model whose digest is known.
+pub(crate) fn assemble(
+    model: Model,
+    generation: Generation,
+    digest: Box<str>,
+    previous: Option<&Snapshot>,
+    problems: &mut Problems,
+) -> Option<Snapshot> {
     let upstream_numbers = number(
         model.upstreams.iter().map(|row| &row.name),
-        previous.map(|snapshot| &snapshot.upstream_numbers),
+        previous.map(|snapshot| &snapshot.frame.upstream_numbers),
         problems,
     );
     let listener_numbers = number(
         model.listeners.iter().map(|row| &row.name),
-        previous.map(|snapshot| &snapshot.listener_numbers),
+        previous.map(|snapshot| &snapshot.frame.listener_numbers),
         problems,
     );
     let needs_client_id = model
         .listeners
         .iter()
-        .map(|row| needs_client_id(&model, row))
+        .map(|row| needs_client_id(&model.upstreams, row))
         .collect();
-    let dummy_verifier = dummy_verifier(&model.users);
-    let classes = classes::build(&model, previous, problems)?;
     let default = Outcome {
         payload_bytes_max: u32::MAX,
         effect: model.default,
@@ -90,9 +100,11 @@ fn build(
         on_deny: model.on_deny,
         is_shadow: false,
     };
-    Some(Snapshot {
-        generation,
-        digest,
+    let known = previous.map(|snapshot| &snapshot.rules);
+    let rules = Rulebook::new(model.rules, default, known)
+        .map_err(|message| problems.add(Position::default(), message))
+        .ok()?;
+    let frame = Frame {
         listeners: model
             .listeners
             .into_iter()
@@ -105,34 +117,22 @@ fn build(
             .collect(),
         listener_numbers,
         upstream_numbers,
-        users: model
-            .users
-            .into_iter()
-            .filter(|row| row.enabled)
-            .map(|row| (row.name.clone(), user(row)))
-            .collect(),
-        dummy_verifier,
-        outcomes: model.rules.iter().map(outcome).collect(),
-        rules: model.rules.into(),
         needs_client_id,
-        index: classes.index,
-        has_shadow: classes.tables.iter().any(|table| table.shadow.is_some()),
-        classes: classes.classes,
-        tables: classes.tables,
-        default,
-    })
-}
-
-fn outcome(rule: &RuleModel) -> Outcome {
-    Outcome {
-        payload_bytes_max: rule.payload_bytes_max.unwrap_or(u32::MAX),
-        effect: rule.effect,
-        qos_max: rule.qos_max,
-        qos_over: rule.qos_over,
-        retain: rule.retain,
-        on_deny: rule.on_deny,
-        is_shadow: rule.mode == Mode::Shadow,
+    };
+    let users = Users::new(model.users.into_iter());
+    let crowd = crowd::count(&rules, &users, &frame.listeners);
+    for message in crowd.problems {
+        problems.add(Position::default(), message);
     }
+    Some(Snapshot {
+        generation,
+        digest,
+        frame: Arc::new(frame),
+        users,
+        rules,
+        crowd_max: crowd.max,
+        origin: None,
+    })
 }
 
 /// Gives every name its number: the one it had, else one that nothing had.
@@ -205,60 +205,51 @@ fn upstream(row: UpstreamModel, numbers: &Numbers) -> Upstream {
     }
 }
 
-fn user(row: UserModel) -> User {
-    User {
-        name: row.name,
-        verifier: row.verifier,
-        groups: row.groups.into(),
-        client_id: row.client_id,
-    }
-}
-
 /// Every name was numbered, and every reference checked, before this is asked.
 fn number_of(numbers: &Numbers, name: &str) -> u16 {
     numbers.by_name.get(name).copied().unwrap_or(u16::MAX)
 }
 
-/// What most enabled users cost; among equals, what costs most.
-fn dummy_verifier(users: &[UserModel]) -> Verifier {
-    let mut counts: HashMap<Kind, usize> = HashMap::new();
-    for user in users.iter().filter(|user| user.enabled) {
-        *counts.entry(user.verifier.kind()).or_default() += 1;
-    }
-    let most = counts
-        .into_iter()
-        .max_by_key(|(kind, count)| (*count, *kind));
-    most.map_or_else(Verifier::dummy, |(kind, _)| Verifier::dummy_of(kind))
-}
-
-/// True exactly when something about a session of this listener depends on its client id.
-fn needs_client_id(model: &Model, listener: &ListenerModel) -> bool {
-    let is_balanced_by_it = model.upstreams.iter().any(|upstream| {
+/// True exactly when a listener needs the client id of a session, whatever users and rules ask for.
+fn needs_client_id(upstreams: &[UpstreamModel], listener: &ListenerModel) -> bool {
+    let is_balanced_by_it = upstreams.iter().any(|upstream| {
         upstream.name == listener.upstream
             && upstream.balance == Balance::ClientId
             && upstream.endpoints.len() > 1
     });
-    let is_asked_by_a_rule = || {
-        model.rules.iter().any(|rule| {
-            let who = &rule.who;
-            rule.enabled
-                && who
-                    .listeners
-                    .as_ref()
-                    .is_none_or(|listeners| listeners.contains(&listener.name))
-                && (who.client_ids.is_some()
-                    || who.client_id_patterns.is_some()
-                    || rule
-                        .topics
-                        .iter()
-                        .any(|topic| topic.uses(Variable::ClientId)))
-        })
-    };
-    is_balanced_by_it
-        || listener.client_id_pattern.is_some()
-        || model
-            .users
-            .iter()
-            .any(|user| user.enabled && user.client_id.is_some())
-        || is_asked_by_a_rule()
+    is_balanced_by_it || listener.client_id_pattern.is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ptr;
+
+    use super::*;
+
+    #[test]
+    fn unchanged_classes_share_their_tables_with_the_previous_snapshot() {
+        let document = |users: &str, deny: &str| {
+            format!(
+                "groups: [{{name: g}}]\nusers: [{users}]\nrules:\n\
+                 - {{name: one, order: 1, actions: [publish], topics: [a], decision: allow}}\n\
+                 - {{name: two, order: 2, who: {{groups: [g]}}, actions: [publish], topics: [{deny}], decision: deny}}\n"
+            )
+        };
+        let compiled = |text: &str, previous: Option<&Snapshot>| {
+            compile(text, "p.yaml", Generation(1), previous)
+                .unwrap_or_else(|errors| panic!("{errors}"))
+        };
+        let user = "{name: u, password_hash: $7$1$AAAA$AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==}";
+        let first = compiled(&document("", "b"), None);
+        let more_users = compiled(&document(user, "b"), Some(&first));
+        let other_rule = compiled(&document(user, "c"), Some(&more_users));
+        let is_shared = |left: &Snapshot, right: &Snapshot| {
+            [0, 1].map(|class| {
+                let tables = [left, right].map(|snapshot| snapshot.rules.table(class));
+                matches!(tables, [Some(left), Some(right)] if ptr::eq(left, right))
+            })
+        };
+        assert_eq!(is_shared(&first, &more_users), [true, true]);
+        assert_eq!(is_shared(&more_users, &other_rule), [true, false]);
+    }
 }

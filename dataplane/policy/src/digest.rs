@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use crate::Endpoint;
+use crate::filter::TopicFilter;
 use crate::model::{
     ClientIdBinding, ListenerModel, Model, RuleModel, UpstreamModel, UserModel, VersionSet, WhoPart,
 };
@@ -24,7 +25,7 @@ pub(crate) fn digest(model: &Model) -> Box<str> {
         |out, name| out.text(name),
     );
     rows(&mut out, &model.users, |row| &row.name, user);
-    rows(&mut out, &model.rules, |row| &row.name, rule);
+    rows(&mut out, &model.rules, RuleModel::name, rule);
     out.0.finalize().to_hex().as_str().into()
 }
 
@@ -148,7 +149,7 @@ fn user(out: &mut Writer, row: &UserModel) {
 }
 
 fn rule(out: &mut Writer, row: &RuleModel) {
-    out.text(&row.name);
+    out.text(row.name());
     out.0.update(&row.priority.to_le_bytes());
     out.0.update(&row.order.to_le_bytes());
     who(out, &row.who);
@@ -161,10 +162,10 @@ fn rule(out: &mut Writer, row: &RuleModel) {
     ] {
         out.tag(u8::from(bit));
     }
-    let mut topics: Vec<String> = row.topics.iter().map(ToString::to_string).collect();
+    let mut topics: Vec<&str> = row.topics().map(TopicFilter::as_str).collect();
     topics.sort();
     out.count(topics.len());
-    topics.iter().for_each(|topic| out.text(topic));
+    topics.into_iter().for_each(|topic| out.text(topic));
     out.tag(row.effect as u8);
     out.tag(row.qos_max as u8);
     out.tag(row.qos_over as u8);

@@ -168,7 +168,7 @@ impl Snapshot {
             ),
             None => format!(
                 "no rule matches, and the default is {}",
-                effect_text(self.default.effect)
+                effect_text(self.rules.default().effect)
             ),
         };
     }
@@ -212,20 +212,17 @@ impl Snapshot {
         refusal: Refusal,
     ) -> String {
         let ids = verdict::classes_of(self, who, recognised);
-        let classes: Vec<_> = ids
-            .iter()
-            .filter_map(|id| self.classes.get(*id as usize))
-            .collect();
+        let classes: Vec<_> = ids.iter().filter_map(|id| self.rules.class(*id)).collect();
         if !classes
             .iter()
-            .all(|class| !class.has_topics || verdict::fits_variables(class, who))
+            .all(|class| !class.has_topics() || verdict::fits_variables(class, who))
         {
             return "a matching rule uses a variable whose value is not exactly one plain level (empty, or with `/`, `+`, \
                     `#`, NUL, or a leading `$` as the first level)"
                 .into();
         }
         let (rank, _) = verdict::connect_ranks(self, &ids);
-        let with_topics = classes.iter().filter(|class| class.has_topics).count();
+        let with_topics = classes.iter().filter(|class| class.has_topics()).count();
         if self.effect(rank) == Effect::Allow && with_topics > SESSION_CLASSES_MAX {
             return format!(
                 "rules with {with_topics} different `who` parts match, at most {SESSION_CLASSES_MAX}"
@@ -249,8 +246,8 @@ impl Snapshot {
             patterns: HashMap::new(),
         };
         let mut is_decided = false;
-        for rule in &self.rules {
-            if explanation.rule.as_deref() == Some(&*rule.name) {
+        for (_, rule) in self.rules.iter() {
+            if explanation.rule.as_deref() == Some(rule.name()) {
                 is_decided = true;
                 continue;
             }
@@ -267,7 +264,7 @@ impl Snapshot {
                 continue;
             }
             explanation.passed_over.push(PassedOver {
-                rule: rule.name.to_string(),
+                rule: rule.name().to_owned(),
                 decision: effect_text(rule.effect),
                 why,
             });
@@ -394,16 +391,14 @@ impl Walk<'_> {
             Question::Message(request) => {
                 let topic = Asked::topic(request.topic);
                 let is_match = rule
-                    .topics
-                    .iter()
+                    .topics()
                     .any(|filter| Asked::rule(filter, &vars).contains(&topic));
                 (!is_match).then(|| "none of its filters matches the topic".into())
             }
             Question::Subscribe { filter, .. } => {
                 let asked = Asked::filter(filter);
                 let filters: Vec<Asked<'_>> = rule
-                    .topics
-                    .iter()
+                    .topics()
                     .map(|filter| Asked::rule(filter, &vars))
                     .collect();
                 if filters.iter().any(|filter| filter.contains(&asked)) {
@@ -428,16 +423,16 @@ struct Asked<'a> {
 }
 
 impl<'a> Asked<'a> {
-    fn rule(filter: &'a TopicFilter, vars: &Vars<'a>) -> Self {
-        let value = |level: &'a Level| match level {
+    fn rule(filter: TopicFilter<'a>, vars: &Vars<'a>) -> Self {
+        let value = |level: Level<'a>| match level {
             Level::Any => None,
-            Level::Literal(text) => Some(&**text),
+            Level::Literal(text) => Some(text),
             Level::Variable(Variable::ClientId) => Some(vars.client_id),
             Level::Variable(Variable::Username) => Some(vars.username),
         };
         Self {
-            levels: filter.levels.iter().map(value).collect(),
-            is_multi: filter.is_multi,
+            levels: filter.levels().map(value).collect(),
+            is_multi: filter.is_multi(),
         }
     }
 

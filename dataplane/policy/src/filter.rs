@@ -6,23 +6,21 @@ use std::fmt;
 
 /// Deepest filter a rule may have, in levels. Deeper topics are reached by `#`.
 pub const FILTER_LEVELS_MAX: usize = 32;
+const MULTI_ALONE: &str = "`#` must be a whole level, the last one";
 /// Longest filter a rule may have, in bytes: what a topic can have [MQTT-4.7.3-3].
 const FILTER_BYTES_MAX: usize = 65_535;
 
-/// A rule's topic filter.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct TopicFilter {
-    /// The levels before a `#`.
-    pub levels: Box<[Level]>,
-    /// True exactly when it ends in `#`.
-    pub is_multi: bool,
+/// A rule's topic filter, checked: its text says everything.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct TopicFilter<'a> {
+    text: &'a str,
 }
 
 /// One level of a filter.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Level {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level<'a> {
     /// Itself only; may be empty.
-    Literal(Box<str>),
+    Literal(&'a str),
     /// `+`: any one level.
     Any,
     /// A variable: the value the session has for it.
@@ -38,9 +36,9 @@ pub enum Variable {
     Username,
 }
 
-impl TopicFilter {
+impl<'a> TopicFilter<'a> {
     /// Reads a filter; the error says what is wrong with it.
-    pub fn parse(text: &str) -> Result<Self, String> {
+    pub fn parse(text: &'a str) -> Result<Self, String> {
         if text.is_empty() {
             return Err("a topic filter must not be empty".into());
         }
@@ -55,55 +53,90 @@ impl TopicFilter {
         if text == "$share" || text.starts_with("$share/") {
             return Err("write the filter without `$share/<group>/`: shared subscriptions are judged by their filter".into());
         }
-        let (body, is_multi) = match text.strip_suffix('#') {
-            Some("") => (None, true),
-            Some(body) => match body.strip_suffix('/') {
-                Some(body) => (Some(body), true),
-                None => return Err("`#` must be a whole level, the last one".into()),
-            },
-            None => (Some(text), false),
-        };
-        let levels: Box<[Level]> = match body {
-            Some(body) => body
-                .split('/')
-                .map(Level::parse)
-                .collect::<Result<_, _>>()?,
-            None => Box::default(),
-        };
-        if levels.len() > FILTER_LEVELS_MAX {
+        if text.ends_with('#') && text != "#" && !text.ends_with("/#") {
+            return Err(MULTI_ALONE.into());
+        }
+        let filter = Self { text };
+        let mut depth = 0;
+        if let Some(body) = filter.body() {
+            for level in body.split('/') {
+                Level::parse(level)?;
+                depth += 1;
+            }
+        }
+        if depth > FILTER_LEVELS_MAX {
             return Err(format!(
                 "a rule's filter has at most {FILTER_LEVELS_MAX} levels; end it with `#`"
             ));
         }
-        Ok(Self { levels, is_multi })
+        Ok(filter)
+    }
+
+    /// One that was checked when it was stored.
+    pub(crate) fn checked(text: &'a str) -> Self {
+        Self { text }
+    }
+
+    /// As written.
+    pub fn as_str(self) -> &'a str {
+        self.text
+    }
+
+    /// What stands before a `#`; `None` where nothing does.
+    fn body(self) -> Option<&'a str> {
+        match self.text.strip_suffix('#') {
+            Some("") => None,
+            Some(body) => Some(body.strip_suffix('/').unwrap_or(body)),
+            None => Some(self.text),
+        }
+    }
+
+    /// The levels before a `#`.
+    pub fn levels(self) -> impl Iterator<Item = Level<'a>> {
+        let levels = self.body().map(|body| body.split('/'));
+        levels.into_iter().flatten().map(Level::of)
+    }
+
+    /// True exactly when it ends in `#`.
+    pub fn is_multi(self) -> bool {
+        self.text.ends_with('#')
     }
 
     /// True exactly when `variable` is one of the levels.
-    pub fn uses(&self, variable: Variable) -> bool {
-        self.levels.contains(&Level::Variable(variable))
+    pub fn uses(self, variable: Variable) -> bool {
+        self.text.contains(variable.as_str())
     }
 }
 
-impl Level {
-    fn parse(text: &str) -> Result<Self, String> {
-        if text == "+" {
-            return Ok(Self::Any);
+impl<'a> Level<'a> {
+    /// What a text means as a level of a filter that is one.
+    fn of(text: &'a str) -> Self {
+        match text {
+            "+" => Self::Any,
+            "${client_id}" => Self::Variable(Variable::ClientId),
+            "${username}" => Self::Variable(Variable::Username),
+            _ => Self::Literal(text),
+        }
+    }
+
+    fn parse(text: &'a str) -> Result<Self, String> {
+        let level = Self::of(text);
+        if !matches!(level, Self::Literal(_)) {
+            return Ok(level);
         }
         if text.contains('#') {
-            return Err("`#` must be a whole level, the last one".into());
+            return Err(MULTI_ALONE.into());
         }
         if text.contains('+') {
             return Err("`+` must be a whole level".into());
         }
-        match text {
-            "${client_id}" => Ok(Self::Variable(Variable::ClientId)),
-            "${username}" => Ok(Self::Variable(Variable::Username)),
-            _ if text.contains("${") => Err(
+        if text.contains("${") {
+            return Err(
                 "a variable must be a whole level, and one of `${client_id}` and `${username}`"
                     .into(),
-            ),
-            _ => Ok(Self::Literal(text.into())),
+            );
         }
+        Ok(level)
     }
 }
 
@@ -117,23 +150,9 @@ impl Variable {
     }
 }
 
-impl fmt::Display for TopicFilter {
+impl fmt::Display for TopicFilter<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, level) in self.levels.iter().enumerate() {
-            if index > 0 {
-                f.write_str("/")?;
-            }
-            f.write_str(match level {
-                Level::Literal(text) => text,
-                Level::Any => "+",
-                Level::Variable(variable) => variable.as_str(),
-            })?;
-        }
-        match (self.is_multi, self.levels.is_empty()) {
-            (true, true) => f.write_str("#"),
-            (true, false) => f.write_str("/#"),
-            (false, _) => Ok(()),
-        }
+        f.write_str(self.text)
     }
 }
 
@@ -160,7 +179,17 @@ mod tests {
             "d/${username}/#",
             "$share2/x",
         ] {
-            assert_eq!(TopicFilter::parse(text).unwrap().to_string(), text);
+            let filter = TopicFilter::parse(text).unwrap();
+            let mut levels: Vec<String> = filter
+                .levels()
+                .map(|level| match level {
+                    Level::Literal(text) => text.into(),
+                    Level::Any => "+".into(),
+                    Level::Variable(variable) => variable.as_str().into(),
+                })
+                .collect();
+            levels.extend(filter.is_multi().then(|| "#".into()));
+            assert_eq!(levels.join("/"), text);
         }
     }
 

@@ -4,9 +4,10 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
-mod classes;
+mod changes;
 mod compile;
 pub mod convert;
+mod crowd;
 mod digest;
 mod document;
 mod explain;
@@ -17,9 +18,11 @@ pub mod model;
 mod password;
 mod problem;
 pub mod rows;
+mod rulebook;
 mod snapshot;
 mod tables;
 mod units;
+mod users;
 mod validate;
 mod verdict;
 mod yaml;

@@ -112,6 +112,10 @@ impl Pattern {
         }
     }
 
+    pub(crate) fn regex(&self) -> &Regex {
+        &self.regex
+    }
+
     /// True exactly when the whole of `value` matches.
     pub fn is_match(&self, value: &str) -> bool {
         self.regex.is_match(value)
@@ -122,21 +126,65 @@ impl Pattern {
 #[derive(Clone, Debug)]
 #[allow(missing_docs)]
 pub struct RuleModel {
-    pub name: Box<str>,
+    /// Name and filters, NUL between them: neither can hold one, and there may be a million rules.
+    pub(crate) text: Box<str>,
     pub priority: i64,
     pub order: i64,
+    /// Among rules that tie in both; 0 where rows come in an order.
+    pub tie: u64,
     /// Shared by the rules with the same one.
     pub who: Arc<WhoPart>,
+    pub payload_bytes_max: Option<u32>,
     pub actions: ActionSet,
-    pub topics: Vec<TopicFilter>,
     pub effect: Effect,
     pub qos_max: QoS,
     pub qos_over: QosOver,
     pub retain: Retain,
-    pub payload_bytes_max: Option<u32>,
     pub on_deny: OnDeny,
     pub mode: Mode,
     pub enabled: bool,
+}
+
+impl RuleModel {
+    /// What [`Self::name`] and [`Self::topics`] read.
+    pub(crate) fn text(name: &str, topics: &[TopicFilter<'_>]) -> Box<str> {
+        let bytes: usize = topics.iter().map(|topic| 1 + topic.as_str().len()).sum();
+        let mut text = String::with_capacity(name.len() + bytes);
+        text.push_str(name);
+        for topic in topics {
+            text.push('\0');
+            text.push_str(topic.as_str());
+        }
+        text.into()
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        self.text.split('\0').next().unwrap_or_default()
+    }
+
+    /// Its filters, in the order of the row.
+    pub fn topics(&self) -> impl Iterator<Item = TopicFilter<'_>> {
+        self.text.split('\0').skip(1).map(TopicFilter::checked)
+    }
+
+    /// True exactly when it says the same about topics as another, so that a table of one serves the other.
+    pub(crate) fn is_same_in_tables(&self, other: &Self) -> bool {
+        self.effect == other.effect
+            && self.mode == other.mode
+            && self.actions == other.actions
+            && self.topics().eq(other.topics())
+    }
+}
+
+impl RuleModel {
+    /// Which of two rules is asked first. Of rows that come in an order only priority and order count, and those that tie
+    /// keep theirs.
+    pub(crate) fn asked_before(&self, other: &Self) -> std::cmp::Ordering {
+        let key = |rule: &Self| (std::cmp::Reverse(rule.priority), rule.order, rule.tie);
+        let order = key(self).cmp(&key(other));
+        order.then_with(|| self.name().cmp(other.name()))
+    }
 }
 
 /// The sessions a rule is about. `None` is any; lists are sorted and without doubles, so that equal parts compare equal.

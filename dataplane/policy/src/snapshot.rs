@@ -7,11 +7,14 @@ use std::time::Duration;
 
 use sluice_wire::mqtt::{QoS, Version};
 
+use crate::fleet::Inventory;
 use crate::model::{ClientIdBinding, Pattern, RuleModel};
 use crate::password::Verifier;
-use crate::rows::{QosOver, Retain};
-use crate::tables::class::ClassTable;
-use crate::tables::who::WhoIndex;
+use crate::rows::{Mode, QosOver, Retain};
+use crate::rulebook::Rulebook;
+use crate::tables::NO_RANK;
+use crate::users::Users;
+use crate::validate::Ground;
 use crate::verdict::{self, Effort};
 
 /// The number of a released policy.
@@ -26,7 +29,8 @@ pub struct ListenerId(pub u16);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct UpstreamId(pub u16);
 
-/// A rule by number, valid within one snapshot; [`Snapshot::rule_name`] names it.
+/// A rule by number, valid within one snapshot; [`Snapshot::rule_name`] names it. Of two rules the one asked first has the
+/// lower number; there are gaps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RuleId(pub u32);
 
@@ -327,33 +331,38 @@ pub struct User {
     pub client_id: Option<ClientIdBinding>,
 }
 
-/// The compiled policy of one generation.
+/// The compiled policy of one generation. Holds what it has in common with the one before it only once.
 pub struct Snapshot {
     pub(crate) generation: Generation,
     pub(crate) digest: Box<str>,
+    pub(crate) frame: Arc<Frame>,
+    pub(crate) users: Users,
+    pub(crate) rules: Rulebook,
+    /// No user is certainly in more classes than this; `None` where it was not counted.
+    pub(crate) crowd_max: Option<usize>,
+    pub(crate) origin: Option<Origin>,
+}
+
+/// What neither a user nor a rule changes.
+#[derive(Debug)]
+pub(crate) struct Frame {
     pub(crate) listeners: Box<[Listener]>,
     pub(crate) listener_numbers: Numbers,
     pub(crate) upstreams: Box<[Upstream]>,
     pub(crate) upstream_numbers: Numbers,
-    pub(crate) users: HashMap<Box<str>, User>,
-    pub(crate) dummy_verifier: Verifier,
-    /// In rank order; for names and explanations only.
-    pub(crate) rules: Box<[RuleModel]>,
+    /// By the place of the listener: its pattern or its upstream needs the client id.
     pub(crate) needs_client_id: Box<[bool]>,
-    pub(crate) index: WhoIndex,
-    pub(crate) classes: Box<[Class]>,
-    /// By class, apart from the rest so that what a message touches lies close together.
-    pub(crate) tables: Box<[Arc<ClassTable>]>,
-    /// By rank.
-    pub(crate) outcomes: Box<[Outcome]>,
-    /// What is done where no rule decides.
-    pub(crate) default: Outcome,
-    /// True exactly when some table has shadow rules.
-    pub(crate) has_shadow: bool,
+}
+
+/// The rows of a snapshot that came as an inventory, and what the next ones are checked against.
+#[derive(Clone)]
+pub(crate) struct Origin {
+    pub(crate) inventory: Inventory,
+    pub(crate) ground: Ground,
 }
 
 /// What one rule asks for when it decides.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) payload_bytes_max: u32,
     pub(crate) effect: Effect,
@@ -364,6 +373,20 @@ pub(crate) struct Outcome {
     pub(crate) is_shadow: bool,
 }
 
+impl Outcome {
+    pub(crate) fn of(rule: &RuleModel) -> Self {
+        Self {
+            payload_bytes_max: rule.payload_bytes_max.unwrap_or(u32::MAX),
+            effect: rule.effect,
+            qos_max: rule.qos_max,
+            qos_over: rule.qos_over,
+            retain: rule.retain,
+            on_deny: rule.on_deny,
+            is_shadow: rule.mode == Mode::Shadow,
+        }
+    }
+}
+
 /// The rules with one who-part, apart from their topics.
 #[derive(Clone, Debug)]
 pub(crate) struct Class {
@@ -371,26 +394,45 @@ pub(crate) struct Class {
     pub(crate) connect: u32,
     /// The same among shadow rules.
     pub(crate) connect_shadow: u32,
-    pub(crate) has_topics: bool,
+    /// How many there are.
+    pub(crate) rules: u32,
+    pub(crate) with_topics: u32,
     pub(crate) client_id: VariableUse,
     pub(crate) username: VariableUse,
-    /// Changes with anything the class's table is made of.
-    pub(crate) key: [u8; 32],
 }
 
-/// Where the filters of a class use a variable.
+impl Default for Class {
+    fn default() -> Self {
+        Self {
+            connect: NO_RANK,
+            connect_shadow: NO_RANK,
+            rules: 0,
+            with_topics: 0,
+            client_id: VariableUse::default(),
+            username: VariableUse::default(),
+        }
+    }
+}
+
+impl Class {
+    pub(crate) fn has_topics(&self) -> bool {
+        self.with_topics > 0
+    }
+}
+
+/// How often the filters of a class use a variable.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct VariableUse {
-    pub(crate) anywhere: bool,
+    pub(crate) anywhere: u32,
     /// As the first level, where a value with `$` would reach the broker's own topics.
-    pub(crate) first: bool,
+    pub(crate) first: u32,
 }
 
 impl VariableUse {
     /// True exactly when `value` can stand where the variable is used: as one level, and a plain one.
     pub(crate) fn fits(self, value: &str) -> bool {
         let is_level = !value.is_empty() && !value.contains(['/', '+', '#', '\0']);
-        !self.anywhere || (is_level && !(self.first && value.starts_with('$')))
+        self.anywhere == 0 || (is_level && !(self.first > 0 && value.starts_with('$')))
     }
 }
 
@@ -430,39 +472,45 @@ impl Snapshot {
         self.generation
     }
 
-    /// Digest of its rows, hex. Depends on what the rows say, not on how the document is written.
+    /// Digest of its rows, hex. That of an inventory where the rows came as one; else it depends on what the rows say, not
+    /// on how the document is written.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
     /// All listeners.
     pub fn listeners(&self) -> &[Listener] {
-        &self.listeners
+        &self.frame.listeners
     }
 
     /// One listener; `None` when this generation has it no more.
     pub fn listener(&self, id: ListenerId) -> Option<&Listener> {
-        self.listeners.get(self.listener_numbers.place(id.0)?)
+        self.frame
+            .listeners
+            .get(self.frame.listener_numbers.place(id.0)?)
     }
 
     /// One listener by the name in the document.
     pub fn listener_by_name(&self, name: &str) -> Option<&Listener> {
-        self.listener(ListenerId(*self.listener_numbers.by_name.get(name)?))
+        self.listener(ListenerId(*self.frame.listener_numbers.by_name.get(name)?))
     }
 
     /// All upstreams.
     pub fn upstreams(&self) -> &[Upstream] {
-        &self.upstreams
+        &self.frame.upstreams
     }
 
     /// One upstream.
     pub fn upstream(&self, id: UpstreamId) -> Option<&Upstream> {
-        self.upstreams.get(self.upstream_numbers.place(id.0)?)
+        self.frame
+            .upstreams
+            .get(self.frame.upstream_numbers.place(id.0)?)
     }
 
     /// What an operator should know although it is no error: one sentence each, in document order.
     pub fn warnings(&self) -> Vec<String> {
-        self.upstreams
+        self.frame
+            .upstreams
             .iter()
             .filter_map(Upstream::warning)
             .collect()
@@ -476,28 +524,35 @@ impl Snapshot {
     /// What to verify the password of an unknown user against, so that the answer takes as long as a wrong password
     /// takes: it costs what most hashes of the document cost. Its answer is never a yes.
     pub fn dummy_verifier(&self) -> &Verifier {
-        &self.dummy_verifier
+        self.users.dummy_verifier()
     }
 
     /// True exactly when a rule or a balance needs the client id, so that an empty one must be replaced.
     pub fn needs_client_id(&self, listener: ListenerId) -> bool {
-        self.listener_numbers
-            .place(listener.0)
-            .and_then(|place| self.needs_client_id.get(place))
-            .is_some_and(|needs| *needs)
+        let Some(place) = self.frame.listener_numbers.place(listener.0) else {
+            return false;
+        };
+        let (needs, listener) = (&self.frame.needs_client_id, &self.frame.listeners);
+        needs.get(place).is_some_and(|needs| *needs)
+            || self.users.has_binding()
+            || listener
+                .get(place)
+                .is_some_and(|listener| self.rules.needs_client_id(&listener.name))
     }
 
-    /// How many rules there are, disabled ones included. Ids count from 0 in rank order.
+    /// How many rules there are, disabled ones included.
     pub fn rule_count(&self) -> usize {
         self.rules.len()
     }
 
+    /// The names of all rules, in the order in which they are asked.
+    pub fn rule_names(&self) -> impl Iterator<Item = &str> {
+        self.rules.iter().map(|(_, rule)| rule.name())
+    }
+
     /// The name of a rule; empty for an id of another snapshot.
     pub fn rule_name(&self, rule: RuleId) -> &str {
-        usize::try_from(rule.0)
-            .ok()
-            .and_then(|index| self.rules.get(index))
-            .map_or("", |rule| &rule.name)
+        self.rules.rule(rule.0).map_or("", RuleModel::name)
     }
 
     /// May this session open, or stay open? Also gives its classes.

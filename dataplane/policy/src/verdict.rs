@@ -91,7 +91,7 @@ pub(crate) fn classes_of(
     who: &Who<'_>,
     recognised: &Recognised<'_>,
 ) -> Vec<u32> {
-    snapshot.index.classes_of(&Facts {
+    snapshot.rules.index().classes_of(&Facts {
         username: who.username,
         client_id: who.client_id,
         address: who.address,
@@ -103,9 +103,7 @@ pub(crate) fn classes_of(
 
 /// The connect rules of some classes: the rank that decides, and the shadow rank before it.
 pub(crate) fn connect_ranks(snapshot: &Snapshot, classes: &[u32]) -> (u32, u32) {
-    let found = classes
-        .iter()
-        .filter_map(|id| snapshot.classes.get(*id as usize));
+    let found = classes.iter().filter_map(|id| snapshot.rules.class(*id));
     let (enforce, shadow) = found.fold((NO_RANK, NO_RANK), |(enforce, shadow), class| {
         (enforce.min(class.connect), shadow.min(class.connect_shadow))
     });
@@ -119,14 +117,11 @@ pub(crate) fn admit(snapshot: &Snapshot, who: &Who<'_>) -> Result<Admission, Ref
     let (connect, shadow) = connect_ranks(snapshot, &ids);
     ids.retain(|id| {
         snapshot
-            .classes
-            .get(*id as usize)
-            .is_some_and(|class| class.has_topics)
+            .rules
+            .class(*id)
+            .is_some_and(|class| class.has_topics())
     });
-    let classes = || {
-        ids.iter()
-            .filter_map(|id| snapshot.classes.get(*id as usize))
-    };
+    let classes = || ids.iter().filter_map(|id| snapshot.rules.class(*id));
     if !classes().all(|class| fits_variables(class, who)) {
         return Err(Refusal::ClientIdentifier);
     }
@@ -161,10 +156,10 @@ pub(crate) fn verdict(
     let bound = bound(vars);
     let mut search = Search::new(NO_RANK, VERDICT_NODES_MAX);
     for id in &classes.ids {
-        if let Some(table) = snapshot.tables.get(*id as usize)
-            && let Some(trie) = table.enforce.of(request.action)
-        {
-            trie.search(&levels, &bound, &mut search);
+        if let Some(table) = snapshot.rules.table(*id) {
+            for trie in table.enforce.of(request.action).into_iter().flatten() {
+                trie.search(&levels, &bound, &mut search);
+            }
         }
     }
     if search.is_exhausted() {
@@ -175,7 +170,7 @@ pub(crate) fn verdict(
     }
     let enforced = search.best;
     let mut verdict = judge(snapshot, enforced, request);
-    if snapshot.has_shadow {
+    if snapshot.rules.has_shadow() {
         let shadow = Search::new(enforced, VERDICT_NODES_MAX);
         verdict.shadow = shadow_rule(
             snapshot, classes, &levels, &bound, request, &verdict, shadow,
@@ -198,12 +193,13 @@ fn shadow_rule(
     let enforced = search.best;
     for id in &classes.ids {
         if let Some(shadow) = snapshot
-            .tables
-            .get(*id as usize)
+            .rules
+            .table(*id)
             .and_then(|table| table.shadow.as_ref())
-            && let Some(trie) = shadow.of(request.action)
         {
-            trie.search(levels, bound, &mut search);
+            for trie in shadow.of(request.action).into_iter().flatten() {
+                trie.search(levels, bound, &mut search);
+            }
         }
     }
     if search.best == enforced || search.is_exhausted() {
@@ -288,8 +284,7 @@ impl<'a> Subscription<'a> {
         self.classes
             .ids
             .iter()
-            .filter_map(move |id| snapshot.tables.get(*id as usize))
-            .map(|table| &**table)
+            .filter_map(move |id| snapshot.rules.table(*id))
     }
 
     /// Both what may be subscribed to and what may be delivered must cover the filter: `subscribe` implies `receive`, and
@@ -299,7 +294,8 @@ impl<'a> Subscription<'a> {
             let shadow = table.shadow.as_deref().filter(|_| with_shadow);
             [Some(&table.enforce), shadow].into_iter().flatten()
         };
-        let is_apart = self.tables().flat_map(tries).any(Tries::has_receive_apart);
+        let is_apart = |tries: &Tries| tries.receive_alone.is_some();
+        let is_apart = self.tables().flat_map(tries).any(is_apart);
         let mut shadow = NO_RANK;
         let asked = self
             .tables()
@@ -308,7 +304,7 @@ impl<'a> Subscription<'a> {
         let mut verdict = self.grant(asked, &mut shadow);
         let qos_refused = Decision::Deny(Denial::QosRefused);
         if is_apart && (verdict.decision == Decision::Allow || verdict.decision == qos_refused) {
-            let delivered = self.tables().flat_map(tries).filter_map(Tries::receive);
+            let delivered = self.tables().flat_map(tries).flat_map(Tries::receive);
             let delivered = self.grant(delivered, &mut shadow);
             // That it is not allowed at all is said before that it is not allowed at this QoS.
             if delivered.decision == Decision::Allow {
@@ -365,12 +361,12 @@ impl<'a> Subscription<'a> {
 
 impl Tries {
     #[inline]
-    fn of(&self, action: Action) -> Option<&TopicTrie> {
+    fn of(&self, action: Action) -> [Option<&TopicTrie>; 2] {
         match action {
-            Action::Publish => self.publish.as_ref(),
-            Action::Receive => self.receive(),
+            Action::Publish => [self.publish.as_ref(), None],
+            Action::Receive => [self.subscribe.as_ref(), self.receive_alone.as_ref()],
             // Not asked about one topic: nothing matches, so the default decides.
-            Action::Connect | Action::Subscribe => None,
+            Action::Connect | Action::Subscribe => [None, None],
         }
     }
 }
@@ -378,8 +374,8 @@ impl Tries {
 impl Snapshot {
     /// What the rule of a rank asks for; the default's for no rank.
     #[inline]
-    pub(crate) fn outcome(&self, rank: u32) -> &Outcome {
-        self.outcomes.get(rank as usize).unwrap_or(&self.default)
+    pub(crate) fn outcome(&self, rank: u32) -> Outcome {
+        self.rules.outcome(rank)
     }
 
     pub(crate) fn effect(&self, rank: u32) -> Effect {

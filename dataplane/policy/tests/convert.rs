@@ -5,7 +5,7 @@
 use proptest::prelude::*;
 use proptest::sample::subsequence;
 use sluice_policy::convert::{Refused, Wrong, compile_messages, from_messages, to_messages};
-use sluice_policy::{Generation, PROBLEMS_MAX, RuleId, Snapshot, compile, parse};
+use sluice_policy::{Generation, PROBLEMS_MAX, Snapshot, compile, parse};
 use sluice_proto::Message;
 use sluice_proto::v1::{self, RowKind, row::Kind};
 
@@ -41,9 +41,7 @@ fn shown(snapshot: &Snapshot) -> String {
 
 /// Names of the rules in the order in which they are asked.
 fn rules(snapshot: &Snapshot) -> Vec<&str> {
-    (0..snapshot.rule_count())
-        .map(|rule| snapshot.rule_name(RuleId(u32::try_from(rule).unwrap())))
-        .collect()
+    snapshot.rule_names().collect()
 }
 
 // --- the same in both spellings

@@ -1,23 +1,52 @@
 //! Address blocks to what is listed under them: one look-up for each prefix length in use, whatever the number of blocks.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
+use super::shared::Sharded;
+use super::who::{List, put, take};
 use crate::model::{Cidr, left_aligned, mask};
 
 /// Lists by address block.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct CidrTable {
-    blocks: HashMap<Cidr, Vec<u32>>,
-    /// The prefix lengths in use, for IPv4 and IPv6.
-    lengths: BTreeSet<(bool, u8)>,
+    blocks: Sharded<Cidr, List>,
+    /// The prefix lengths in use, for IPv4 and IPv6, and by how many blocks.
+    lengths: BTreeMap<(bool, u8), usize>,
+}
+
+impl Default for CidrTable {
+    fn default() -> Self {
+        Self {
+            blocks: Sharded::with_capacity(0),
+            lengths: BTreeMap::new(),
+        }
+    }
 }
 
 impl CidrTable {
     /// Lists `value` under a block.
     pub(crate) fn add(&mut self, block: Cidr, value: u32) {
-        self.lengths.insert((block.is_v6, block.prefix_len));
-        self.blocks.entry(block).or_default().push(value);
+        let length = (block.is_v6, block.prefix_len);
+        *self.lengths.entry(length).or_default() += 1;
+        put(&mut self.blocks, block, value);
+    }
+
+    /// Takes `value` off the list of a block, under which it stands.
+    pub(crate) fn remove(&mut self, block: Cidr, value: u32) {
+        let length = (block.is_v6, block.prefix_len);
+        take(&mut self.blocks, block, value);
+        if let Some(count) = self.lengths.get_mut(&length) {
+            *count -= 1;
+            if *count == 0 {
+                self.lengths.remove(&length);
+            }
+        }
+    }
+
+    /// How many stand under a block.
+    pub(crate) fn crowd(&self, block: &Cidr) -> usize {
+        self.blocks.get(block).map_or(0, |list| list.len())
     }
 
     /// What is listed under the blocks that contain an address, block by block.
@@ -25,13 +54,13 @@ impl CidrTable {
         let (bits, is_v6) = left_aligned(address);
         self.lengths
             .range((is_v6, 0)..=(is_v6, 128))
-            .filter_map(move |(_, prefix_len)| {
+            .filter_map(move |((_, prefix_len), _)| {
                 let block = Cidr {
                     bits: bits & mask(*prefix_len),
                     prefix_len: *prefix_len,
                     is_v6,
                 };
-                self.blocks.get(&block).map(Vec::as_slice)
+                self.blocks.get(&block).map(|list| list.as_slice())
             })
     }
 }
@@ -57,12 +86,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn answers_like_asking_every_block(blocks in prop::collection::vec(block(), 0..12), bits: u128, is_v6: bool) {
+        fn answers_like_asking_every_block(blocks in prop::collection::vec(block(), 0..12), gone in prop::collection::vec(block(), 0..12), bits: u128, is_v6: bool) {
             let bits = bits & (0b11 << 126 | 0b11 << 96 | 1);
             let address = if is_v6 { IpAddr::from(bits.to_be_bytes()) } else { IpAddr::from(((bits >> 96) as u32).to_be_bytes()) };
             let mut table = CidrTable::default();
             for (index, block) in blocks.iter().enumerate() {
                 table.add(*block, index as u32);
+            }
+            for block in &gone {
+                table.add(*block, 77);
+            }
+            for block in gone {
+                table.remove(block, 77);
             }
             let mut found: Vec<u32> = table.containing(address).flatten().copied().collect();
             found.sort_unstable();

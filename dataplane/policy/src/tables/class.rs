@@ -1,95 +1,148 @@
-//! What the rules of one class say about topics: one trie for each action, shadow rules apart.
+//! What the rules of one class say about topics: one trie for each question, shadow rules apart.
 
 use super::topic_trie::{Builder, TopicTrie};
 use crate::Effect;
 use crate::model::RuleModel;
 use crate::rows::Mode;
 
+/// A table of so many filters and more is changed in its place; a smaller one is built anew, which is quick and takes no
+/// memory for changing.
+const EDITABLE_FROM: usize = if cfg!(test) { 6 } else { 256 };
+
 /// A class: all rules with one who-part.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct ClassTable {
     pub(crate) enforce: Tries,
     /// Shadow rules never stop a walk, because they are not on it.
     pub(crate) shadow: Option<Box<Tries>>,
+    is_editable: bool,
 }
 
 /// One trie for each question.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Tries {
     pub(crate) publish: Option<TopicTrie>,
-    /// Rules that name `subscribe`.
+    /// Rules that name `subscribe`; they judge deliveries too.
     pub(crate) subscribe: Option<TopicTrie>,
-    /// Rules that name `subscribe` or `receive`; absent when no rule names `receive` alone, since it would be the same
-    /// as `subscribe`.
-    receive_apart: Option<TopicTrie>,
+    /// Rules that name `receive` and not `subscribe`.
+    pub(crate) receive_alone: Option<TopicTrie>,
 }
 
 impl Tries {
     /// Rules that judge deliveries.
-    pub(crate) fn receive(&self) -> Option<&TopicTrie> {
-        self.receive_apart.as_ref().or(self.subscribe.as_ref())
+    pub(crate) fn receive(&self) -> impl Iterator<Item = &TopicTrie> {
+        self.subscribe.iter().chain(&self.receive_alone)
     }
 
-    /// True exactly when deliveries are judged by other rules than subscriptions.
-    pub(crate) fn has_receive_apart(&self) -> bool {
-        self.receive_apart.is_some()
+    fn is_empty(&self) -> bool {
+        self.publish.is_none() && self.subscribe.is_none() && self.receive_alone.is_none()
     }
+
+    /// Those that a rule is in.
+    fn of_rule(&mut self, rule: &RuleModel) -> impl Iterator<Item = &mut Option<TopicTrie>> {
+        let [publish, subscribe, receive_alone] = tries_of(rule);
+        [
+            (publish, &mut self.publish),
+            (subscribe, &mut self.subscribe),
+            (receive_alone, &mut self.receive_alone),
+        ]
+        .into_iter()
+        .filter_map(|(is_in, trie)| is_in.then_some(trie))
+    }
+}
+
+/// Whether a rule is in each of [`Tries`].
+fn tries_of(rule: &RuleModel) -> [bool; 3] {
+    let actions = rule.actions;
+    [
+        actions.publish,
+        actions.subscribe,
+        actions.receive && !actions.subscribe,
+    ]
 }
 
 impl ClassTable {
     /// Compiles the rules of one class, given with their ranks.
     pub(crate) fn new<'r>(rules: impl Iterator<Item = (u32, &'r RuleModel)>) -> Self {
-        let (mut enforce, mut shadow) = (Drafts::default(), Drafts::default());
+        let mut drafts: [[Builder; 3]; 2] = Default::default();
+        let [enforce, shadow] = &mut drafts;
+        let mut filters = 0;
         for (rank, rule) in rules {
-            match rule.mode {
-                Mode::Enforce => enforce.add(rank, rule),
-                Mode::Shadow => shadow.add(rank, rule),
+            let tries = match rule.mode {
+                Mode::Enforce => &mut *enforce,
+                Mode::Shadow => &mut *shadow,
+            };
+            let is_deny = rule.effect == Effect::Deny;
+            for topic in rule.topics() {
+                filters += 1;
+                for (trie, is_in) in tries.iter_mut().zip(tries_of(rule)) {
+                    if is_in {
+                        trie.add(topic, rank, is_deny);
+                    }
+                }
             }
         }
-        let has_shadow = shadow.has_any;
+        let is_editable = filters >= EDITABLE_FROM;
+        let [enforce, shadow] = drafts.map(|drafts| {
+            let [publish, subscribe, receive_alone] =
+                drafts.map(|builder| builder.build(is_editable));
+            Tries {
+                publish,
+                subscribe,
+                receive_alone,
+            }
+        });
         Self {
-            enforce: enforce.build(),
-            shadow: has_shadow.then(|| Box::new(shadow.build())),
+            enforce,
+            shadow: (!shadow.is_empty()).then(|| Box::new(shadow)),
+            is_editable,
         }
     }
-}
 
-#[derive(Default)]
-struct Drafts<'f> {
-    publish: Builder<'f>,
-    subscribe: Builder<'f>,
-    receive: Builder<'f>,
-    is_receive_apart: bool,
-    has_any: bool,
-}
+    #[cfg(test)]
+    pub(crate) fn size(&self) -> usize {
+        let all = [Some(&self.enforce), self.shadow.as_deref()];
+        let tries = all
+            .into_iter()
+            .flatten()
+            .flat_map(|tries| [&tries.publish, &tries.subscribe, &tries.receive_alone]);
+        tries.flatten().map(TopicTrie::size).sum()
+    }
 
-impl<'f> Drafts<'f> {
-    fn add(&mut self, rank: u32, rule: &'f RuleModel) {
-        self.has_any |= rule.actions.needs_topics();
-        self.is_receive_apart |= rule.actions.receive && !rule.actions.subscribe;
+    /// True exactly when [`Self::change`] can do anything.
+    pub(crate) fn is_editable(&self) -> bool {
+        self.is_editable
+    }
+
+    /// Adds a rule, or takes one out. False: the table must be built anew from the rules of the class.
+    pub(crate) fn change(&mut self, rank: u32, rule: &RuleModel, is_added: bool) -> bool {
+        if !self.is_editable {
+            return false;
+        }
+        let tries = match rule.mode {
+            Mode::Enforce => &mut self.enforce,
+            Mode::Shadow => self.shadow.get_or_insert_default(),
+        };
         let is_deny = rule.effect == Effect::Deny;
-        for topic in &rule.topics {
-            if rule.actions.publish {
-                self.publish.add(topic, rank, is_deny);
+        for slot in tries.of_rule(rule) {
+            let trie = slot.get_or_insert_with(TopicTrie::editable);
+            let is_done = rule.topics().all(|topic| {
+                if is_added {
+                    trie.add(topic, rank, is_deny)
+                } else {
+                    trie.remove(topic, rank, is_deny)
+                }
+            });
+            if !is_done || trie.is_wasteful() {
+                return false;
             }
-            if rule.actions.subscribe {
-                self.subscribe.add(topic, rank, is_deny);
-            }
-            if rule.actions.judges_deliveries() {
-                self.receive.add(topic, rank, is_deny);
+            if trie.is_empty() {
+                *slot = None;
             }
         }
-    }
-
-    fn build(self) -> Tries {
-        Tries {
-            publish: self.publish.build(),
-            subscribe: self.subscribe.build(),
-            receive_apart: if self.is_receive_apart {
-                self.receive.build()
-            } else {
-                None
-            },
+        if self.shadow.as_ref().is_some_and(|shadow| shadow.is_empty()) {
+            self.shadow = None;
         }
+        true
     }
 }

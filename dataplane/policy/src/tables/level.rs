@@ -78,7 +78,16 @@ impl<'a> Level<'a> {
         };
         Self {
             bytes,
-            hash: fold(short.head ^ 0x1319_8A2E_0370_7344, short.rest),
+            hash: short_hash(short),
+            short,
+        }
+    }
+
+    /// A short level without its bytes: for everything but comparing with bytes.
+    pub(crate) fn from_short(short: Short) -> Self {
+        Self {
+            bytes: &[],
+            hash: short_hash(short),
             short,
         }
     }
@@ -97,8 +106,22 @@ impl<'a> Level<'a> {
     /// True exactly when the level begins with `$`, which leading wildcards do not match [MQTT-4.7.2-1].
     #[inline]
     pub(crate) fn is_reserved(&self) -> bool {
-        self.bytes.first() == Some(&b'$')
+        if self.short.tag() == LONG {
+            self.bytes.first() == Some(&b'$')
+        } else {
+            self.short.head as u8 == b'$'
+        }
     }
+
+    /// True exactly when both are the same text.
+    pub(crate) fn is(&self, other: &Level<'_>) -> bool {
+        self.short == other.short && (self.short.tag() != LONG || self.bytes == other.bytes)
+    }
+}
+
+#[inline]
+fn short_hash(short: Short) -> u64 {
+    fold(short.head ^ 0x1319_8A2E_0370_7344, short.rest)
 }
 
 /// The short form of a level that is not text, or too long.

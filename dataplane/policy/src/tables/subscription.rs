@@ -48,7 +48,8 @@ pub(crate) enum Grant {
 /// Asks about one filter. The tries of all the session's classes take part together.
 pub(crate) struct Check<'a, 'r> {
     tries: SmallVec<[&'a TopicTrie; 16]>,
-    bound: Bound<'a>,
+    client_id: Level<'a>,
+    username: Level<'a>,
     /// The outcome behind a rank.
     is_deny: &'r dyn Fn(u32) -> bool,
     /// Called with the rank that decides each question asked of the tables.
@@ -67,7 +68,8 @@ impl<'a, 'r> Check<'a, 'r> {
     ) -> Self {
         Self {
             tries: tries.collect(),
-            bound,
+            client_id: Level::new(bound.client_id),
+            username: Level::new(bound.username),
             is_deny,
             decided,
             nodes_left: nodes_max.min(SUBSCRIPTION_NODES_MAX),
@@ -162,10 +164,8 @@ impl<'a, 'r> Check<'a, 'r> {
         if let Asked::Exactly(level) = asked {
             let children = [
                 trie.literal(node, level),
-                trie.client_id(node)
-                    .filter(|_| level.bytes == self.bound.client_id),
-                trie.username(node)
-                    .filter(|_| level.bytes == self.bound.username),
+                trie.client_id(node).filter(|_| level.is(&self.client_id)),
+                trie.username(node).filter(|_| level.is(&self.username)),
             ];
             for child in children.into_iter().flatten() {
                 self.contains(trie, child, depth + 1, pattern, best);
@@ -208,8 +208,8 @@ impl<'a, 'r> Check<'a, 'r> {
                 let children = [
                     (trie.literal(node, &level), true),
                     (trie.any(node), !is_reserved),
-                    (trie.client_id(node), level.bytes == self.bound.client_id),
-                    (trie.username(node), level.bytes == self.bound.username),
+                    (trie.client_id(node), level.is(&self.client_id)),
+                    (trie.username(node), level.is(&self.username)),
                 ];
                 for child in children
                     .into_iter()
@@ -226,9 +226,9 @@ impl<'a, 'r> Check<'a, 'r> {
                     }
                     let level = match edge {
                         Edge::Any => Asked::Any,
-                        Edge::Literal(bytes) => Asked::Exactly(Level::new(bytes)),
-                        Edge::ClientId => Asked::Exactly(Level::new(self.bound.client_id)),
-                        Edge::Username => Asked::Exactly(Level::new(self.bound.username)),
+                        Edge::Literal(level) => Asked::Exactly(level),
+                        Edge::ClientId => Asked::Exactly(self.client_id),
+                        Edge::Username => Asked::Exactly(self.username),
                     };
                     // A leading wildcard of the filter does not deliver `$` topics.
                     let is_apart =

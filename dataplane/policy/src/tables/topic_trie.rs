@@ -15,11 +15,25 @@
 //! - A topic visits a node at most once, and only nodes whose path generalises the topic: no more than the rules of the
 //!   class have prefixes that match it, whatever the number of other rules.
 
-use std::collections::HashMap;
+use std::sync::Arc;
+
+mod build;
+mod change;
+
+pub(crate) use build::Builder;
 
 use super::NO_RANK;
-use super::level::{ANY, CLIENT_ID, LONG, Level, SHORT_BYTES_MAX, Short, USERNAME, fold, special};
-use crate::filter::{self, TopicFilter, Variable};
+use super::level::{ANY, CLIENT_ID, LONG, Level, Short, USERNAME, fold, special};
+use super::shared::{Paged, Sorted};
+use crate::filter::{self, FILTER_LEVELS_MAX, TopicFilter, Variable};
+
+/// Logarithm of the slots of a page: 128 KiB, so that the list of pages of a large table fits into the nearest cache, and
+/// a change copies a page for each level.
+const PAGE_BITS: u32 = if cfg!(test) { 4 } else { 12 };
+/// Text of long levels that a change may add to a table with little of it.
+const ADDED_TEXT_MAX: usize = 256 << 10;
+/// Slots of the smallest table that can be changed.
+const SLOTS_MIN: usize = 256;
 
 /// How many nodes one verdict may visit. A topic of `n` levels under rules with `+` at every level can match `2^n`
 /// prefixes: 4,096 lets eleven such levels through; real rules visit fewer than twenty. Beyond it the answer is a refusal.
@@ -29,6 +43,11 @@ const HAS_LITERAL: u8 = 1;
 const HAS_ANY: u8 = 2;
 const HAS_CLIENT_ID: u8 = 4;
 const HAS_USERNAME: u8 = 8;
+const HAS_SPECIAL: u8 = HAS_ANY | HAS_CLIENT_ID | HAS_USERNAME;
+/// The rule that ends here denies.
+const EXACT_DENIES: u8 = 16;
+/// The rule that ends here with `#` denies.
+const MULTI_DENIES: u8 = 32;
 
 /// The parent of the root's children.
 pub(crate) const ROOT: u32 = u32::MAX - 1;
@@ -85,34 +104,91 @@ impl Slot {
 }
 
 /// See the file's header.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) struct TopicTrie {
-    slots: Box<[Slot]>,
+    slots: Paged<Slot, PAGE_BITS>,
     root: Slot,
-    /// Levels too long for a slot, one after another.
-    text: Box<[u8]>,
+    text: Text,
     denies: Option<Box<Denies>>,
     depth_max: u32,
+    edits: Option<Box<Edits>>,
 }
 
 /// Where denies lie; absent where there is none. Only the check of subscriptions looks here.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 struct Denies {
-    /// For each slot, then for the root: the lowest rank of a deny here and below.
-    best: Box<[u32]>,
-    /// For each slot, then for the root: where its part of `children` begins; one more at the end.
-    spans: Box<[u32]>,
-    /// The children with a deny below, those of one node from the lowest rank of one.
-    children: Box<[Child]>,
-    /// The text of literal children, one after another.
-    text: Box<[u8]>,
+    /// For each slot: the lowest rank of a deny here and below.
+    best: Paged<u32, PAGE_BITS>,
+    root: u32,
+    /// The children with a deny below: parent, lowest rank of one, place.
+    children: Sorted<(u32, u32, u32)>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Child {
-    place: u32,
-    text_start: u32,
-    text_len: u32,
+/// What changing a trie needs beside it. No question is answered from here.
+#[derive(Clone, Debug, Default)]
+struct Edits {
+    /// Every node with a rank here or below: parent, `best`, place.
+    children: Sorted<(u32, u32, u32)>,
+    /// Rules behind another with the same filter: place, whether it ends with `#`, rank, whether it denies.
+    behind: Sorted<(u32, bool, u32, bool)>,
+    /// How many filters there are of each depth.
+    depths: Depths,
+    /// Slots in use, those of nodes that no filter leads through any more included.
+    used: usize,
+    /// Nodes that no filter leads through any more.
+    dead: usize,
+}
+
+/// Filters by their number of levels.
+#[derive(Clone, Debug)]
+struct Depths([u32; FILTER_LEVELS_MAX + 1]);
+
+impl Default for Depths {
+    fn default() -> Self {
+        Self([0; FILTER_LEVELS_MAX + 1])
+    }
+}
+
+impl Depths {
+    fn at(&mut self, depth: usize) -> Option<&mut u32> {
+        self.0.get_mut(depth)
+    }
+
+    fn max(&self) -> u32 {
+        self.0.iter().rposition(|count| *count > 0).unwrap_or(0) as u32
+    }
+
+    fn is_empty(&self) -> bool {
+        self.0.iter().all(|count| *count == 0)
+    }
+}
+
+/// Levels too long for a slot, one after another: those of the build, then those added since.
+#[derive(Clone, Debug, Default)]
+struct Text {
+    built: Arc<[u8]>,
+    added: Arc<Vec<u8>>,
+}
+
+/// In the head of a long level: where its text begins, and above that how long it is.
+const TEXT_START_BITS: u32 = 40;
+
+impl Text {
+    fn get(&self, head: u64) -> &[u8] {
+        let start = (head & ((1 << TEXT_START_BITS) - 1)) as usize;
+        let length = (head >> TEXT_START_BITS) as usize;
+        let (text, start) = match start.checked_sub(self.built.len()) {
+            None => (&*self.built, start),
+            Some(start) => (self.added.as_slice(), start),
+        };
+        text.get(start..start + length).unwrap_or_default()
+    }
+
+    fn push(&mut self, bytes: &[u8]) -> u64 {
+        let start = self.built.len() + self.added.len();
+        Arc::make_mut(&mut self.added).extend_from_slice(bytes);
+        start as u64 | (bytes.len() as u64) << TEXT_START_BITS
+    }
 }
 
 /// A node with its place, and the hash of its path.
@@ -132,7 +208,8 @@ pub(crate) struct Bound<'a> {
 
 /// What leads to a child.
 pub(crate) enum Edge<'t> {
-    Literal(&'t [u8]),
+    /// Without its bytes where it is short.
+    Literal(Level<'t>),
     Any,
     ClientId,
     Username,
@@ -207,7 +284,7 @@ impl TopicTrie {
                 search.best = search.best.min(node.slot.exact);
                 return;
             };
-            if node.slot.flags() & !HAS_LITERAL != 0 {
+            if node.slot.flags() & HAS_SPECIAL != 0 {
                 if let Some(child) = self.any(node)
                     && !is_reserved
                 {
@@ -241,7 +318,7 @@ impl TopicTrie {
         let path = fold(node.path, level.hash);
         if level.short.tag() == LONG {
             return self.find(node.id, path, |slot| {
-                slot.tag() == LONG && self.long(slot) == level.bytes
+                slot.tag() == LONG && self.text.get(slot.head) == level.bytes
             });
         }
         self.find(node.id, path, |slot| slot.short() == level.short)
@@ -297,11 +374,9 @@ impl TopicTrie {
 
     /// The lowest rank of a deny at or below a node.
     pub(crate) fn deny(&self, node: Node<'_>) -> u32 {
-        let best = self
-            .denies
+        self.denies
             .as_ref()
-            .and_then(|denies| denies.best.get(self.place_of(node)));
-        best.copied().unwrap_or(NO_RANK)
+            .map_or(NO_RANK, |denies| denies.of(node.id))
     }
 
     /// The children of a node below which a deny lies, from the lowest rank of one.
@@ -309,312 +384,57 @@ impl TopicTrie {
         &self,
         node: Node<'_>,
     ) -> impl Iterator<Item = (Edge<'_>, Node<'_>)> {
-        let denies = self.denies.as_deref();
-        let listed = denies.map_or(&[][..], |denies| denies.children_of(self.place_of(node)));
-        let parent_path = node.path;
-        listed.iter().filter_map(move |child| {
-            let slot = self.slots.get(child.place as usize)?;
-            let edge = match slot.tag() {
-                ANY => Edge::Any,
-                CLIENT_ID => Edge::ClientId,
-                USERNAME => Edge::Username,
-                _ => Edge::Literal(denies.map_or(&[][..], |denies| denies.text_of(child))),
+        let (parent, parent_path) = (node.id, node.path);
+        let listed = self.denies.iter().flat_map(move |denies| {
+            let from = denies.children.from((parent, 0, 0));
+            from.take_while(move |(found, _, _)| *found == parent)
+        });
+        listed.filter_map(move |(_, _, id)| {
+            let slot = self.slots.get(id as usize)?;
+            let (edge, hash) = match slot.tag() {
+                ANY => (Edge::Any, special_hash(ANY)),
+                CLIENT_ID => (Edge::ClientId, special_hash(CLIENT_ID)),
+                USERNAME => (Edge::Username, special_hash(USERNAME)),
+                LONG => {
+                    let level = Level::new(self.text.get(slot.head));
+                    (Edge::Literal(level), level.hash)
+                }
+                _ => {
+                    let level = Level::from_short(slot.short());
+                    (Edge::Literal(level), level.hash)
+                }
             };
-            let path = fold(parent_path, edge_hash(&edge));
-            let id = child.place;
+            let path = fold(parent_path, hash);
             Some((edge, Node { id, path, slot }))
         })
     }
+}
 
-    fn place_of(&self, node: Node<'_>) -> usize {
-        if node.id == ROOT {
-            self.slots.len()
-        } else {
-            node.id as usize
+impl Denies {
+    fn new(slots: usize) -> Self {
+        Self {
+            best: Paged::filled(&NO_RANK, slots),
+            root: NO_RANK,
+            children: Sorted::default(),
         }
     }
 
-    /// The text of a long level.
-    fn long(&self, slot: &Slot) -> &[u8] {
-        let start = (slot.head & 0xFFFF_FFFF) as usize;
-        let length = (slot.head >> 32) as usize;
-        self.text.get(start..start + length).unwrap_or_default()
+    fn of(&self, id: u32) -> u32 {
+        if id == ROOT {
+            return self.root;
+        }
+        self.best.get(id as usize).copied().unwrap_or(NO_RANK)
+    }
+
+    fn set(&mut self, id: u32, deny: u32) {
+        if id == ROOT {
+            self.root = deny;
+        } else if let Some(best) = self.best.get_mut(id as usize) {
+            *best = deny;
+        }
     }
 }
 
 const fn special_hash(tag: u8) -> u64 {
     0xA409_3822_299F_31D0_u64.wrapping_mul(tag as u64 | 1)
-}
-
-fn edge_hash(edge: &Edge<'_>) -> u64 {
-    match edge {
-        Edge::Literal(bytes) => Level::new(bytes).hash,
-        Edge::Any => special_hash(ANY),
-        Edge::ClientId => special_hash(CLIENT_ID),
-        Edge::Username => special_hash(USERNAME),
-    }
-}
-
-/// Collects the filters of one trie.
-#[derive(Default)]
-pub(crate) struct Builder<'f> {
-    nodes: Vec<Draft<'f>>,
-    root: Option<Draft<'f>>,
-    edges: HashMap<(u32, &'f filter::Level), u32, foldhash::fast::RandomState>,
-    depth_max: usize,
-}
-
-struct Draft<'f> {
-    parent: u32,
-    level: Option<&'f filter::Level>,
-    path: u64,
-    flags: u8,
-    exact: Terminal,
-    multi: Terminal,
-    best: u32,
-    deny: u32,
-}
-
-/// The best rule that ends at a place.
-#[derive(Clone, Copy)]
-struct Terminal {
-    rank: u32,
-    is_deny: bool,
-}
-
-impl Terminal {
-    const NONE: Self = Self {
-        rank: NO_RANK,
-        is_deny: false,
-    };
-
-    fn deny(self) -> u32 {
-        if self.is_deny { self.rank } else { NO_RANK }
-    }
-}
-
-impl<'f> Builder<'f> {
-    /// Adds a filter of the rule of that rank. Of two equal filters the lower rank stays: it decides wherever the other
-    /// could.
-    pub(crate) fn add(&mut self, filter: &'f TopicFilter, rank: u32, is_deny: bool) {
-        self.depth_max = self.depth_max.max(filter.levels.len());
-        let mut at = ROOT;
-        for level in &filter.levels {
-            at = self.child(at, level);
-        }
-        let node = self.node(at);
-        let terminal = if filter.is_multi {
-            &mut node.multi
-        } else {
-            &mut node.exact
-        };
-        if rank < terminal.rank {
-            *terminal = Terminal { rank, is_deny };
-        }
-    }
-
-    fn node(&mut self, id: u32) -> &mut Draft<'f> {
-        let root = self.root.get_or_insert(Draft::new(EMPTY, None, ROOT_PATH));
-        self.nodes.get_mut(id as usize).unwrap_or(root)
-    }
-
-    fn child(&mut self, parent: u32, level: &'f filter::Level) -> u32 {
-        if let Some(child) = self.edges.get(&(parent, level)) {
-            return *child;
-        }
-        let id = self.nodes.len() as u32;
-        let (flag, hash) = match level {
-            filter::Level::Literal(text) => (HAS_LITERAL, Level::new(text.as_bytes()).hash),
-            filter::Level::Any => (HAS_ANY, special_hash(ANY)),
-            filter::Level::Variable(Variable::ClientId) => (HAS_CLIENT_ID, special_hash(CLIENT_ID)),
-            filter::Level::Variable(Variable::Username) => (HAS_USERNAME, special_hash(USERNAME)),
-        };
-        let above = self.node(parent);
-        above.flags |= flag;
-        let path = fold(above.path, hash);
-        self.nodes.push(Draft::new(parent, Some(level), path));
-        self.edges.insert((parent, level), id);
-        id
-    }
-
-    /// The trie; `None` when nothing was added.
-    pub(crate) fn build(mut self) -> Option<TopicTrie> {
-        let mut root = self.root.take()?;
-        self.edges = HashMap::default();
-        propagate(&mut self.nodes, &mut root);
-        let mut trie = TopicTrie {
-            slots: vec![VACANT; table_len(self.nodes.len())].into(),
-            root: VACANT,
-            text: Box::default(),
-            denies: None,
-            depth_max: self.depth_max as u32,
-        };
-        let mut text = Vec::new();
-        let mut places: Vec<u32> = Vec::with_capacity(self.nodes.len());
-        // A parent stands before its children, so its place is known when theirs are chosen.
-        for draft in &self.nodes {
-            let parent = places.get(draft.parent as usize).copied().unwrap_or(ROOT);
-            let slot = draft.slot(parent, &mut text);
-            places.push(place(&mut trie.slots, draft.path, slot));
-        }
-        trie.root = root.slot(EMPTY, &mut text);
-        trie.text = text.into();
-        trie.denies = Denies::new(trie.slots.len(), &self.nodes, &places, root.deny).map(Box::new);
-        Some(trie)
-    }
-}
-
-impl<'f> Draft<'f> {
-    fn new(parent: u32, level: Option<&'f filter::Level>, path: u64) -> Self {
-        Self {
-            parent,
-            level,
-            path,
-            flags: 0,
-            exact: Terminal::NONE,
-            multi: Terminal::NONE,
-            best: NO_RANK,
-            deny: NO_RANK,
-        }
-    }
-
-    fn slot(&self, parent: u32, text: &mut Vec<u8>) -> Slot {
-        let short = match self.level {
-            None => Short::default(),
-            Some(filter::Level::Any) => special(ANY),
-            Some(filter::Level::Variable(Variable::ClientId)) => special(CLIENT_ID),
-            Some(filter::Level::Variable(Variable::Username)) => special(USERNAME),
-            Some(filter::Level::Literal(literal)) => short_of(literal.as_bytes(), text),
-        };
-        Slot {
-            parent,
-            exact: self.exact.rank,
-            multi: self.multi.rank,
-            best: self.best,
-            rest: short.rest | u64::from(self.flags) << FLAGS_SHIFT,
-            head: short.head,
-        }
-    }
-}
-
-/// The short form of a literal of a rule; a long one is appended to the text, and the form says where.
-fn short_of(bytes: &[u8], text: &mut Vec<u8>) -> Short {
-    if bytes.len() <= SHORT_BYTES_MAX {
-        return Level::new(bytes).short;
-    }
-    let head = text.len() as u64 | (bytes.len() as u64) << 32;
-    text.extend_from_slice(bytes);
-    Short {
-        head,
-        ..special(LONG)
-    }
-}
-
-/// Fills in `best` and `deny` from below. Children stand after their parents, so one pass from the end is enough.
-fn propagate<'f>(nodes: &mut [Draft<'f>], root: &mut Draft<'f>) {
-    for index in (0..nodes.len()).rev() {
-        let Some(node) = nodes.get_mut(index) else {
-            continue;
-        };
-        settle(node);
-        let (best, deny, parent) = (node.best, node.deny, node.parent);
-        let above = nodes.get_mut(parent as usize).unwrap_or(&mut *root);
-        above.best = above.best.min(best);
-        above.deny = above.deny.min(deny);
-    }
-    settle(root);
-}
-
-fn settle(node: &mut Draft<'_>) {
-    node.best = node.best.min(node.exact.rank).min(node.multi.rank);
-    node.deny = node.deny.min(node.exact.deny()).min(node.multi.deny());
-}
-
-/// A power of two with at least a quarter of the slots empty.
-fn table_len(nodes: usize) -> usize {
-    (nodes + nodes / 3 + 1).next_power_of_two()
-}
-
-fn place(slots: &mut [Slot], path: u64, slot: Slot) -> u32 {
-    let mask = slots.len().wrapping_sub(1);
-    let mut index = path as usize & mask;
-    while let Some(found) = slots.get_mut(index) {
-        if found.parent == EMPTY {
-            *found = slot;
-            break;
-        }
-        index = (index + 1) & mask;
-    }
-    index as u32
-}
-
-impl Denies {
-    fn new(slots: usize, nodes: &[Draft<'_>], places: &[u32], root_deny: u32) -> Option<Self> {
-        if root_deny == NO_RANK {
-            return None;
-        }
-        let mut best = vec![NO_RANK; slots + 1];
-        let mut listed = Vec::new();
-        for (draft, place) in nodes
-            .iter()
-            .zip(places)
-            .filter(|(draft, _)| draft.deny != NO_RANK)
-        {
-            let parent = places
-                .get(draft.parent as usize)
-                .map_or(slots, |parent| *parent as usize);
-            if let Some(best) = best.get_mut(*place as usize) {
-                *best = draft.deny;
-            }
-            listed.push((parent, draft.deny, *place, draft.level));
-        }
-        if let Some(root) = best.last_mut() {
-            *root = root_deny;
-        }
-        listed.sort_unstable_by_key(|(parent, deny, place, _)| (*parent, *deny, *place));
-        let mut spans = vec![0_u32; slots + 2];
-        let mut children = Vec::with_capacity(listed.len());
-        let mut text = Vec::new();
-        for (parent, _, place, level) in listed {
-            if let Some(count) = spans.get_mut(parent + 1) {
-                *count += 1;
-            }
-            let literal = match level {
-                Some(filter::Level::Literal(literal)) => literal.as_bytes(),
-                Some(filter::Level::Any | filter::Level::Variable(_)) | None => &[],
-            };
-            children.push(Child {
-                place,
-                text_start: text.len() as u32,
-                text_len: literal.len() as u32,
-            });
-            text.extend_from_slice(literal);
-        }
-        let mut sum = 0;
-        for span in &mut spans {
-            sum += *span;
-            *span = sum;
-        }
-        Some(Self {
-            best: best.into(),
-            spans: spans.into(),
-            children: children.into(),
-            text: text.into(),
-        })
-    }
-
-    fn children_of(&self, place: usize) -> &[Child] {
-        let span = match (self.spans.get(place), self.spans.get(place + 1)) {
-            (Some(start), Some(end)) => *start as usize..*end as usize,
-            _ => 0..0,
-        };
-        self.children.get(span).unwrap_or_default()
-    }
-
-    fn text_of(&self, child: &Child) -> &[u8] {
-        let start = child.text_start as usize;
-        self.text
-            .get(start..start + child.text_len as usize)
-            .unwrap_or_default()
-    }
 }

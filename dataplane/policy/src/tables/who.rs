@@ -4,13 +4,17 @@
 //! the few that come up. So the cost follows the classes that nearly match, not the number of rules or users.
 
 use std::collections::HashMap;
+use std::hash::Hash;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use regex::{RegexSet, RegexSetBuilder, SetMatches};
 use sluice_wire::mqtt::Version;
+use smallvec::SmallVec;
 
 use super::cidr::CidrTable;
-use crate::model::{Cidr, VersionSet, WhoPart};
+use super::shared::{Paged, Sharded};
+use crate::model::WhoPart;
 use crate::validate::anchored;
 
 /// Largest compiled form of all patterns of one kind together, in bytes.
@@ -27,41 +31,47 @@ pub(crate) struct Facts<'a> {
     pub(crate) listener: &'a str,
 }
 
-/// See the file's header. Classes count from 0 in the order they were given.
-#[derive(Debug)]
+/// See the file's header. A class keeps its number until it is taken out; then another may have it.
+#[derive(Clone, Debug)]
 pub(crate) struct WhoIndex {
-    classes: Box<[Class]>,
+    classes: Paged<Option<Class>, 8>,
+    numbers: Sharded<Arc<WhoPart>, u32>,
+    /// Numbers that no class has.
+    free: Vec<u32>,
     users: Lists,
     client_ids: Lists,
     groups: Lists,
     listeners: Lists,
     addresses: CidrTable,
-    user_patterns: Patterns,
-    client_id_patterns: Patterns,
+    user_patterns: Arc<Patterns>,
+    client_id_patterns: Arc<Patterns>,
     /// Classes with no kind but perhaps versions.
     everyone: Vec<u32>,
 }
 
-type Lists = HashMap<Box<str>, Vec<u32>>;
+/// Classes that stand under one value; mostly it is one.
+pub(crate) type List = SmallVec<[u32; 2]>;
+type Lists = Sharded<Box<str>, List>;
 
 /// A who-part with its patterns by number.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Class {
-    users: Option<Box<[Box<str>]>>,
-    user_patterns: Option<Box<[u32]>>,
-    client_ids: Option<Box<[Box<str>]>>,
-    client_id_patterns: Option<Box<[u32]>>,
-    addresses: Option<Box<[Cidr]>>,
-    groups: Option<Box<[Box<str>]>>,
-    versions: Option<VersionSet>,
-    listeners: Option<Box<[Box<str>]>>,
+    who: Arc<WhoPart>,
+    user_patterns: Box<[u32]>,
+    client_id_patterns: Box<[u32]>,
+    kind: Option<Kind>,
 }
 
 /// All patterns of one kind in one automaton.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Patterns {
     set: RegexSet,
-    lists: Vec<Vec<u32>>,
+    /// By number: the expression, the classes listed under it, and how many classes use it. One that none uses keeps its
+    /// place until another needs one.
+    used: Vec<(Box<str>, List, usize)>,
+    numbers: HashMap<Box<str>, u32>,
+    /// The automaton is that of other expressions.
+    is_stale: bool,
 }
 
 /// The kinds a who-part can be listed under.
@@ -77,88 +87,195 @@ enum Kind {
 }
 
 impl WhoIndex {
-    /// Indexes who-parts. The error is for the writer of the patterns: together they are too large.
-    pub(crate) fn new(parts: &[&WhoPart]) -> Result<Self, String> {
-        let user_patterns = Interned::new(
-            parts
-                .iter()
-                .filter_map(|part| part.user_patterns.as_deref()),
-        );
-        let client_id_patterns = Interned::new(
-            parts
-                .iter()
-                .filter_map(|part| part.client_id_patterns.as_deref()),
-        );
-        let crowds = Crowds::new(parts);
-        let mut index = Self {
-            classes: parts
-                .iter()
-                .map(|part| Class {
-                    users: part.users.clone(),
-                    user_patterns: part
-                        .user_patterns
-                        .as_deref()
-                        .map(|list| user_patterns.numbers(list)),
-                    client_ids: part.client_ids.clone(),
-                    client_id_patterns: part
-                        .client_id_patterns
-                        .as_deref()
-                        .map(|list| client_id_patterns.numbers(list)),
-                    addresses: part.addresses.clone(),
-                    groups: part.groups.clone(),
-                    versions: part.versions,
-                    listeners: part.listeners.clone(),
-                })
-                .collect(),
-            users: Lists::new(),
-            client_ids: Lists::new(),
-            groups: Lists::new(),
-            listeners: Lists::new(),
+    /// An index with room for so many classes.
+    pub(crate) fn with_capacity(classes: usize) -> Self {
+        let lists = || Lists::with_capacity(0);
+        Self {
+            classes: Paged::default(),
+            numbers: Sharded::with_capacity(classes),
+            free: Vec::new(),
+            users: lists(),
+            client_ids: lists(),
+            groups: lists(),
+            listeners: lists(),
             addresses: CidrTable::default(),
-            user_patterns: user_patterns.compile("user_patterns")?,
-            client_id_patterns: client_id_patterns.compile("client_id_patterns")?,
+            user_patterns: Arc::default(),
+            client_id_patterns: Arc::default(),
             everyone: Vec::new(),
-        };
-        for (class, part) in (0_u32..).zip(parts) {
-            index.list(class, part, crowds.best_kind(part));
         }
-        Ok(index)
     }
 
-    fn list(&mut self, class: u32, part: &WhoPart, kind: Option<Kind>) {
+    /// An index of many who-parts, all different; they are numbered in their order.
+    pub(crate) fn new(parts: &[Arc<WhoPart>]) -> Self {
+        let mut index = Self::with_capacity(parts.len());
+        index.classes = Paged::filled(&None, parts.len());
+        for (number, part) in (0_u32..).zip(parts) {
+            index.put(number, part);
+        }
+        index
+    }
+
+    /// The number of a who-part, and the part that stands in the index.
+    pub(crate) fn number(&self, part: &WhoPart) -> Option<(u32, &Arc<WhoPart>)> {
+        let number = *self.numbers.get(part)?;
+        Some((number, self.part(number)?))
+    }
+
+    /// The who-part of a class.
+    pub(crate) fn part(&self, number: u32) -> Option<&Arc<WhoPart>> {
+        let class = self.classes.get(number as usize)?.as_ref()?;
+        Some(&class.who)
+    }
+
+    /// One more than the highest number that a class had.
+    pub(crate) fn len(&self) -> usize {
+        self.classes.len()
+    }
+
+    /// Adds a who-part that is not in the index. [`Self::settle`] must follow.
+    pub(crate) fn add(&mut self, part: &Arc<WhoPart>) -> u32 {
+        let number = self.free.pop().unwrap_or_else(|| {
+            self.classes.push(None);
+            (self.classes.len() - 1) as u32
+        });
+        self.put(number, part);
+        number
+    }
+
+    fn put(&mut self, number: u32, part: &Arc<WhoPart>) {
+        let enter = |patterns: &mut Arc<Patterns>, list: &Option<Box<[Box<str>]>>| match list {
+            Some(list) => Arc::make_mut(patterns).enter(list),
+            None => Box::default(),
+        };
+        let class = Class {
+            user_patterns: enter(&mut self.user_patterns, &part.user_patterns),
+            client_id_patterns: enter(&mut self.client_id_patterns, &part.client_id_patterns),
+            kind: self.best_kind(part),
+            who: Arc::clone(part),
+        };
+        self.list(number, &class, true);
+        self.numbers
+            .update(Arc::clone(part), |slot| *slot = Some(number));
+        if let Some(slot) = self.classes.get_mut(number as usize) {
+            *slot = Some(class);
+        }
+    }
+
+    /// Takes a class out; its number is free.
+    pub(crate) fn remove(&mut self, number: u32) {
+        let slot = self.classes.get_mut(number as usize);
+        let Some(class) = slot.and_then(Option::take) else {
+            return;
+        };
+        self.list(number, &class, false);
+        for (patterns, numbers) in [
+            (&mut self.user_patterns, &class.user_patterns),
+            (&mut self.client_id_patterns, &class.client_id_patterns),
+        ] {
+            if !numbers.is_empty() {
+                Arc::make_mut(patterns).leave(numbers);
+            }
+        }
+        self.numbers.update(class.who, |slot| *slot = None);
+        self.free.push(number);
+    }
+
+    /// Compiles the patterns, where there are others than before. The error is for the writer of the patterns: together
+    /// they are too large.
+    pub(crate) fn settle(&mut self) -> Result<(), String> {
+        for (patterns, kind) in [
+            (&mut self.user_patterns, "user_patterns"),
+            (&mut self.client_id_patterns, "client_id_patterns"),
+        ] {
+            if patterns.is_stale {
+                Arc::make_mut(patterns).compile(kind)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lists a class under its kind, or takes it off the lists.
+    fn list(&mut self, number: u32, class: &Class, is_added: bool) {
         let by_name = |lists: &mut Lists, names: &Option<Box<[Box<str>]>>| {
             for name in names.iter().flatten() {
-                lists.entry(name.clone()).or_default().push(class);
-            }
-        };
-        let by_pattern = |patterns: &mut Patterns, numbers: Option<&[u32]>| {
-            for number in numbers.unwrap_or_default() {
-                if let Some(list) = patterns.lists.get_mut(*number as usize) {
-                    list.push(class);
+                if is_added {
+                    put(lists, name.clone(), number);
+                } else {
+                    take(lists, name.clone(), number);
                 }
             }
         };
-        let numbers = self.classes.get(class as usize);
-        match kind {
-            None => self.everyone.push(class),
+        let by_pattern = |patterns: &mut Arc<Patterns>, numbers: &[u32]| {
+            let patterns = Arc::make_mut(patterns);
+            for pattern in numbers {
+                if let Some((_, list, _)) = patterns.used.get_mut(*pattern as usize) {
+                    if is_added {
+                        list.push(number);
+                    } else {
+                        list.retain(|listed| *listed != number);
+                    }
+                }
+            }
+        };
+        let part = &class.who;
+        match class.kind {
+            None if is_added => self.everyone.push(number),
+            None => self.everyone.retain(|listed| *listed != number),
             Some(Kind::Users) => by_name(&mut self.users, &part.users),
             Some(Kind::ClientIds) => by_name(&mut self.client_ids, &part.client_ids),
             Some(Kind::Groups) => by_name(&mut self.groups, &part.groups),
             Some(Kind::Listeners) => by_name(&mut self.listeners, &part.listeners),
             Some(Kind::Addresses) => {
                 for block in part.addresses.iter().flatten() {
-                    self.addresses.add(*block, class);
+                    if is_added {
+                        self.addresses.add(*block, number);
+                    } else {
+                        self.addresses.remove(*block, number);
+                    }
                 }
             }
-            Some(Kind::UserPatterns) => by_pattern(
-                &mut self.user_patterns,
-                numbers.and_then(|class| class.user_patterns.as_deref()),
-            ),
-            Some(Kind::ClientIdPatterns) => by_pattern(
-                &mut self.client_id_patterns,
-                numbers.and_then(|class| class.client_id_patterns.as_deref()),
-            ),
+            Some(Kind::UserPatterns) => by_pattern(&mut self.user_patterns, &class.user_patterns),
+            Some(Kind::ClientIdPatterns) => {
+                by_pattern(&mut self.client_id_patterns, &class.client_id_patterns);
+            }
         }
+    }
+
+    /// The kind of a who-part under which the longest list it joins is shortest, as the lists are when it comes.
+    fn best_kind(&self, part: &WhoPart) -> Option<Kind> {
+        let by_name = |lists: &Lists, names: &[Box<str>]| {
+            let crowd = |name: &str| lists.get(name).map_or(0, |list| list.len());
+            names.iter().map(|name| crowd(name)).max().unwrap_or(0)
+        };
+        let by_pattern = |patterns: &Patterns, texts: &[Box<str>]| {
+            let crowds = texts.iter().map(|text| patterns.crowd(text));
+            crowds.max().unwrap_or(0)
+        };
+        let kinds = [
+            (&part.users, Kind::Users),
+            (&part.client_ids, Kind::ClientIds),
+            (&part.groups, Kind::Groups),
+            (&part.user_patterns, Kind::UserPatterns),
+            (&part.client_id_patterns, Kind::ClientIdPatterns),
+            (&part.listeners, Kind::Listeners),
+        ];
+        let crowd = |kind: Kind, names: &[Box<str>]| match kind {
+            Kind::Users => by_name(&self.users, names),
+            Kind::ClientIds => by_name(&self.client_ids, names),
+            Kind::Groups => by_name(&self.groups, names),
+            Kind::Listeners => by_name(&self.listeners, names),
+            Kind::UserPatterns => by_pattern(&self.user_patterns, names),
+            Kind::ClientIdPatterns => by_pattern(&self.client_id_patterns, names),
+            Kind::Addresses => usize::MAX,
+        };
+        let texts = kinds
+            .into_iter()
+            .filter_map(|(names, kind)| Some((crowd(kind, names.as_deref()?), kind)));
+        let blocks = part.addresses.as_ref().map(|blocks| {
+            let crowd = blocks.iter().map(|block| self.addresses.crowd(block)).max();
+            (crowd.unwrap_or(0), Kind::Addresses)
+        });
+        texts.chain(blocks).min().map(|(_, kind)| kind)
     }
 
     /// The classes a session is in, in order.
@@ -169,7 +286,7 @@ impl WhoIndex {
         let client_ids_matching = self.client_id_patterns.set.matches(facts.client_id);
         let mut found = self.everyone.clone();
         let listed = |lists: &Lists, name: &str, found: &mut Vec<u32>| {
-            found.extend_from_slice(lists.get(name).map_or(&[][..], Vec::as_slice));
+            found.extend_from_slice(lists.get(name).map_or(&[][..], |list| list.as_slice()));
         };
         if let Some(name) = facts.username {
             listed(&self.users, name, &mut found);
@@ -190,7 +307,8 @@ impl WhoIndex {
         found.sort_unstable();
         found.dedup();
         found.retain(|class| {
-            self.classes.get(*class as usize).is_some_and(|class| {
+            let class = self.classes.get(*class as usize).and_then(Option::as_ref);
+            class.is_some_and(|class| {
                 class.matches(facts, users_matching.as_ref(), &client_ids_matching)
             })
         });
@@ -211,144 +329,139 @@ impl Class {
         let has_pattern = |list: &[u32], matches: &SetMatches| {
             list.iter().any(|number| matches.matched(*number as usize))
         };
-        self.versions
+        let part = &*self.who;
+        part.versions
             .is_none_or(|versions| versions.contains(facts.version))
-            && self
+            && part
                 .listeners
                 .as_deref()
                 .is_none_or(|list| has(list, facts.listener))
-            && self
+            && part
                 .users
                 .as_deref()
                 .is_none_or(|list| facts.username.is_some_and(|name| has(list, name)))
-            && self
+            && part
                 .client_ids
                 .as_deref()
                 .is_none_or(|list| has(list, facts.client_id))
-            && self
+            && part
                 .groups
                 .as_deref()
                 .is_none_or(|list| facts.groups.iter().any(|group| has(list, group)))
-            && self
-                .user_patterns
-                .as_deref()
-                .is_none_or(|list| users.is_some_and(|users| has_pattern(list, users)))
-            && self
-                .client_id_patterns
-                .as_deref()
-                .is_none_or(|list| has_pattern(list, client_ids))
-            && self
+            && (part.user_patterns.is_none()
+                || users.is_some_and(|users| has_pattern(&self.user_patterns, users)))
+            && (part.client_id_patterns.is_none()
+                || has_pattern(&self.client_id_patterns, client_ids))
+            && part
                 .addresses
                 .as_deref()
                 .is_none_or(|list| list.iter().any(|block| block.contains(facts.address)))
     }
 }
 
+/// What matches no text: the place of an expression that is not used.
+const NOTHING: &str = r"[^\s\S]";
+
+impl Default for Patterns {
+    fn default() -> Self {
+        Self {
+            set: RegexSet::empty(),
+            used: Vec::new(),
+            numbers: HashMap::new(),
+            is_stale: false,
+        }
+    }
+}
+
 impl Patterns {
     fn collect(&self, matches: &SetMatches, found: &mut Vec<u32>) {
         for number in matches {
-            found.extend_from_slice(self.lists.get(number).map_or(&[][..], Vec::as_slice));
+            let used = self.used.get(number);
+            found.extend_from_slice(used.map_or(&[][..], |(_, list, _)| list.as_slice()));
         }
     }
-}
 
-/// Patterns, each once, with numbers.
-struct Interned<'p> {
-    patterns: Vec<&'p str>,
-    numbers: HashMap<&'p str, u32>,
-}
+    fn crowd(&self, text: &str) -> usize {
+        let number = self.numbers.get(text);
+        let used = number.and_then(|number| self.used.get(*number as usize));
+        used.map_or(0, |(_, list, _)| list.len())
+    }
 
-impl<'p> Interned<'p> {
-    fn new(lists: impl Iterator<Item = &'p [Box<str>]>) -> Self {
-        let mut interned = Self {
-            patterns: Vec::new(),
-            numbers: HashMap::new(),
+    /// Numbers the expressions of a class.
+    fn enter(&mut self, texts: &[Box<str>]) -> Box<[u32]> {
+        let mut numbers = Vec::with_capacity(texts.len());
+        for text in texts {
+            let number = match self.numbers.get(text) {
+                Some(number) => *number,
+                None => self.number_new(text),
+            };
+            if let Some((_, _, count)) = self.used.get_mut(number as usize) {
+                *count += 1;
+            }
+            numbers.push(number);
+        }
+        numbers.into()
+    }
+
+    fn number_new(&mut self, text: &str) -> u32 {
+        self.is_stale = true;
+        // Only while a class is changed; when all are made there is no unused one.
+        let unused = match self.used.len() == self.numbers.len() {
+            true => None,
+            false => self.used.iter().position(|(_, _, count)| *count == 0),
         };
-        for pattern in lists.flatten() {
-            let next = interned.patterns.len() as u32;
-            interned.numbers.entry(pattern).or_insert_with(|| {
-                interned.patterns.push(pattern);
-                next
-            });
+        let number = unused.unwrap_or(self.used.len());
+        let entry = (Box::from(text), List::new(), 0);
+        match self.used.get_mut(number) {
+            Some(slot) => *slot = entry,
+            None => self.used.push(entry),
         }
-        interned
+        self.numbers.insert(text.into(), number as u32);
+        number as u32
     }
 
-    fn numbers(&self, list: &[Box<str>]) -> Box<[u32]> {
-        list.iter()
-            .filter_map(|pattern| self.numbers.get(&**pattern).copied())
-            .collect()
+    /// A class does not use these any more.
+    fn leave(&mut self, numbers: &[u32]) {
+        for number in numbers {
+            let Some((text, _, count)) = self.used.get_mut(*number as usize) else {
+                continue;
+            };
+            *count -= 1;
+            if *count == 0 {
+                self.numbers.remove(text);
+                *text = NOTHING.into();
+                self.is_stale = true;
+            }
+        }
     }
 
-    fn compile(&self, kind: &str) -> Result<Patterns, String> {
-        let set = RegexSetBuilder::new(self.patterns.iter().map(|pattern| anchored(pattern)))
+    fn compile(&mut self, kind: &str) -> Result<(), String> {
+        // A change often gives back the last places.
+        while self.used.pop_if(|(_, _, count)| *count == 0).is_some() {}
+        self.set = RegexSetBuilder::new(self.used.iter().map(|(text, ..)| anchored(text)))
             .size_limit(PATTERNS_COMPILED_BYTES_MAX)
             .build()
             .map_err(|_| {
                 format!("all `{kind}` together are too large; write fewer or simpler ones")
             })?;
-        Ok(Patterns {
-            set,
-            lists: vec![Vec::new(); self.patterns.len()],
-        })
+        self.is_stale = false;
+        Ok(())
     }
 }
 
-/// How many who-parts name each value: the length its list would have if all were listed under that kind.
-struct Crowds<'p> {
-    by_text: HashMap<(Kind, &'p str), usize>,
-    by_block: HashMap<Cidr, usize>,
+/// Lists a class under a value.
+pub(crate) fn put<K: Hash + Eq + Clone>(lists: &mut Sharded<K, List>, key: K, class: u32) {
+    lists.update(key, |list| list.get_or_insert_default().push(class));
 }
 
-impl Kind {
-    /// The kinds whose values are texts.
-    fn texts(part: &WhoPart) -> [(Self, Option<&[Box<str>]>); 6] {
-        [
-            (Self::Users, part.users.as_deref()),
-            (Self::ClientIds, part.client_ids.as_deref()),
-            (Self::Groups, part.groups.as_deref()),
-            (Self::UserPatterns, part.user_patterns.as_deref()),
-            (Self::ClientIdPatterns, part.client_id_patterns.as_deref()),
-            (Self::Listeners, part.listeners.as_deref()),
-        ]
-    }
-}
-
-impl<'p> Crowds<'p> {
-    fn new(parts: &[&'p WhoPart]) -> Self {
-        let mut crowds = Self {
-            by_text: HashMap::new(),
-            by_block: HashMap::new(),
-        };
-        for part in parts {
-            for (kind, list) in Kind::texts(part) {
-                for text in list.into_iter().flatten() {
-                    *crowds.by_text.entry((kind, text)).or_default() += 1;
-                }
-            }
-            for block in part.addresses.iter().flatten() {
-                *crowds.by_block.entry(*block).or_default() += 1;
+/// Takes a class off the list of a value; a list that is empty then is gone.
+pub(crate) fn take<K: Hash + Eq + Clone>(lists: &mut Sharded<K, List>, key: K, class: u32) {
+    lists.update(key, |slot| {
+        if let Some(list) = slot {
+            list.retain(|listed| *listed != class);
+            if list.is_empty() {
+                *slot = None;
             }
         }
-        crowds
-    }
-
-    /// The kind of a who-part under which the longest list it joins is shortest.
-    fn best_kind(&self, part: &WhoPart) -> Option<Kind> {
-        let texts = Kind::texts(part).into_iter().filter_map(|(kind, list)| {
-            let crowd = list?
-                .iter()
-                .filter_map(|text| self.by_text.get(&(kind, &**text)))
-                .max();
-            Some((crowd.copied().unwrap_or(0), kind))
-        });
-        let blocks = part.addresses.as_ref().map(|blocks| {
-            let crowd = blocks
-                .iter()
-                .filter_map(|block| self.by_block.get(block))
-                .max();
-            (crowd.copied().unwrap_or(0), Kind::Addresses)
-        });
-        texts.chain(blocks).min().map(|(_, kind)| kind)
-    }
+    });
 }

@@ -20,7 +20,7 @@ use crate::document::shown;
 use crate::model::{ClientIdBinding, Model, Pattern, RuleModel, UserModel, VersionSet, WhoPart};
 use crate::password::Verifier;
 use crate::problem::{Errors, Position, Problems};
-use crate::rows::{GroupRow, Located, Rows, Text, UserRow};
+use crate::rows::{GroupRow, Located, Rows, RuleRow, Text, UserRow};
 use crate::{Effect, FEATURES, OnDeny, units};
 
 /// Most listeners, and most upstreams, of a document.
@@ -46,42 +46,201 @@ pub fn validate(rows: Rows, file: &str) -> Result<Model, Errors> {
 
 /// Checks what can be checked and notes every problem. The model is only meaningful when none was noted.
 pub(crate) fn check(rows: Rows, problems: &mut Problems) -> Model {
-    let mut checker = Checker {
-        upstreams: names(
-            rows.upstreams.iter().map(|row| &row.name),
-            "upstream",
-            NAME_BYTES_MAX,
-            problems,
-        ),
-        listeners: names(
-            rows.listeners.iter().map(|row| &row.name),
-            "listener",
-            NAME_BYTES_MAX,
-            problems,
-        ),
-        groups: names(
-            rows.groups.iter().map(|row| &row.name),
-            "group",
-            NAME_BYTES_MAX,
-            problems,
-        ),
-        users: names(
-            rows.users.iter().map(|row| &row.name),
+    rule_names(rows.rules.iter().map(|row| &row.name), problems);
+    Checker::new(&rows, problems).document(rows)
+}
+
+fn rule_names<'a>(names_of: impl Iterator<Item = &'a Text>, problems: &mut Problems) {
+    names(names_of, "rule", NAME_BYTES_MAX, problems);
+}
+
+/// What is known of a document without its rules and users, so that these can be checked one by one.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Ground {
+    listeners: Arc<Names>,
+    groups: Arc<Names>,
+    /// The groups that group rows name for each user.
+    members: Arc<HashMap<Box<str>, Vec<Box<str>>>>,
+    on_deny: Option<OnDeny>,
+    patterns: PatternBook,
+}
+
+/// The expressions of a document, each compiled once, with how many rows use it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PatternBook {
+    by_text: Arc<HashMap<Box<str>, (Regex, usize)>>,
+}
+
+impl PatternBook {
+    fn get(&self, text: &str) -> Option<&Regex> {
+        self.by_text.get(text).map(|(regex, _)| regex)
+    }
+
+    /// False: there are too many.
+    fn is_within_bounds(&self) -> bool {
+        self.by_text.len() <= PATTERNS_MAX
+    }
+
+    fn count(&mut self, text: &str, regex: impl FnOnce() -> Option<Regex>, is_added: bool) {
+        let book = Arc::make_mut(&mut self.by_text);
+        match book.get_mut(text) {
+            Some((_, count)) if is_added => *count += 1,
+            Some((_, 2..)) => {
+                if let Some((_, count)) = book.get_mut(text) {
+                    *count -= 1;
+                }
+            }
+            Some(_) => {
+                book.remove(text);
+            }
+            None => {
+                if let Some(regex) = regex().filter(|_| is_added) {
+                    book.insert(text.into(), (regex, 1));
+                }
+            }
+        }
+    }
+}
+
+/// What a row brings along that others may have as well.
+pub(crate) enum Uses<'m> {
+    Rule(&'m RuleModel),
+    User(&'m UserModel),
+}
+
+impl Ground {
+    /// Of a document that has been checked; rules and users are still to be counted.
+    pub(crate) fn new(rows: &Rows, model: &Model) -> Self {
+        let mut problems = Problems::default();
+        let mut checker = Checker::new(rows, &mut problems);
+        let members = Arc::new(checker.members(&rows.groups));
+        let mut ground = Self {
+            listeners: checker.listeners,
+            groups: checker.groups,
+            members,
+            on_deny: Some(model.on_deny),
+            patterns: PatternBook::default(),
+        };
+        for listener in &model.listeners {
+            if let Some(pattern) = &listener.client_id_pattern {
+                let regex = || Some(pattern.regex().clone());
+                ground.patterns.count(&pattern.text, regex, true);
+            }
+        }
+        ground
+    }
+
+    /// Notes that a row is there, or that it is not there any more.
+    pub(crate) fn count(&mut self, row: &Uses<'_>, is_added: bool) {
+        match row {
+            Uses::Rule(rule) => {
+                let lists = [&rule.who.user_patterns, &rule.who.client_id_patterns];
+                for text in lists.into_iter().flatten().flatten() {
+                    let regex = || build(&anchored(text)).ok();
+                    self.patterns.count(text, regex, is_added);
+                }
+            }
+            Uses::User(user) => {
+                if let Some(ClientIdBinding::Matching(pattern)) = &user.client_id {
+                    let regex = || Some(pattern.regex().clone());
+                    self.patterns.count(&pattern.text, regex, is_added);
+                }
+            }
+        }
+    }
+
+    /// True exactly when the document, with what was counted, keeps the bounds on patterns.
+    pub(crate) fn is_within_bounds(&self) -> bool {
+        self.patterns.is_within_bounds()
+    }
+
+    /// True exactly when a group row names the user.
+    pub(crate) fn names_user(&self, name: &str) -> bool {
+        self.members.contains_key(name)
+    }
+
+    /// Checks one rule by itself.
+    pub(crate) fn rule(&self, row: RuleRow, problems: &mut Problems) -> RuleModel {
+        rule_names(std::iter::once(&row.name), problems);
+        let on_deny = self.on_deny.unwrap_or(OnDeny::Drop);
+        self.checker(problems).rule(row, 0, on_deny)
+    }
+
+    /// The same for many, which share their who-parts. `None`: one of them is not there.
+    pub(crate) fn rules(
+        &self,
+        rows: impl Iterator<Item = Option<(RuleRow, u64)>>,
+        problems: &mut Problems,
+    ) -> Option<Vec<RuleModel>> {
+        let on_deny = self.on_deny.unwrap_or(OnDeny::Drop);
+        let mut checker = self.checker(problems);
+        rows.map(|row| {
+            let (row, tie) = row?;
+            rule_names(std::iter::once(&row.name), checker.problems);
+            let rule = checker.rule(row, 0, on_deny);
+            Some(RuleModel { tie, ..rule })
+        })
+        .collect()
+    }
+
+    /// Checks one user by itself.
+    pub(crate) fn user(&self, row: UserRow, problems: &mut Problems) -> UserModel {
+        names(
+            std::iter::once(&row.name),
             "user",
             MQTT_STRING_BYTES_MAX,
             problems,
-        ),
-        patterns: HashMap::new(),
-        who_parts: HashSet::new(),
-        problems,
-    };
-    names(
-        rows.rules.iter().map(|row| &row.name),
-        "rule",
-        NAME_BYTES_MAX,
-        checker.problems,
-    );
-    checker.document(rows)
+        );
+        self.checker(problems).user(row, &self.members)
+    }
+
+    fn checker<'p>(&self, problems: &'p mut Problems) -> Checker<'p> {
+        Checker {
+            upstreams: Names::new(),
+            listeners: Arc::clone(&self.listeners),
+            groups: Arc::clone(&self.groups),
+            users: Names::new(),
+            known: self.patterns.clone(),
+            patterns: HashMap::new(),
+            who_parts: HashSet::new(),
+            problems,
+        }
+    }
+}
+
+impl<'p> Checker<'p> {
+    fn new(rows: &Rows, problems: &'p mut Problems) -> Self {
+        Checker {
+            upstreams: names(
+                rows.upstreams.iter().map(|row| &row.name),
+                "upstream",
+                NAME_BYTES_MAX,
+                problems,
+            ),
+            listeners: Arc::new(names(
+                rows.listeners.iter().map(|row| &row.name),
+                "listener",
+                NAME_BYTES_MAX,
+                problems,
+            )),
+            groups: Arc::new(names(
+                rows.groups.iter().map(|row| &row.name),
+                "group",
+                NAME_BYTES_MAX,
+                problems,
+            )),
+            users: names(
+                rows.users.iter().map(|row| &row.name),
+                "user",
+                MQTT_STRING_BYTES_MAX,
+                problems,
+            ),
+            known: PatternBook::default(),
+            patterns: HashMap::new(),
+            who_parts: HashSet::new(),
+            problems,
+        }
+    }
 }
 
 /// Where each name of a kind was first written.
@@ -132,9 +291,11 @@ fn names<'a>(
 
 struct Checker<'p> {
     upstreams: Names,
-    listeners: Names,
-    groups: Names,
+    listeners: Arc<Names>,
+    groups: Arc<Names>,
     users: Names,
+    /// Expressions that other rows of the document have brought.
+    known: PatternBook,
     /// Each different expression is compiled once; `None` was reported as broken.
     patterns: HashMap<Box<str>, Option<Regex>>,
     /// Equal who-parts are kept once.
@@ -292,6 +453,9 @@ impl Checker<'_> {
     }
 
     fn pattern(&mut self, text: &Text) -> Option<Pattern> {
+        if let Some(regex) = self.known.get(&text.value) {
+            return Some(Pattern::new(&text.value, regex.clone()));
+        }
         if !self.patterns.contains_key(&text.value) {
             let compiled = self.compile_pattern(text);
             self.patterns.insert(text.value.clone(), compiled);

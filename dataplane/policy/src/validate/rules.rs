@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use sluice_wire::mqtt::QoS;
+use smallvec::SmallVec;
 
 use super::Checker;
 use crate::document::shown;
@@ -26,7 +27,7 @@ impl Checker<'_> {
         if actions.needs_topics() && row.topics.is_empty() {
             self.missing(row.at, "rule", &row.name, "topics");
         }
-        let mut topics = Vec::with_capacity(row.topics.len());
+        let mut topics: SmallVec<[TopicFilter<'_>; 8]> = SmallVec::new();
         for text in &row.topics {
             match TopicFilter::parse(&text.value) {
                 Ok(filter) if topics.contains(&filter) => {
@@ -42,15 +43,15 @@ impl Checker<'_> {
             Some(_) | None => QoS::ExactlyOnce,
         };
         RuleModel {
-            name: row.name.value,
+            text: RuleModel::text(&row.name.value, &topics),
             priority: row.priority.map_or(0, |located| located.value),
             order: row.order.map_or_else(
                 || i64::try_from(position).unwrap_or(i64::MAX),
                 |located| located.value,
             ),
+            tie: 0,
             who: self.shared_who(row.at, row.who),
             actions,
-            topics,
             effect,
             qos_max,
             qos_over: row
