@@ -194,8 +194,9 @@ struct Turn<'a> {
 impl<R: Ring> Shard<R> {
     /// A shard on this ring; made on the thread that runs it.
     pub fn new(ring: R, parts: ShardParts) -> io::Result<Self> {
-        // A message queued before this line is found in the first turn, which looks into the mailbox in any case.
-        parts.inbox.set_waker(ring.waker());
+        let waker = ring.waker();
+        parts.inbox.set_waker(Arc::clone(&waker));
+        waker.wake(); // for what was queued before: the first turn would wait for something else
         let now = ring.now();
         Ok(Self {
             policy: parts.policy.cache(),
@@ -346,4 +347,55 @@ impl<R: Ring> Core<R> {
 /// From 1 us to 60 s at two digits: about 22 KiB.
 fn latency_histogram() -> io::Result<Histogram<u64>> {
     Histogram::new_with_bounds(1, 60_000_000, 2).map_err(io::Error::other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::node::{AfterDrain, TableConfig, mailbox};
+    use crate::ring::{Epoll, RingConfig, Uring};
+
+    /// Tells a shard to drain before there is a shard, and runs it.
+    fn drained_before_it_began<R: Ring>(ring: R) {
+        let (post, inbox) = mailbox(1);
+        let (control, told) = mailbox(4);
+        let within = Duration::ZERO;
+        assert!(
+            post.send(ToShard::Drain {
+                within,
+                then: AfterDrain::End
+            })
+            .is_ok()
+        );
+        let parts = ShardParts {
+            shard: ShardId(0),
+            inbox,
+            control,
+            policy: PolicyHandle::default(),
+            table: Arc::new(Table::new(&TableConfig::default())),
+            counters: Arc::default(),
+            limits: ShardLimits {
+                sessions_max: 1,
+                ..ShardLimits::default()
+            },
+            decisions: None,
+            seed: 0,
+        };
+        let shard = Shard::new(ring, parts).expect("a shard");
+        shard.run().expect("it ends by its drain");
+        assert!(matches!(told.take(), Some(ToControl::Drained { .. })));
+    }
+
+    #[test]
+    fn what_was_sent_before_the_shard_began_is_seen() {
+        let config = RingConfig {
+            sockets_max: 2,
+            buffers: 4,
+            buffer_bytes: 4096,
+        };
+        drained_before_it_began(Epoll::new(&config).expect("epoll runs everywhere"));
+        if let Ok(ring) = Uring::new(&config) {
+            drained_before_it_began(ring);
+        }
+    }
 }
