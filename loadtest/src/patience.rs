@@ -48,14 +48,20 @@ impl Deadline {
 /// When patience runs out; `what` says what was waited for.
 #[track_caller]
 #[allow(clippy::panic)] // a test fails by panicking
-pub fn until<T>(what: &str, mut find: impl FnMut() -> Option<T>) -> T {
+pub fn until<T>(what: &str, find: impl FnMut() -> Option<T>) -> T {
+    match try_until(find) {
+        Some(found) => found,
+        None => panic!("waited in vain until {what}"),
+    }
+}
+
+/// The same for programs that are no tests: `None` when patience runs out.
+pub fn try_until<T>(mut find: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Deadline::generous();
     loop {
-        if let Some(found) = find() {
+        let found = find();
+        if found.is_some() || deadline.has_passed() {
             return found;
-        }
-        if deadline.has_passed() {
-            panic!("waited in vain until {what}");
         }
         // Lets the one asked get on with its work on a machine with few cores; any length would be right.
         std::thread::park_timeout(Duration::from_millis(5));

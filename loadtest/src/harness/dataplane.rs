@@ -23,12 +23,36 @@ pub struct Setup<'a> {
     pub args: &'a [&'a str],
 }
 
+/// How to start it as a node of a fleet.
+#[derive(Clone, Debug)]
+pub struct Membership {
+    /// Engine and shards.
+    pub cell: Cell,
+    /// URL of the control plane.
+    pub control: String,
+    /// Its name in the fleet.
+    pub node: String,
+    /// File with the join token; not needed when the state directory has a membership.
+    pub token_file: Option<PathBuf>,
+    /// Where it keeps what it must remember.
+    pub state_dir: PathBuf,
+    /// More arguments.
+    pub args: Vec<String>,
+}
+
 /// A running data plane.
 #[derive(Debug)]
 pub struct DataPlane {
     running: Running,
     admin: SocketAddr,
-    policy_file: PathBuf,
+    /// Where its policy comes from.
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    File(PathBuf),
+    Fleet(Box<Membership>),
 }
 
 impl DataPlane {
@@ -55,27 +79,49 @@ impl DataPlane {
     pub fn start_unready(folder: &Path, setup: &Setup<'_>) -> anyhow::Result<Self> {
         let policy_file = folder.join("policy.yaml");
         std::fs::write(&policy_file, setup.policy)?;
-        let running = Program::new("sluice-dataplane", sibling("sluice-dataplane")?)
+        let program = program(setup.cell)?
             .arg("--policy")
             .arg(&policy_file)
-            .args(["--admin", "127.0.0.1:0"])
-            .args(["--engine", engine_argument(setup.cell.engine)])
-            .args(["--shards", &setup.cell.shards.to_string()])
-            .args(setup.args)
-            .start()?;
-        let admin = running.wait_log(0, "the address of its admin server", |line| {
-            if !line.contains("admin server is listening") {
-                return None;
-            }
-            line.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'))
-                .find_map(|word| word.parse::<SocketAddr>().ok())
-                .filter(|address| address.port() != 0)
-        })?;
+            .args(setup.args);
+        Self::launch(program, Source::File(policy_file))
+    }
+
+    /// Starts it as a node of a fleet and waits only for its admin server.
+    pub fn join(membership: Membership) -> anyhow::Result<Self> {
+        Self::launch(membership.program()?, Source::Fleet(Box::new(membership)))
+    }
+
+    fn launch(program: Program, source: Source) -> anyhow::Result<Self> {
+        let running = program.start()?;
+        let admin = running.wait_address("admin server is listening")?;
         Ok(Self {
             running,
             admin,
-            policy_file,
+            source,
         })
+    }
+
+    /// Kills it (SIGKILL) and starts it again on what it left behind.
+    pub fn restart(&mut self) -> anyhow::Result<()> {
+        self.kill();
+        let Source::Fleet(membership) = &self.source else {
+            bail!("not a node of a fleet");
+        };
+        *self = Self::join(Membership::clone(membership))?;
+        Ok(())
+    }
+
+    /// Kills it (SIGKILL) and waits until it is gone.
+    pub fn kill(&mut self) {
+        self.running.kill();
+    }
+
+    /// How it was started as a node of a fleet.
+    pub fn membership(&self) -> anyhow::Result<&Membership> {
+        match &self.source {
+            Source::Fleet(membership) => Ok(membership),
+            Source::File(_) => bail!("not a node of a fleet"),
+        }
     }
 
     /// Where a listener really listens.
@@ -148,15 +194,13 @@ impl DataPlane {
 
     /// Puts another policy in its place in one step and sends SIGHUP.
     pub fn replace_policy(&self, policy: &str) -> anyhow::Result<()> {
-        let beside = self.policy_file.with_extension("next");
+        let Source::File(policy_file) = &self.source else {
+            bail!("its policy is in no file");
+        };
+        let beside = policy_file.with_extension("next");
         std::fs::write(&beside, policy)?;
-        std::fs::rename(&beside, &self.policy_file)?;
+        std::fs::rename(&beside, policy_file)?;
         self.running.signal(Signal::HUP)
-    }
-
-    /// The policy file.
-    pub fn policy_file(&self) -> &Path {
-        &self.policy_file
     }
 
     /// The process.
@@ -168,6 +212,28 @@ impl DataPlane {
     pub fn running_mut(&mut self) -> &mut Running {
         &mut self.running
     }
+}
+
+impl Membership {
+    /// The program that it asks for.
+    pub fn program(&self) -> anyhow::Result<Program> {
+        let mut program = program(self.cell)?
+            .args(["--control-plane", &self.control, "--node", &self.node])
+            .arg("--state-dir")
+            .arg(&self.state_dir);
+        if let Some(token_file) = &self.token_file {
+            program = program.arg("--join-token-file").arg(token_file);
+        }
+        Ok(program.args(&self.args))
+    }
+}
+
+fn program(cell: Cell) -> anyhow::Result<Program> {
+    let program = Program::new("sluice-dataplane", sibling("sluice-dataplane")?)
+        .args(["--admin", "127.0.0.1:0"])
+        .args(["--engine", engine_argument(cell.engine)])
+        .args(["--shards", &cell.shards.to_string()]);
+    Ok(program)
 }
 
 /// Where a sandbox or an administrator forbids io_uring, its cells of the matrix test what the data plane does then: it

@@ -4,16 +4,22 @@
 //! nothing of what the tests say to them.
 
 mod admin;
+mod controlplane;
 mod dataplane;
+mod fleet;
 mod matrix;
 mod mosquitto;
 mod process;
+mod relay;
 
 pub use admin::{HttpAnswer, Metrics, http_get, http_send};
-pub use dataplane::{DataPlane, Setup};
+pub use controlplane::{ControlPlane, number_of};
+pub use dataplane::{DataPlane, Membership, Setup};
+pub use fleet::{Fleet, Guarded, NODE};
 pub use matrix::{CELLS, Cell, Engine, Gate, Gates, Visit};
 pub use mosquitto::{Mosquitto, find_on_path};
-pub use process::{Program, Running, free_port, scratch, sibling};
+pub use process::{Finished, Program, Running, free_port, scratch, sibling};
+pub use relay::{Relay, Way};
 
 /// Declares each scenario four times: with 1 and 3 shards, on io_uring and on epoll, against one [`Gates`].
 ///

@@ -6,18 +6,22 @@
 use std::collections::VecDeque;
 use std::ffi::{OsStr, OsString};
 use std::io::{self, BufRead, BufReader, Read};
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::mpsc::{Sender, channel};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::patience::Deadline;
 
+/// Longest run of a program that ends by itself: a document of 100,000 users and as many rules, checked, stored and
+/// delivered by programs that were built without optimisation, on a machine that does something else as well.
+const FINISH_MAX: Duration = Duration::from_secs(600);
 /// Lines of log kept of one program; the oldest go first.
 const LOG_LINES_MAX: usize = 20_000;
 
@@ -30,6 +34,19 @@ pub struct Program {
     pub path: PathBuf,
     /// Its arguments.
     pub args: Vec<OsString>,
+    /// What its environment has more than ours.
+    pub envs: Vec<(OsString, OsString)>,
+}
+
+/// A program that has run to its end.
+#[derive(Clone, Debug)]
+pub struct Finished {
+    /// Its exit code; `None`: a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
 }
 
 /// A started program. Killed and reaped when dropped.
@@ -62,7 +79,14 @@ impl Program {
             name: name.into(),
             path: path.into(),
             args: Vec::new(),
+            envs: Vec::new(),
         }
+    }
+    /// Adds an environment variable.
+    pub fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.envs
+            .push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
     }
     /// Adds an argument.
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
@@ -77,17 +101,49 @@ impl Program {
         self
     }
 
-    /// Starts it.
-    pub fn start(self) -> anyhow::Result<Running> {
+    fn spawn(&self) -> anyhow::Result<Child> {
         let mut command = Command::new(sibling("sluice-tether")?);
         command
             .arg(&self.path)
             .args(&self.args)
+            .envs(self.envs.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = spawn_from_lasting_thread(command)
-            .with_context(|| format!("cannot start {}", self.path.display()))?;
+        spawn_from_lasting_thread(command)
+            .with_context(|| format!("cannot start {}", self.path.display()))
+    }
+
+    /// Runs it to its end, which must come by itself in [`FINISH_MAX`].
+    pub fn finish(self) -> anyhow::Result<Finished> {
+        let mut child = self.spawn()?;
+        let (done, is_done) = channel::<()>();
+        let id = child.id();
+        let watch = thread::spawn(move || {
+            let is_late = is_done.recv_timeout(FINISH_MAX) == Err(RecvTimeoutError::Timeout);
+            // Not reaped before this thread is joined, so the number is still that program's.
+            if let (true, Some(pid)) = (is_late, i32::try_from(id).ok().and_then(Pid::from_raw)) {
+                let _ = kill_process(pid, Signal::KILL);
+            }
+        });
+        let stderr = child.stderr.take().context("no pipe")?;
+        let stderr = thread::spawn(move || read_text(stderr));
+        let stdout = read_text(child.stdout.take().context("no pipe")?);
+        let stderr = stderr.join().unwrap_or_default();
+        // Both pipes end with the program.
+        drop(done);
+        let _ = watch.join();
+        let code = child.wait()?.code();
+        Ok(Finished {
+            code,
+            stdout,
+            stderr,
+        })
+    }
+
+    /// Starts it.
+    pub fn start(self) -> anyhow::Result<Running> {
+        let mut child = self.spawn()?;
         let log = Arc::new(Log::default());
         let pipes: [Option<Box<dyn Read + Send>>; 2] = [
             child.stdout.take().map(|pipe| Box::new(pipe) as _),
@@ -151,6 +207,13 @@ impl Running {
             let waited = self.log.changed.wait_timeout(state, deadline.left());
             state = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
+    }
+
+    /// Waits for a line of its log that contains `words` and an address with a port, and gives the address.
+    pub fn wait_address(&self, words: &str) -> anyhow::Result<SocketAddr> {
+        self.wait_log(0, words, |line| {
+            line.contains(words).then(|| address_in(line)).flatten()
+        })
     }
 
     /// The number of the next line of its log, for [`Running::wait_log`].
@@ -257,6 +320,20 @@ impl Log {
             self.changed.notify_all();
         }
     }
+}
+
+/// The first address with a port in a line of a log.
+fn address_in(line: &str) -> Option<SocketAddr> {
+    line.split(|c: char| !(c.is_ascii_digit() || c == '.' || c == ':'))
+        .find_map(|word| word.parse::<SocketAddr>().ok())
+        .filter(|address| address.port() != 0)
+}
+
+fn read_text(mut pipe: impl Read) -> String {
+    let mut bytes = Vec::new();
+    // What came before an error is what there is.
+    let _ = pipe.read_to_end(&mut bytes);
+    String::from_utf8_lossy(&bytes).into_owned()
 }
 
 /// A binary of this workspace: beside this executable, or one folder up when this is a test.
