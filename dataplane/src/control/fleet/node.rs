@@ -105,8 +105,10 @@ impl Node {
                     Err(_) => Err(NoAnswer),
                 },
                 Some(answer) = self.commands.join_next(), if !self.commands.is_empty() => {
+                    let is_done = matches!(answer, Ok(from_node::Message::Done(_)));
                     self.outbox.extend(answer); // one that was aborted has nobody to be told
-                    Ok(())
+                    // A kick or a drain shows in how the node is; nobody should wait for the next beat to see it.
+                    if is_done { self.heartbeat().await } else { Ok(()) }
                 }
                 permit = room_to_send(self.stream.as_ref(), self.outbox.is_empty()) => {
                     self.send(permit);
