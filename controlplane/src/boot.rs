@@ -26,6 +26,8 @@ use crate::{admin, clock, logging, metrics, server};
 
 /// How long calls under way have after the first signal.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
+/// Time for the store to write its log into its file at the end.
+const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// The command line is wrong.
 const EXIT_USAGE: u8 = 2;
 /// Descriptors that are no connections: the store, the admin server, files.
@@ -97,7 +99,7 @@ fn in_runtime<T>(work: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
     result
 }
 
-async fn open_store(data_dir: &Path) -> anyhow::Result<Arc<dyn Store>> {
+async fn open_store(data_dir: &Path) -> anyhow::Result<Arc<Sqlite>> {
     let store = Sqlite::open(data_dir).await;
     let store = store.with_context(|| format!("the store in {}", data_dir.display()))?;
     Ok(Arc::new(store))
@@ -112,7 +114,8 @@ async fn serve(args: &RunArgs) -> anyhow::Result<End> {
     let socket = bind(args.listen, "--listen").await?;
     let connections_max = connections_by_descriptors(args.connections_max.get());
 
-    let store = open_store(&args.data_dir).await?;
+    let sqlite = open_store(&args.data_dir).await?;
+    let store: Arc<dyn Store> = Arc::clone(&sqlite) as _;
     if let Some(path) = auth::first_token(&*store, &args.data_dir).await? {
         tracing::info!(
             path = %path.display(),
@@ -164,7 +167,15 @@ async fn serve(args: &RunArgs) -> anyhow::Result<End> {
         stop.send_replace(true);
         fleet.close();
     };
-    until_stopped(&mut signals, served, tell).await
+    let end = until_stopped(&mut signals, served, tell).await?;
+    if matches!(end, End::Stopped) {
+        // Its log goes into its file, so that the file alone is the whole store. What was written is safe either way.
+        let closed = tokio::time::timeout(CLOSE_WITHIN, sqlite.close()).await;
+        if closed.is_err() {
+            tracing::warn!("the store was still in use; its log stays beside it");
+        }
+    }
+    Ok(end)
 }
 
 /// Waits for a signal, or for the server's end, which is an error; then brings everything to its end.
