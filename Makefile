@@ -7,7 +7,7 @@ CARGO ?= cargo
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-run: ## Start the data plane in front of a broker, show an allowed and a denied device, stay up until Ctrl-C
+run: ## Start broker, control plane and data plane, release policies, show what devices see, stay up until Ctrl-C
 	$(CARGO) build --locked --bins
 	@exec target/debug/sluice-quickstart
 

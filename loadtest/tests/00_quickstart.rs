@@ -42,12 +42,21 @@ fn shows_an_allowed_and_a_denied_device_with_either_broker() {
         assert!(status.success(), "{broker}: {status}\n{output}");
         for sentence in [
             "dashboard subscribes to sensors/#: SUBACK 0x01 (granted QoS 1)",
+            "apply -f",
             "sensor-1 publishes 21.5 to sensors/sensor-1/temperature: PUBACK 0x00 (success)",
             "dashboard receives 21.5 on sensors/sensor-1/temperature",
             "intruder publishes 99.9 to sensors/sensor-1/temperature: PUBACK 0x87 (not authorized)",
             "intruder subscribes to sensors/#: SUBACK 0x87 (not authorized)",
             "CONNACK 0x86 (bad user name or password)",
-            "sluice-dataplane explain",
+            // The release and the rollback, on the sensor's one session.
+            "sensor-1 publishes 22.0 to sensors/sensor-1/temperature: PUBACK 0x87 (not authorized)",
+            "rollback --wait",
+            "sensor-1 publishes 22.5 to sensors/sensor-1/temperature: PUBACK 0x00 (success)",
+            "dashboard receives 22.5 on sensors/sensor-1/temperature",
+            "sluicectl explain",
+            "SLUICE_TOKEN_FILE=",
+            "sluicectl nodes",
+            "sluicectl history",
             "mosquitto_pub",
             "/metrics",
             "nothing is left running",
@@ -57,8 +66,13 @@ fn shows_an_allowed_and_a_denied_device_with_either_broker() {
                 "{sentence:?} is missing:\n{output}"
             );
         }
+        assert_eq!(
+            output.matches("sensor-1 connects: CONNACK 0x00").count(),
+            1,
+            "the session stays open:\n{output}"
+        );
         let children = children(&output);
-        assert_eq!(children.len(), 2);
+        assert_eq!(children.len(), 3);
         all_gone(&children);
     }
 }
@@ -77,7 +91,7 @@ fn stays_up_until_told_and_leaves_nothing_even_when_killed() {
         let (status, output) = running.output().unwrap();
         assert_eq!(status.success(), is_clean, "{signal:?}: {status}\n{output}");
         let children = children(&output);
-        assert_eq!(children.len(), 2);
+        assert_eq!(children.len(), 3);
         all_gone(&children);
     }
 }
