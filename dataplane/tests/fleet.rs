@@ -431,6 +431,18 @@ fn a_drain_keeps_the_process_and_undoing_it_opens_the_same_port() {
         (answer.request, answer.sessions, answer.error.as_str()),
         (1, 4, "")
     );
+    // How the node is follows at once: it comes before the answer to what is asked next.
+    stream.say(drain(9, false));
+    let mut has_told = false;
+    stream.next(|message| match message {
+        from_node::Message::Heartbeat(beat) => {
+            has_told |= beat.is_draining;
+            None
+        }
+        from_node::Message::Done(done) => (done.request == 9).then_some(()),
+        _ => None,
+    });
+    assert!(has_told, "a drain is not told before the next beat");
     let reasons = running.get("/readyz?verbose=1").body;
     assert!(reasons.contains("draining"), "{reasons}");
     assert!(
