@@ -231,6 +231,22 @@ async fn generations(store: &dyn Store) -> Told {
             "{number}"
         );
     }
+    for (number, base, rows) in [
+        (1, &nothing, &first),
+        (3, &first, &third),
+        (4, &third, &first),
+    ] {
+        let changes = store.changes(number).await?;
+        assert_eq!(
+            changes.len() as u64,
+            store.generation(number).await?.changes
+        );
+        assert_eq!(base.with(changes).digest(), rows.digest(), "{number}");
+    }
+    for number in [0, 77] {
+        let none = store.changes(number).await;
+        assert!(matches!(none, Err(StoreError::NotFound(_))), "{none:?}");
+    }
     let numbers = |page: Vec<sluice_controlplane::domain::Generation>| -> Vec<u64> {
         page.iter().map(|generation| generation.id.number).collect()
     };
@@ -256,6 +272,10 @@ async fn expiry(store: &dyn Store) -> Told {
         assert!(!store.generation(number).await?.has_rows);
         assert!(matches!(
             store.rows(number).await,
+            Err(StoreError::Refused(_))
+        ));
+        assert!(matches!(
+            store.changes(number).await,
             Err(StoreError::Refused(_))
         ));
     }

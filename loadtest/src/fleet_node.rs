@@ -130,7 +130,6 @@ pub async fn serve(
         seen,
         out,
         assembly: Assembly::default(),
-        is_skipping: false,
     };
     match node.run(channel, messages).await {
         Ok(()) => Status::ok("it left"),
@@ -144,8 +143,6 @@ struct Stream<'a> {
     seen: &'a watch::Sender<Seen>,
     out: mpsc::Sender<FromNode>,
     assembly: Assembly,
-    /// True exactly when chunks are passed over until a first one, because the rest was refused.
-    is_skipping: bool,
 }
 
 impl Stream<'_> {
@@ -214,10 +211,6 @@ impl Stream<'_> {
             seen.chunks += 1;
             seen.rows += u64::try_from(chunk.changes.len()).unwrap_or(u64::MAX);
         });
-        if chunk.index > 0 && self.is_skipping {
-            return Ok(());
-        }
-        self.is_skipping = false;
         match self.assembly.take(chunk) {
             Delivered::Part => Ok(()),
             Delivered::Whole(delivery) => match self.apply(&delivery) {
@@ -226,10 +219,7 @@ impl Stream<'_> {
             },
             Delivered::Refused {
                 generation, reason, ..
-            } => {
-                self.is_skipping = true;
-                self.refuse(generation, reason).await
-            }
+            } => self.refuse(generation, reason).await,
         }
     }
 

@@ -55,7 +55,7 @@ const WATCHERS_MAX: usize = 64;
 pub struct Limits {
     /// For the first message of a stream.
     pub hello: Duration,
-    /// For signs of life, and for an inventory.
+    /// For signs of life, for an inventory, and for the answer to a generation.
     pub patience: Patience,
     /// For a node to take one message from the transport.
     pub stall: Duration,
@@ -73,6 +73,8 @@ impl Default for Limits {
                 // Three of the 10 s in which one is due, and half a one for the way.
                 heartbeats: Duration::from_secs(35),
                 inventory: Duration::from_secs(120),
+                // A million rows are compiled in some seconds, and swept while sessions go on.
+                answer: Duration::from_secs(300),
             },
             // One chunk of 1 MiB over 18 KiB/s.
             stall: Duration::from_secs(60),
@@ -107,6 +109,9 @@ struct Inner {
     limits: Limits,
     history: Arc<History>,
     members: RwLock<BTreeMap<Name, Arc<Member>>>,
+    /// Held from the store's answer until `members` agrees with it: who joins while the same name is being removed must
+    /// not be lost, nor one who was removed be left.
+    membership: tokio::sync::Mutex<()>,
     inventories: Arc<Semaphore>,
     enrolling: Semaphore,
     watchers: Arc<Semaphore>,
@@ -135,6 +140,7 @@ impl Fleet {
         });
         let inner = Inner {
             members: RwLock::new(members.collect()),
+            membership: tokio::sync::Mutex::default(),
             gate,
             in_force,
             limits,
@@ -155,6 +161,7 @@ impl Fleet {
         self.inner.is_closing.send_replace(true);
         for member in self.inner.members().values() {
             member.cut(Status::unavailable("the control plane stops"));
+            self.inner.touch(member);
         }
     }
 
@@ -173,6 +180,7 @@ impl Fleet {
     ) -> Result<Enrolled, StoreError> {
         let inner = Arc::clone(&self.inner);
         let work = async move {
+            let _membership = inner.membership.lock().await;
             let enrolled = inner.gate.enroll(node.clone(), audit).await?;
             let name = node.name.clone();
             if enrolled == Enrolled::Joined {
@@ -190,6 +198,7 @@ impl Fleet {
     pub async fn remove(&self, name: Name, audit: AuditEntry) -> Result<(), StoreError> {
         let inner = Arc::clone(&self.inner);
         let work = async move {
+            let _membership = inner.membership.lock().await;
             inner.gate.remove_node(name.clone(), audit).await?;
             let removed = inner.members_mut().remove(&name);
             if let Some(member) = removed {

@@ -9,7 +9,8 @@
 //! - Chunks of one generation are sent whole and in order, or not to their end; never with those of another between them.
 //! - Changes are made to what the node said or acknowledged that it holds, never to what was merely sent.
 //! - A generation that a node refused, or that needs a feature it lacks, is not sent to it.
-//! - What is begun is finished: a newer generation waits for the node's answer, and only the newest waits.
+//! - What is begun is finished: a newer generation waits for the node's answer, and only the newest waits. The wait ends:
+//!   a node that does not answer loses its stream, and begins anew with the newest.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -124,6 +125,8 @@ pub struct Patience {
     pub heartbeats: Duration,
     /// Until the inventory is there, once asked for.
     pub inventory: Duration,
+    /// Until the first shard acknowledges a generation, or the node refuses it, once its last chunk was sent.
+    pub answer: Duration,
 }
 
 /// How far the delivery of one generation is.
@@ -153,7 +156,11 @@ enum Stage {
         chunks: Chunks,
     },
     /// All were sent; the node has not answered.
-    Sent { id: GenerationId, is_whole: bool },
+    Sent {
+        id: GenerationId,
+        is_whole: bool,
+        since: Instant,
+    },
 }
 
 /// A stream that has said Hello.
@@ -379,7 +386,7 @@ impl Node {
     }
 
     /// The next chunk, made now. It counts as sent.
-    pub fn next_chunk(&mut self) -> Option<v1::GenerationChunk> {
+    pub fn next_chunk(&mut self, now: Instant) -> Option<v1::GenerationChunk> {
         let link = self.link.as_mut()?;
         let Stage::Sending {
             id,
@@ -392,7 +399,11 @@ impl Node {
         let (id, is_whole) = (*id, *is_whole);
         let chunk = chunks.next();
         if chunk.as_ref().is_none_or(|chunk| chunk.is_last) {
-            link.stage = Stage::Sent { id, is_whole };
+            link.stage = Stage::Sent {
+                id,
+                is_whole,
+                since: now,
+            };
             self.delivered = Some(id);
             self.sent = Some(id);
         }
@@ -403,14 +414,8 @@ impl Node {
     pub fn deadline(&self, patience: &Patience) -> Option<Instant> {
         let link = self.link.as_ref()?;
         let heard_by = link.heard_at + patience.heartbeats;
-        match &link.stage {
-            Stage::Asked { since, .. } => Some(heard_by.min(*since + patience.inventory)),
-            Stage::Rest
-            | Stage::Answered { .. }
-            | Stage::Planning { .. }
-            | Stage::Sending { .. }
-            | Stage::Sent { .. } => Some(heard_by),
-        }
+        let due = link.stage.due(patience).map(|(due, _)| due);
+        due.into_iter().chain([heard_by]).min()
     }
 
     /// Why the stream has to end, if it has.
@@ -419,10 +424,8 @@ impl Node {
         if now >= link.heard_at + patience.heartbeats {
             return Some("three heartbeats are missing");
         }
-        let Stage::Asked { since, .. } = &link.stage else {
-            return None;
-        };
-        (now >= *since + patience.inventory).then_some("the inventory did not come in time")
+        let (due, why) = link.stage.due(patience)?;
+        (now >= due).then_some(why)
     }
 
     /// What is in force, when the node does not have it, may have it, and nothing else is under way.
@@ -518,6 +521,23 @@ impl Link {
 }
 
 impl Stage {
+    /// By when the node has to answer, and what to say when it does not.
+    fn due(&self, patience: &Patience) -> Option<(Instant, &'static str)> {
+        match self {
+            Self::Asked { since, .. } => Some((
+                *since + patience.inventory,
+                "the inventory did not come in time",
+            )),
+            Self::Sent { since, .. } => Some((
+                *since + patience.answer,
+                "the node neither took nor refused a generation in time",
+            )),
+            Self::Rest | Self::Answered { .. } | Self::Planning { .. } | Self::Sending { .. } => {
+                None
+            }
+        }
+    }
+
     /// What is being delivered, or waits for the answer.
     fn generation(&self) -> Option<GenerationId> {
         match self {
@@ -530,7 +550,7 @@ impl Stage {
     /// Whether what was sent of this generation is the whole; `None` when nothing was.
     fn is_whole_of(&self, generation: GenerationId) -> Option<bool> {
         match self {
-            Self::Sending { id, is_whole, .. } | Self::Sent { id, is_whole }
+            Self::Sending { id, is_whole, .. } | Self::Sent { id, is_whole, .. }
                 if *id == generation =>
             {
                 Some(*is_whole)

@@ -299,7 +299,8 @@ where
                     let ask = node.ask_inventory(Instant::now());
                     return Some(to_node::Message::AskInventory(ask));
                 }
-                node.next_chunk().map(to_node::Message::Generation)
+                let chunk = node.next_chunk(Instant::now());
+                chunk.map(to_node::Message::Generation)
             })?,
         };
         let Some(message) = message else {

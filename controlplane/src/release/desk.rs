@@ -59,14 +59,14 @@ impl Desk {
         })
     }
 
-    /// Waits for its turn, then does slow work on a thread of its own. Who asks holds a seat meanwhile, so the line is
+    /// Waits for its turn, then does slow work, which changes nothing, on a thread of its own. Who asks holds a seat meanwhile, so the line is
     /// bounded.
     pub(super) async fn run<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Failed> {
         let turn = Arc::clone(&self.trials).acquire_owned().await;
-        let turn = turn.map_err(|_| Failed::Interrupted)?; // never: nobody closes it
+        let turn = turn.map_err(|_| Failed::Stopped)?; // never: nobody closes it
         let (sender, receiver) = oneshot::channel();
         let thread = std::thread::Builder::new().name("trial".into());
         let spawned = thread.spawn(move || {
@@ -76,7 +76,7 @@ impl Desk {
             let _ = sender.send(done); // nobody waits any more: fine
         });
         spawned.map_err(|error| Failed::Busy(format!("no thread to compile on: {error}")))?;
-        receiver.await.map_err(|_| Failed::Interrupted)
+        receiver.await.map_err(|_| Failed::Stopped)
     }
 }
 

@@ -25,6 +25,11 @@ pub enum Failed {
     /// Too much at once, or something longer than its bound.
     #[error("{0}")]
     Busy(String),
+    /// Reading or compiling did not end. Nothing was changed.
+    #[error(
+        "it did not end, and nothing was changed: the control plane stops, or has a fault that its log tells of"
+    )]
+    Stopped,
     /// It was begun and its end is not known: look before trying again.
     #[error("it was begun and did not end; look at the history before trying again")]
     Interrupted,

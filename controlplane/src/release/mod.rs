@@ -22,7 +22,7 @@ use std::time::Duration;
 use foldhash::HashSet;
 use metrics::{Unit, counter, describe_counter, describe_gauge, describe_histogram, gauge};
 use sluice_policy::fleet::Inventory;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
@@ -38,6 +38,9 @@ pub use desk::Seat;
 pub use document::{COMMENT_BYTES_MAX, DOCUMENT_BYTES_MAX, Document, Draft, FILE_BYTES_MAX};
 pub use explain::{Asked, Explained};
 pub use fault::{Failed, Wrong};
+
+/// Releases and rollbacks that are being made or wait for their turn; they are made one after the other.
+const CHANGERS_MAX: usize = 16;
 
 /// What is in force.
 #[derive(Clone, Debug)]
@@ -113,6 +116,8 @@ struct Inner {
     in_force: watch::Sender<Option<Arc<Released>>>,
     /// Held by whoever changes what is in force, from the store's answer to the publication.
     changing: Mutex<()>,
+    /// Taken by whoever wants to: the line before `changing` has an end.
+    changers: Arc<Semaphore>,
     desk: Desk,
     snapshots: Snapshots,
 }
@@ -127,6 +132,7 @@ impl Releases {
                 limits,
                 in_force: watch::Sender::new(None),
                 changing: Mutex::new(()),
+                changers: Arc::new(Semaphore::new(CHANGERS_MAX)),
                 snapshots: Snapshots::default(),
             }),
         };
@@ -186,13 +192,19 @@ impl Releases {
             return Err(StoreError::Conflict(heads).into());
         }
         may_be_released(&generation, heads.released, author.at)?;
-        let rows = self.rows_of(number).await?;
+        // What is in force is its base: making its changes costs what they are, and not what the history is.
+        let changes = self.inner.store.changes(number).await?;
         let in_force = self.inner.in_force.borrow().clone();
         let base = in_force.map(|released| released.rows.clone());
+        let digest = generation.id.digest;
         let (summary, features, rows) = self
             .slow(move || {
                 let base = base.unwrap_or_default();
-                let summary = Summary::of(&base, &base.changes_to(&rows));
+                let summary = Summary::of(&base, &changes);
+                let rows = base.with(changes);
+                if rows.digest() != digest {
+                    return Err(trial::unreadable());
+                }
                 trial::features_of(&rows).map(|features| (summary, features, rows))
             })
             .await??;
@@ -378,13 +390,13 @@ impl Releases {
         Ok(self.inner.store.rows(number).await?)
     }
 
-    /// Work too slow for the runtime's threads and too small for a line.
+    /// Work too slow for the runtime's threads and too small for a line. It changes nothing.
     async fn slow<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Failed> {
         let done = tokio::task::spawn_blocking(work).await;
-        done.map_err(|_| Failed::Interrupted)
+        done.map_err(|_| Failed::Stopped)
     }
 
     /// Does a change on a task of its own, so that it is finished when the caller goes away.
@@ -393,7 +405,14 @@ impl Releases {
         kind: &'static str,
         work: impl Future<Output = Result<T, Failed>> + Send + 'static,
     ) -> Result<T, Failed> {
+        let busy = |_| {
+            let text = "too many releases and rollbacks wait for each other; look at the history and try again";
+            Failed::Busy(text.into())
+        };
+        let place = Arc::clone(&self.inner.changers).try_acquire_owned();
+        let place = place.map_err(busy)?;
         let counted = async move {
+            let _place = place;
             let done = work.await;
             if done.is_ok() {
                 counter!("sluice_control_releases_total", "kind" => kind).increment(1);

@@ -9,7 +9,7 @@ pub mod sqlite;
 use std::path::Path;
 
 use async_trait::async_trait;
-use sluice_policy::fleet::Inventory;
+use sluice_policy::fleet::{Change, Inventory};
 
 use crate::domain::{
     AuditEntry, AuditRecord, Generation, JoinToken, Name, NewGeneration, NodeRecord, SecretHash,
@@ -110,6 +110,11 @@ pub trait Store: Send + Sync + 'static {
     /// All rows of a generation, checked against its digest; of 0: none. [`StoreError::Refused`] when they were removed,
     /// [`StoreError::Corrupt`] when they are not those that were stored.
     async fn rows(&self, number: u64) -> Result<Inventory, StoreError>;
+
+    /// The changes of a generation to its base, which cost what they are and not what all rows are. They are as they were
+    /// read: whoever makes them compares the digest. [`StoreError::Refused`] when they were removed,
+    /// [`StoreError::Corrupt`] when they cannot be read.
+    async fn changes(&self, number: u64) -> Result<Vec<Change>, StoreError>;
 
     /// Removes the rows of generations that were never released and cannot be any more, and records that it did. Gives how
     /// many.

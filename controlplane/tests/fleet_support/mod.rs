@@ -18,7 +18,7 @@ use sluice_loadtest::fleet_node::{Memory, Options, Seen, dial, serve};
 use sluice_policy::fleet::{Change, Inventory};
 use sluice_proto::v1::{self, row::Kind as RowKind};
 use tokio::net::TcpListener;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -161,6 +161,7 @@ impl Drop for Plane {
 pub struct Running {
     pub seen: watch::Receiver<Seen>,
     task: JoinHandle<(Memory, Status)>,
+    cut: oneshot::Sender<()>,
 }
 
 impl Running {
@@ -177,17 +178,22 @@ impl Running {
     ) -> Self {
         let channel = dial(plane.address, window_bytes).await.expect("a channel");
         let (sender, seen) = watch::channel(Seen::default());
+        let (cut, cut_off) = oneshot::channel();
         let task = tokio::spawn(async move {
-            let status = serve(channel, &options, &mut memory, &sender).await;
+            let status = tokio::select! {
+                status = serve(channel, &options, &mut memory, &sender) => status,
+                Ok(()) = cut_off => Status::cancelled("the test cut it"),
+            };
             (memory, status)
         });
-        Self { seen, task }
+        Self { seen, task, cut }
     }
 
     /// Streams one after the other, for as long as the test lasts.
     pub fn start_again_and_again(plane: &Plane, options: Options) -> Self {
         let (sender, seen) = watch::channel(Seen::default());
         let address = plane.address;
+        let (cut, _) = oneshot::channel();
         let task = tokio::spawn(async move {
             let mut memory = Memory::default();
             loop {
@@ -195,12 +201,14 @@ impl Running {
                 serve(channel, &options, &mut memory, &sender).await;
             }
         });
-        Self { seen, task }
+        Self { seen, task, cut }
     }
 
-    /// Cuts the connection.
-    pub fn stop(self) {
-        self.task.abort();
+    /// Cuts the connection of a node with one stream; gives what it holds.
+    pub async fn stop(self) -> Memory {
+        self.cut.send(()).expect("its stream is open");
+        let ended = timeout(PATIENCE, self.task).await;
+        ended.expect("it ends").expect("it does not panic").0
     }
 
     /// How it ended, and what it holds then.

@@ -50,8 +50,6 @@ struct Peer {
     /// Generations whose rows it finds wrong.
     refuses: HashSet<GenerationId>,
     active: [Option<GenerationId>; SHARDS as usize],
-    /// True exactly when it is to pass over chunks until a first one: it has refused the rest.
-    is_skipping: bool,
     expected: Option<(v1::GenerationId, u32)>,
     /// Rows that came, and how many of them it had.
     came: usize,
@@ -84,16 +82,13 @@ impl Peer {
     }
 
     fn take(&mut self, chunk: v1::GenerationChunk) -> Vec<from_node::Message> {
-        let id = chunk.generation.clone().expect("every chunk has one");
+        let wire_id = chunk.generation.clone().expect("every chunk has one");
+        let id = GenerationId::from_wire(&wire_id).expect("a whole id");
         if chunk.index > 0 {
-            let expected = Some((id.clone(), chunk.index));
+            let expected = Some((wire_id.clone(), chunk.index));
             assert_eq!(self.expected, expected, "chunks of two generations");
         }
-        self.expected = (!chunk.is_last).then_some((id, chunk.index + 1));
-        if chunk.index > 0 && self.is_skipping {
-            return Vec::new();
-        }
-        self.is_skipping = false;
+        self.expected = (!chunk.is_last).then_some((wire_id, chunk.index + 1));
         self.came += chunk.changes.len();
         let has = |change: &&v1::RowChange| {
             let key = change.key.clone().and_then(RowKey::from_wire);
@@ -104,7 +99,7 @@ impl Peer {
         match self.assembly.take(chunk) {
             Delivered::Part => Vec::new(),
             Delivered::Whole(delivery) => self.apply(delivery),
-            Delivered::Refused { message, .. } => panic!("{message}"),
+            Delivered::Refused { reason, .. } => vec![reject(id, reason)],
         }
     }
 
@@ -229,7 +224,7 @@ impl World {
             self.to_plane.extend(answers);
             return true;
         }
-        let chunk = self.node.next_chunk();
+        let chunk = self.node.next_chunk(self.now);
         let has = chunk.is_some();
         self.to_node.extend(chunk);
         has
@@ -492,6 +487,7 @@ fn silence_has_an_end() {
     let patience = Patience {
         heartbeats: Duration::from_secs(35),
         inventory: Duration::from_secs(20),
+        answer: Duration::from_secs(25),
     };
     let mut world = World::new();
     world.connect();
@@ -510,6 +506,65 @@ fn silence_has_an_end() {
     let asked_until = world.now + patience.inventory;
     assert_eq!(world.node.deadline(&patience), Some(asked_until));
     assert!(world.node.overdue(&patience, asked_until).is_some());
+}
+
+#[test]
+fn an_answer_that_does_not_come_has_an_end_and_one_that_comes_has_none() {
+    let patience = Patience {
+        heartbeats: Duration::from_secs(35),
+        inventory: Duration::from_secs(20),
+        answer: Duration::from_secs(25),
+    };
+    let mut world = World::new();
+    world.connect();
+    world.settle();
+    world.release(rows(2));
+    assert!(world.send(), "the first of two chunks");
+    let heartbeats = world.now + patience.heartbeats;
+    assert_eq!(
+        world.node.deadline(&patience),
+        Some(heartbeats),
+        "not all sent"
+    );
+    assert!(world.send(), "the second");
+    let due = world.now + patience.answer;
+    assert_eq!(world.node.deadline(&patience), Some(due));
+    assert!(world.node.overdue(&patience, due).is_some());
+    world.settle();
+    assert_eq!(world.state(), State::Active);
+    assert_eq!(world.node.overdue(&patience, due), None);
+}
+
+#[test]
+fn a_delivery_refused_in_the_middle_is_followed_by_the_whole_and_what_was_on_its_way_is_passed_over()
+ {
+    let big = |name: usize| {
+        let row = v1::Row {
+            name: format!("big{name}"),
+            kind: Some(Kind::Rule(v1::Rule {
+                topics: vec!["x".repeat(900 << 10)],
+                ..v1::Rule::default()
+            })),
+            ..v1::Row::default()
+        };
+        Change::from_message(&row).expect("a good row")
+    };
+    let mut world = World::new();
+    world.connect();
+    world.release(rows(3));
+    world.settle();
+    let second = world.release((0..4).map(big).collect());
+    while world.send() {}
+    assert_eq!(world.to_node.len(), 4);
+    // What a peer that does not keep the contract would send.
+    world.to_node[1].base = None;
+    assert!(world.read() && world.read() && world.hear());
+    while world.send() {}
+    assert!(world.to_node.len() > 4, "two of the first, and the whole");
+    world.settle();
+    assert_eq!(world.state(), State::Active);
+    assert_eq!(world.peer.rows.digest(), second.digest);
+    assert_eq!(world.rejections(Reason::Digest), 0);
 }
 
 /// Something that happens.

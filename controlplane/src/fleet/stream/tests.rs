@@ -105,7 +105,19 @@ impl Wire {
         }
     }
 
+    /// Another stream of the same node.
+    fn connect_again(&mut self) {
+        let (to_plane, inbound) = mpsc::channel(64);
+        let inbound = ReceiverStream::new(inbound);
+        let to_node = serve(&self.fleet.inner, &self.member, String::new(), inbound);
+        (self.to_plane, self.to_node) = (to_plane, to_node.expect("a seat"));
+    }
+
     fn release(&self, rows: usize, bytes: usize) -> GenerationId {
+        self.release_as(1, rows, bytes)
+    }
+
+    fn release_as(&self, number: u64, rows: usize, bytes: usize) -> GenerationId {
         let row = |n: usize| v1::Row {
             name: format!("r{n}"),
             kind: Some(Kind::Rule(v1::Rule {
@@ -118,7 +130,7 @@ impl Wire {
         let rows = Inventory::default().with(changes);
         let id = GenerationId {
             store: StoreId([1; 16]),
-            number: 1,
+            number,
             digest: rows.digest(),
         };
         self.in_force.send_replace(Some(Arc::new(Released {
@@ -139,6 +151,13 @@ impl Wire {
                 Some(Err(status)) => return (count, status),
                 None => return (count, Status::ok("ended")),
             }
+        }
+    }
+
+    async fn until(&self, state: State) {
+        let mut changes = self.fleet.changes();
+        while self.state() != state {
+            changes.changed().await.expect("the fleet lives");
         }
     }
 
@@ -234,6 +253,113 @@ async fn an_inventory_that_does_not_come_ends_the_stream() {
     let status = status.expect("a status").expect_err("an end");
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert!(begun.elapsed() >= patience && begun.elapsed() < patience * 2);
+}
+
+#[tokio::test]
+async fn a_node_that_lives_and_neither_takes_nor_refuses_begins_anew_with_the_newest() {
+    let mut wire = Wire::open().await;
+    wire.release(2, 10);
+    wire.hello(None).await;
+    let begun = Instant::now();
+    let sent = wire.to_node.next().await;
+    let sent = sent.expect("a message").expect("no end");
+    assert!(matches!(
+        sent.message,
+        Some(to_node::Message::Generation(_))
+    ));
+    // It waits for the node's answer.
+    let newest = wire.release_as(2, 3, 10);
+    let to_plane = wire.to_plane.clone();
+    let (more, status) = {
+        let mut ended = std::pin::pin!(wire.end());
+        loop {
+            tokio::select! {
+                ended = &mut ended => break ended,
+                () = tokio::time::sleep(Duration::from_secs(10)) => {
+                    let heartbeat = from_node::Message::Heartbeat(v1::Heartbeat::default());
+                    let message = FromNode { message: Some(heartbeat) };
+                    // The last one may come after the end.
+                    let _ = to_plane.send(Ok(message)).await;
+                }
+            }
+        }
+    };
+    assert_eq!((more, status.code()), (0, Code::DeadlineExceeded));
+    let waited = Limits::default().patience.answer;
+    assert_eq!(begun.elapsed().as_secs(), waited.as_secs());
+    assert_eq!(wire.state(), State::Offline);
+    wire.connect_again();
+    wire.hello(None).await;
+    let sent = wire.to_node.next().await;
+    let sent = sent.expect("a message").expect("no end");
+    let Some(to_node::Message::Generation(chunk)) = sent.message else {
+        panic!("{sent:?}");
+    };
+    let sent = chunk.generation.as_ref().and_then(GenerationId::from_wire);
+    assert_eq!(sent, Some(newest));
+    wire.say(from_node::Message::Ack(v1::Ack {
+        generation: chunk.generation,
+        shard: 0,
+    }))
+    .await;
+    wire.until(State::Active).await;
+}
+
+#[tokio::test]
+async fn what_nodes_get_and_answer_is_counted() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let shown = recorder.handle();
+    let _recorder = metrics::set_default_local_recorder(&recorder);
+    let assert_shown = |lines: &[&str]| {
+        let text = shown.render();
+        for line in lines {
+            let found = text.lines().any(|found| found == *line);
+            assert!(found, "no `{line}` in\n{text}");
+        }
+    };
+    let mut wire = Wire::open().await;
+    let state =
+        |name: &str, count: u32| format!("sluice_control_nodes{{state=\"{name}\"}} {count}");
+    assert_shown(&[&state("offline", 1), &state("active", 0)]);
+    wire.hello(None).await;
+    assert_shown(&[&state("offline", 0), &state("idle", 1)]);
+    let first = wire.release(2, 10);
+    wire.to_node.next().await.expect("a chunk").expect("no end");
+    assert_shown(&[&state("delivering", 1), "sluice_control_rows_sent_total 2"]);
+    tokio::time::advance(Duration::from_secs(2)).await;
+    wire.say(from_node::Message::Ack(v1::Ack {
+        generation: Some(first.to_wire()),
+        shard: 0,
+    }))
+    .await;
+    wire.until(State::Active).await;
+    assert_shown(&[
+        &state("active", 1),
+        &state("delivering", 0),
+        "sluice_control_propagation_seconds_sum 2",
+        "sluice_control_propagation_seconds_count 1",
+    ]);
+    let second = wire.release_as(2, 3, 10);
+    wire.to_node.next().await.expect("a chunk").expect("no end");
+    wire.say(from_node::Message::Reject(v1::Reject {
+        generation: Some(second.to_wire()),
+        reason: v1::reject::Reason::Invalid.into(),
+        ..v1::Reject::default()
+    }))
+    .await;
+    wire.until(State::Rejected).await;
+    assert_shown(&[
+        &state("rejected", 1),
+        &state("active", 0),
+        "sluice_control_rejections_total{reason=\"invalid\"} 1",
+        "sluice_control_rejections_total{reason=\"digest\"} 0",
+        "sluice_control_rows_sent_total 3",
+        "sluice_control_propagation_seconds_count 1",
+    ]);
+    wire.fleet.close();
+    wire.end().await;
+    wire.until(State::Offline).await;
+    assert_shown(&[&state("offline", 1), &state("rejected", 0)]);
 }
 
 #[tokio::test]

@@ -148,6 +148,45 @@ async fn c11_a_caller_who_goes_away_leaves_a_finished_call() {
 }
 
 #[tokio::test]
+async fn the_line_of_those_who_release_has_an_end() {
+    let bench = Bench::start().await;
+    bench.apply("a", 0, 1).await.unwrap();
+    bench.store.may_write.forget_permits(usize::MAX);
+    bench.store.came.forget_permits(usize::MAX);
+    let release = || {
+        let releases = bench.releases.clone();
+        tokio::spawn(async move { releases.release(1, 0, author(2)).await })
+    };
+    let line: Vec<_> = (0..CHANGERS_MAX).map(|_| release()).collect();
+    bench.store.came.acquire().await.unwrap().forget();
+    while bench.releases.inner.changers.available_permits() > 0 {
+        tokio::task::yield_now().await;
+    }
+    for busy in [
+        bench.releases.release(1, 0, author(2)).await,
+        bench.releases.rollback(None, 0, author(2)).await,
+    ] {
+        assert!(matches!(busy, Err(Failed::Busy(_))), "{busy:?}");
+    }
+    bench.store.may_write.add_permits(CHANGERS_MAX);
+    let mut released = 0;
+    for one in line {
+        match one.await.unwrap() {
+            Ok(_) => released += 1,
+            Err(Failed::Store(StoreError::Conflict(_))) => {}
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(released, 1, "the others were told who was first");
+    assert_eq!(bench.in_force(), 1);
+    let again = bench.releases.release(1, 0, author(3)).await;
+    assert!(
+        matches!(again, Err(Failed::Store(StoreError::Conflict(_)))),
+        "the places are free again: {again:?}"
+    );
+}
+
+#[tokio::test]
 async fn what_is_in_force_agrees_with_a_store_that_says_the_wrong_thing() {
     let bench = Bench::start().await;
     bench.apply("a", 0, 1).await.unwrap();

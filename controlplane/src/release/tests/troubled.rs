@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use sluice_policy::fleet::Inventory;
+use sluice_policy::fleet::{Change, Inventory};
 use tokio::sync::Semaphore;
 
 use crate::domain::{
@@ -126,6 +126,9 @@ impl Store for Troubled {
     }
     async fn rows(&self, number: u64) -> Result<Inventory, StoreError> {
         self.store.rows(number).await
+    }
+    async fn changes(&self, number: u64) -> Result<Vec<Change>, StoreError> {
+        self.store.changes(number).await
     }
     async fn prune(&self, now: UnixMillis) -> Result<u64, StoreError> {
         self.store.prune(now).await

@@ -11,6 +11,7 @@ mod failure;
 mod file;
 mod generations;
 mod members;
+mod observe;
 mod restore;
 mod rows;
 mod value;
@@ -23,11 +24,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use sluice_policy::fleet::Inventory;
+use sluice_policy::fleet::{Change, Inventory};
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::SqlitePoolOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool, Transaction};
 use tokio::sync::Mutex;
+use tokio::time::Instant;
 
 use self::audit::Verified;
 use self::failure::Done;
@@ -131,6 +133,8 @@ impl Sqlite {
         let readers = pool_of(READERS_MAX)
             .connect_lazy_with(file::options(&files.db, None).pragma("query_only", "ON"));
         let place = place_of(&files.db)?;
+        observe::describe();
+        observe::size(&files);
         Ok(Self {
             inner: Arc::new(Inner {
                 files,
@@ -225,6 +229,7 @@ impl Sqlite {
         }
         let generation = generations::find(&mut change, self.inner.id, number).await?;
         commit(change, audit).await?;
+        observe::size(&self.inner.files);
         Ok(generation)
     }
 
@@ -236,6 +241,13 @@ impl Sqlite {
         let mut snapshot = reader.begin().await?;
         let generation = generations::find(&mut snapshot, self.inner.id, number).await?;
         rows::fold(&mut snapshot, &generation).await
+    }
+
+    async fn read_changes(&self, number: u64) -> Done<Vec<Change>> {
+        let mut reader = self.reader().await?;
+        let mut snapshot = reader.begin().await?;
+        let generation = generations::find(&mut snapshot, self.inner.id, number).await?;
+        rows::changes(&mut snapshot, &generation).await
     }
 
     async fn prune_all(&self, now: UnixMillis) -> Done<u64> {
@@ -260,6 +272,7 @@ impl Sqlite {
             request_id: String::new(),
         };
         commit(change, entry).await?;
+        observe::size(&self.inner.files);
         Ok(count as u64)
     }
 
@@ -315,6 +328,7 @@ impl Sqlite {
             .execute(&mut *change)
             .await?;
         change.rollback().await?;
+        observe::size(files);
         Ok(())
     }
 }
@@ -335,8 +349,11 @@ fn place_of(path: &Path) -> Result<(u64, u64), StoreError> {
 
 /// Appends the record of a change and makes both last.
 async fn commit(mut change: Writing, audit: AuditEntry) -> Done<()> {
+    let begun = Instant::now();
     audit::append(&mut change, audit).await?;
-    Ok(change.commit().await?)
+    change.commit().await?;
+    observe::committed(begun.elapsed());
+    Ok(())
 }
 
 /// The store's id; made up for a new one.
@@ -426,6 +443,10 @@ impl Store for Sqlite {
 
     async fn rows(&self, number: u64) -> Result<Inventory, StoreError> {
         self.told(self.read_rows(number).await)
+    }
+
+    async fn changes(&self, number: u64) -> Result<Vec<Change>, StoreError> {
+        self.told(self.read_changes(number).await)
     }
 
     async fn prune(&self, now: UnixMillis) -> Result<u64, StoreError> {

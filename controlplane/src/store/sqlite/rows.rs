@@ -50,10 +50,7 @@ pub(super) async fn fold(
 ) -> Done<Inventory> {
     let wanted = generation.id.number;
     if !generation.has_rows {
-        return Err(StoreError::Refused(format!(
-            "generation {wanted} expired and its rows were removed"
-        ))
-        .into());
+        return Err(removed(wanted).into());
     }
     let (sender, receiver) = mpsc::channel(BLOBS_QUEUED);
     let folding = tokio::task::spawn_blocking(move || fold_blobs(receiver));
@@ -68,6 +65,47 @@ pub(super) async fn fold(
             "the rows of generation {wanted} are not those that were stored; restore a backup"
         ))),
     }
+}
+
+/// The changes of a generation to its base.
+pub(super) async fn changes(
+    connection: &mut SqliteConnection,
+    generation: &Generation,
+) -> Done<Vec<Change>> {
+    let wanted = generation.id.number;
+    if !generation.has_rows {
+        return Err(removed(wanted).into());
+    }
+    let blobs: Vec<Vec<u8>> = sqlx::query_scalar(
+        "SELECT changes FROM generation_chunk WHERE generation = ?1 ORDER BY place",
+    )
+    .bind(number(wanted))
+    .fetch_all(connection)
+    .await?;
+    let unpacking = tokio::task::spawn_blocking(move || {
+        let mut changes = Vec::new();
+        for blob in blobs {
+            let chunk = v1::GenerationChunk::decode(Bytes::from(blob)).ok()?;
+            for change in chunk.changes {
+                changes.push(unpack(change)?);
+            }
+        }
+        Some(changes)
+    });
+    let unpacked = unpacking
+        .await
+        .map_err(|_| StoreError::Unavailable("the program is ending".to_owned()))?;
+    unpacked.ok_or_else(|| {
+        damaged(format!(
+            "the changes of generation {wanted} cannot be read; restore a backup"
+        ))
+    })
+}
+
+fn removed(wanted: u64) -> StoreError {
+    StoreError::Refused(format!(
+        "generation {wanted} expired and its rows were removed"
+    ))
 }
 
 async fn read_blobs(

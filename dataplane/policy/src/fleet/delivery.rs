@@ -107,6 +107,8 @@ fn weight(change: &Change) -> usize {
 #[derive(Debug, Default)]
 pub struct Assembly {
     begun: Option<Begun>,
+    /// True exactly when the rest of a delivery is passed over, because it was refused.
+    is_skipping: bool,
 }
 
 #[derive(Debug)]
@@ -120,7 +122,7 @@ struct Begun {
 /// What a chunk led to.
 #[derive(Clone, Debug)]
 pub enum Delivered {
-    /// More chunks are to come.
+    /// More chunks are to come; or this one was passed over, because its delivery is refused already.
     Part,
     /// All are there.
     Whole(Delivery),
@@ -138,8 +140,14 @@ pub enum Delivered {
 }
 
 impl Assembly {
-    /// Takes a chunk. A chunk of another generation that begins at 0 discards what came before.
+    /// Takes a chunk. A chunk of another generation that begins at 0 discards what came before. A delivery is refused
+    /// once: chunks of it that are on their way already are passed over, up to the next that begins at 0, which may be
+    /// the same generation once more.
     pub fn take(&mut self, chunk: v1::GenerationChunk) -> Delivered {
+        if self.is_skipping && chunk.index > 0 {
+            return Delivered::Part;
+        }
+        self.is_skipping = false;
         let generation = chunk.generation.clone().unwrap_or_default();
         match self.add(chunk) {
             Ok(true) => match self.begun.take() {
@@ -149,6 +157,7 @@ impl Assembly {
             Ok(false) => Delivered::Part,
             Err((reason, row, message)) => {
                 self.begun = None;
+                self.is_skipping = true;
                 Delivered::Refused {
                     generation,
                     reason,
@@ -356,11 +365,6 @@ mod tests {
         let mut assembly = Assembly::default();
         assembly.take(chunks[0].clone());
         assert_eq!(refused(&assembly.take(chunks[2].clone())), Reason::Digest);
-        assert_eq!(
-            refused(&assembly.take(chunks[1].clone())),
-            Reason::Digest,
-            "what came before the gap is gone"
-        );
         let mut other = chunks[1].clone();
         other.generation = Some(id(2));
         assembly.take(chunks[0].clone());
@@ -371,6 +375,32 @@ mod tests {
         let mut nameless = chunks[0].clone();
         nameless.generation = None;
         assert_eq!(refused(&assembly.take(nameless)), Reason::Digest);
+    }
+
+    #[test]
+    fn what_is_left_of_a_refused_delivery_is_passed_over_and_the_same_generation_may_come_again() {
+        use v1::reject::Reason;
+        let chunks: Vec<_> = delivery(1, changes(4, 1 << 20)).into_chunks().collect();
+        let mut assembly = Assembly::default();
+        assembly.take(chunks[0].clone());
+        let mut bad = chunks[1].clone();
+        bad.changes.push(v1::RowChange::default());
+        assert_eq!(refused(&assembly.take(bad)), Reason::Invalid);
+        for left in &chunks[2..] {
+            let taken = assembly.take(left.clone());
+            assert!(matches!(taken, Delivered::Part), "refused twice: {taken:?}");
+        }
+        for (place, chunk) in chunks.iter().enumerate() {
+            let taken = assembly.take(chunk.clone());
+            let is_whole = matches!(taken, Delivered::Whole(_));
+            assert_eq!(is_whole, place == 3, "{place}: {taken:?}");
+        }
+        let mut middle = Assembly::default();
+        assert_eq!(
+            refused(&middle.take(chunks[1].clone())),
+            Reason::Digest,
+            "a stream does not begin in the middle"
+        );
     }
 
     #[test]
