@@ -8,6 +8,7 @@ use sluice_policy::fleet::Inventory;
 use tokio::time::Instant;
 use tracing::{info, warn};
 
+use super::at_hand::Rows;
 use super::trial::{self, Trial};
 use super::{Author, Document, Failed, Released, Releases, Seat, finished, in_words, with_comment};
 use crate::domain::diff::{Diff, Summary};
@@ -146,6 +147,11 @@ impl Releases {
         let generation = self.inner.store.add(new, expected_newest, audit).await?;
         let number = generation.id.number;
         info!(generation = number, base, %summary, "stored");
+        self.inner.at_hand.applied(Rows {
+            id: generation.id,
+            rows: trial.rows.clone(),
+            features: Arc::new(trial.features.clone()),
+        });
         gauge!("sluice_control_generation", "which" => "newest").set(number as f64);
         if let Err(error) = self.inner.store.prune(author.at).await {
             warn!(%error, "rows of expired generations stay");

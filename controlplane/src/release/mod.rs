@@ -10,6 +10,7 @@
 //! - Of two writers who saw the same state one wins; the store decides which, and the other is told.
 
 mod apply;
+mod at_hand;
 mod desk;
 mod document;
 mod explain;
@@ -30,6 +31,7 @@ use crate::domain::diff::Summary;
 use crate::domain::{AuditEntry, Generation, GenerationId, NewGeneration, State, UnixMillis};
 use crate::store::{Heads, Store, StoreError};
 
+use at_hand::{AtHand, Rows};
 use desk::Desk;
 use explain::Snapshots;
 
@@ -120,6 +122,7 @@ struct Inner {
     changers: Arc<Semaphore>,
     desk: Desk,
     snapshots: Snapshots,
+    at_hand: AtHand,
 }
 
 impl Releases {
@@ -134,6 +137,7 @@ impl Releases {
                 changing: Mutex::new(()),
                 changers: Arc::new(Semaphore::new(CHANGERS_MAX)),
                 snapshots: Snapshots::default(),
+                at_hand: AtHand::default(),
             }),
         };
         describe_metrics();
@@ -192,22 +196,16 @@ impl Releases {
             return Err(StoreError::Conflict(heads).into());
         }
         may_be_released(&generation, heads.released, author.at)?;
-        // What is in force is its base: making its changes costs what they are, and not what the history is.
-        let changes = self.inner.store.changes(number).await?;
+        let wanted = self.rows_to_release(&generation).await?;
         let in_force = self.inner.in_force.borrow().clone();
         let base = in_force.map(|released| released.rows.clone());
-        let digest = generation.id.digest;
-        let (summary, features, rows) = self
+        let (summary, wanted) = self
             .slow(move || {
                 let base = base.unwrap_or_default();
-                let summary = Summary::of(&base, &changes);
-                let rows = base.with(changes);
-                if rows.digest() != digest {
-                    return Err(trial::unreadable());
-                }
-                trial::features_of(&rows).map(|features| (summary, features, rows))
+                let changes = base.changes_to(&wanted.rows);
+                (Summary::of(&base, &changes), wanted)
             })
-            .await??;
+            .await?;
         let audit = AuditEntry {
             at: author.at,
             who: author.who,
@@ -222,7 +220,7 @@ impl Releases {
             .store
             .release(number, expected_released, audit)
             .await;
-        self.published(stored, rows, features).await
+        self.published(stored, wanted).await
     }
 
     async fn rollback_now(
@@ -244,15 +242,15 @@ impl Releases {
         };
         let target = self.rollback_target(number, &in_force).await?;
         let number = target.id.number;
-        let rows = self.rows_of(number).await?;
+        let wanted = self.rows_with_features(&target).await?;
         let base = in_force.rows.clone();
-        let (changes, summary, features, rows) = self
+        let (changes, summary, wanted) = self
             .slow(move || {
-                let changes = base.changes_to(&rows);
+                let changes = base.changes_to(&wanted.rows);
                 let summary = Summary::of(&base, &changes);
-                trial::features_of(&rows).map(|features| (changes, summary, features, rows))
+                (changes, summary, wanted)
             })
-            .await??;
+            .await?;
         let after = format!("a generation with the rows of generation {number}: {summary}");
         let audit = AuditEntry {
             at: author.at,
@@ -264,10 +262,10 @@ impl Releases {
             request_id: author.request_id,
         };
         let new = NewGeneration {
-            digest: rows.digest(),
+            digest: wanted.rows.digest(),
             base: expected_released,
             rollback_of: Some(number),
-            rows: rows.len() as u64,
+            rows: wanted.rows.len() as u64,
             changes,
             comment: author.comment,
             created_at: author.at,
@@ -275,7 +273,7 @@ impl Releases {
             expires_at: author.at, // it is released as it is made
         };
         let stored = self.inner.store.add_released(new, audit).await;
-        self.published(stored, rows, features).await
+        self.published(stored, wanted).await
     }
 
     /// The generation whose rows a rollback takes.
@@ -312,12 +310,14 @@ impl Releases {
     async fn published(
         &self,
         stored: Result<Generation, StoreError>,
-        rows: Inventory,
-        features: HashSet<String>,
+        rows: Rows,
     ) -> Result<Generation, Failed> {
         match stored {
             Ok(generation) => {
-                self.publish(generation.id, rows, features);
+                self.publish(Rows {
+                    id: generation.id,
+                    ..rows
+                });
                 let newest = gauge!("sluice_control_generation", "which" => "newest");
                 if generation.rollback_of.is_some() {
                     newest.set(generation.id.number as f64);
@@ -333,15 +333,23 @@ impl Releases {
         }
     }
 
-    fn publish(&self, id: GenerationId, rows: Inventory, features: HashSet<String>) {
+    fn publish(&self, rows: Rows) {
+        let Rows { id, rows, features } = rows;
         info!(generation = id.number, rows = rows.len(), "in force");
         gauge!("sluice_control_generation", "which" => "released").set(id.number as f64);
-        self.inner.in_force.send_replace(Some(Arc::new(Released {
+        let before = self.inner.in_force.send_replace(Some(Arc::new(Released {
             id,
             rows,
-            features: Arc::new(features),
+            features,
             since: Instant::now(),
         })));
+        if let Some(before) = before {
+            self.inner.at_hand.replaced(Rows {
+                id: before.id,
+                rows: before.rows.clone(),
+                features: Arc::clone(&before.features),
+            });
+        }
     }
 
     /// What is newest and in force; what is published agrees with it.
@@ -360,10 +368,7 @@ impl Releases {
         if heads.released != self.in_force_number() {
             let generation = self.inner.store.generation(heads.released).await?;
             let rows = self.inner.store.rows(heads.released).await?;
-            let read =
-                self.slow(move || trial::features_of(&rows).map(|features| (features, rows)));
-            let (features, rows) = read.await??;
-            self.publish(generation.id, rows, features);
+            self.publish(self.with_features(generation.id, rows).await?);
         }
         Ok(heads)
     }
@@ -388,6 +393,42 @@ impl Releases {
             )));
         }
         Ok(self.inner.store.rows(number).await?)
+    }
+
+    /// Rows of a generation whose base is in force, with the features they name. When they are not at hand, only its
+    /// changes are read, not the history.
+    async fn rows_to_release(&self, generation: &Generation) -> Result<Rows, Failed> {
+        if let Some(rows) = self.inner.at_hand.get(&generation.id) {
+            return Ok(rows);
+        }
+        let id = generation.id;
+        let changes = self.inner.store.changes(id.number).await?;
+        let in_force = self.inner.in_force.borrow().clone();
+        let base = in_force.map(|released| released.rows.clone());
+        let made = self.slow(move || base.unwrap_or_default().with(changes));
+        let rows = made.await?;
+        if rows.digest() != id.digest {
+            return Err(trial::unreadable());
+        }
+        self.with_features(id, rows).await
+    }
+
+    /// Rows of any generation, with the features they name; read from the store only when they are not at hand.
+    async fn rows_with_features(&self, generation: &Generation) -> Result<Rows, Failed> {
+        match self.inner.at_hand.get(&generation.id) {
+            Some(rows) if generation.has_rows => Ok(rows),
+            Some(_) | None => {
+                let rows = self.rows_of(generation.id.number).await?;
+                self.with_features(generation.id, rows).await
+            }
+        }
+    }
+
+    async fn with_features(&self, id: GenerationId, rows: Inventory) -> Result<Rows, Failed> {
+        let read = self.slow(move || trial::features_of(&rows).map(|features| (features, rows)));
+        let (features, rows) = read.await??;
+        let features = Arc::new(features);
+        Ok(Rows { id, rows, features })
     }
 
     /// Work too slow for the runtime's threads and too small for a line. It changes nothing.

@@ -52,8 +52,9 @@ pub(super) fn run(
             let changes = base.changes_to(&inventory);
             Ok(Trial {
                 summary: Summary::of(base, &changes),
+                // The same rows; what did not change is shared with `base`, for as long as both are kept.
+                rows: base.with(changes.iter().cloned()),
                 changes,
-                rows: inventory,
                 features,
                 warnings: snapshot.warnings(),
             })

@@ -1,4 +1,5 @@
-//! The answers to Watch: the first at once, then one after each change, not more often than every 100 ms.
+//! The answers to Watch: the first at once, then one after each change, at most ten in a second. A few may follow each
+//! other at once, so that one who waits for a release is told when it is active, and not a pause later.
 //!
 //! An answer is made when there is room for it, so one who does not read costs a place and one answer.
 
@@ -16,8 +17,10 @@ use super::answers;
 use crate::domain::Name;
 use crate::fleet::Fleet;
 
-/// Between two answers.
-const PAUSE: Duration = Duration::from_millis(100);
+/// Between two answers when changes do not end.
+const PAUSE: Duration = Duration::from_millis(200);
+/// Answers that may be made without a pause after a quiet time. With the pause: ten in any second.
+const AT_ONCE: u32 = 5;
 
 /// See the module documentation.
 pub(super) struct Watching {
@@ -53,6 +56,7 @@ impl Watching {
 async fn answer(fleet: &Fleet, only: &[Name], out: &mpsc::Sender<Result<NodesResponse, Status>>) {
     let mut changes = fleet.changes();
     let mut in_force = fleet.in_force();
+    let mut pace = Pace::new(Instant::now());
     loop {
         let Ok(room) = out.reserve().await else {
             return;
@@ -67,8 +71,8 @@ async fn answer(fleet: &Fleet, only: &[Name], out: &mpsc::Sender<Result<NodesRes
             return;
         }
         // Ten times what it took, so that watching a large fleet leaves most of a core to others.
-        let pause = PAUSE.max(begun.elapsed() * 10);
-        sleep_until(begun + pause).await;
+        let rested = begun + begun.elapsed() * 10;
+        sleep_until(pace.after(begun).max(rested)).await;
         let changed = tokio::select! {
             changed = changes.changed() => changed,
             changed = in_force.changed() => changed,
@@ -79,10 +83,60 @@ async fn answer(fleet: &Fleet, only: &[Name], out: &mpsc::Sender<Result<NodesRes
     }
 }
 
+/// Spends and earns answers.
+struct Pace {
+    /// When everything spent is earned again.
+    earned_at: Instant,
+}
+
+impl Pace {
+    fn new(now: Instant) -> Self {
+        Self { earned_at: now }
+    }
+
+    /// An answer is made now: when the next may be.
+    fn after(&mut self, now: Instant) -> Instant {
+        self.earned_at = self.earned_at.max(now) + PAUSE;
+        let ahead = PAUSE * (AT_ONCE - 1);
+        self.earned_at.checked_sub(ahead).unwrap_or(now).max(now)
+    }
+}
+
 impl Stream for Watching {
     type Item = Result<NodesResponse, Status>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.answers.poll_recv(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_few_at_once_and_ten_in_any_second() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let mut now = start;
+        let mut made = Vec::new();
+        for _ in 0..40 {
+            made.push(now - start);
+            now = pace.after(now);
+        }
+        let zero = Duration::ZERO;
+        assert_eq!(
+            made.get(..6),
+            Some(&[zero, zero, zero, zero, zero, PAUSE][..])
+        );
+        for (index, first) in made.iter().enumerate() {
+            let within = made.iter().skip(index);
+            let within = within.take_while(|at| **at - *first < Duration::from_secs(1));
+            assert!(within.count() <= 10, "from {first:?}");
+        }
+        // A quiet time earns all of it again, and no more.
+        now += Duration::from_secs(60);
+        let at_once = (0..10).take_while(|_| pace.after(now) == now).count();
+        assert_eq!(at_once, AT_ONCE as usize - 1);
     }
 }

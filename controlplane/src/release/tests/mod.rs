@@ -2,6 +2,8 @@
 
 mod troubled;
 
+use std::sync::atomic::Ordering;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -232,6 +234,37 @@ async fn what_was_in_force_is_in_force_after_a_restart() {
     let after = releases.in_force().borrow().clone().unwrap();
     assert_eq!((after.id, &after.features), (before.id, &before.features));
     assert!(after.features.contains("rules"));
+}
+
+#[tokio::test]
+async fn what_was_just_applied_or_in_force_is_not_read_from_the_store() {
+    let bench = Bench::start().await;
+    let reads = || bench.store.reads.load(Ordering::Relaxed);
+    let opened = reads();
+    for (number, topic) in [(1, "a"), (2, "b")] {
+        bench.apply(topic, number - 1, 1).await.unwrap();
+        let released = bench.releases.release(number, number - 1, author(2));
+        released.await.unwrap();
+    }
+    bench.releases.rollback(None, 2, author(3)).await.unwrap();
+    bench.releases.rollback(None, 3, author(4)).await.unwrap();
+    assert_eq!(reads(), opened);
+    bench.assert_agrees().await; // reads once, to compare
+    // Not the one applied last: made of what is in force and its changes.
+    bench.apply("c", 4, 5).await.unwrap();
+    bench.apply("d", 4 + 1, 6).await.unwrap();
+    bench.releases.release(5, 4, author(7)).await.unwrap();
+    assert_eq!(reads(), opened + 1);
+    bench.assert_agrees().await;
+    let features = bench
+        .releases
+        .in_force()
+        .borrow()
+        .clone()
+        .unwrap()
+        .features
+        .clone();
+    assert!(features.contains("rules"));
 }
 
 #[tokio::test]

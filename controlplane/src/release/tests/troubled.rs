@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use sluice_policy::fleet::{Change, Inventory};
@@ -35,6 +35,8 @@ pub(super) struct Troubled {
     pub(super) ended: Semaphore,
     trouble: Mutex<Trouble>,
     is_silent: AtomicBool,
+    /// How often all rows of a generation were read.
+    pub(super) reads: AtomicU64,
 }
 
 impl Troubled {
@@ -46,6 +48,7 @@ impl Troubled {
             ended: Semaphore::new(0),
             trouble: Mutex::new(Trouble::None),
             is_silent: AtomicBool::new(false),
+            reads: AtomicU64::new(0),
         }
     }
 
@@ -125,6 +128,7 @@ impl Store for Troubled {
         self.store.generations(before, limit).await
     }
     async fn rows(&self, number: u64) -> Result<Inventory, StoreError> {
+        self.reads.fetch_add(1, Ordering::Relaxed);
         self.store.rows(number).await
     }
     async fn changes(&self, number: u64) -> Result<Vec<Change>, StoreError> {

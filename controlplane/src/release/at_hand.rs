@@ -1,0 +1,58 @@
+//! Rows that are asked for next, most likely: those of the document applied last, for its release, and those that were in
+//! force before, for a rollback. Reading them from the store would cost as much as the whole policy for every small change.
+//!
+//! Two sets of rows at most. They share what did not change with those in force.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use foldhash::HashSet;
+use sluice_policy::fleet::Inventory;
+
+use crate::domain::GenerationId;
+
+/// Rows of a generation, and the features they name.
+#[derive(Clone)]
+pub(super) struct Rows {
+    /// Which generation's.
+    pub(super) id: GenerationId,
+    /// All of them.
+    pub(super) rows: Inventory,
+    /// What a node needs for them.
+    pub(super) features: Arc<HashSet<String>>,
+}
+
+/// See the module documentation.
+#[derive(Default)]
+pub(super) struct AtHand {
+    kept: Mutex<Kept>,
+}
+
+#[derive(Default)]
+struct Kept {
+    applied: Option<Rows>,
+    before: Option<Rows>,
+}
+
+impl AtHand {
+    /// A document was stored.
+    pub(super) fn applied(&self, rows: Rows) {
+        self.lock().applied = Some(rows);
+    }
+
+    /// Another generation came into force in the place of this one.
+    pub(super) fn replaced(&self, rows: Rows) {
+        self.lock().before = Some(rows);
+    }
+
+    /// The rows of a generation, digest and all, if they are here.
+    pub(super) fn get(&self, id: &GenerationId) -> Option<Rows> {
+        let kept = self.lock();
+        let found = [&kept.applied, &kept.before].into_iter().flatten();
+        found.into_iter().find(|rows| rows.id == *id).cloned()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Kept> {
+        // What is kept is whole whatever happened to who held the lock.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
