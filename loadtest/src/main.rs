@@ -14,7 +14,7 @@ use sluice_loadtest::load::expect::{Expectation, Outcome};
 use sluice_loadtest::load::plan::Scenario;
 use sluice_loadtest::load::sink::Sink;
 use sluice_loadtest::load::target::Target;
-use sluice_loadtest::load::{compare, cpu, report, scenario};
+use sluice_loadtest::load::{churn, compare, cpu, release, report, scenario};
 
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
@@ -30,6 +30,18 @@ fn main() -> anyhow::Result<ExitCode> {
             print(&comparison.text())?;
             store(args.json.as_deref(), &comparison)?;
             judge(&args.expectations, &comparison.numbers())
+        }
+        Command::PolicyChurn(args) => {
+            let report = churn::run(&args)?;
+            print(&report.text())?;
+            store(args.json.as_deref(), &report)?;
+            judge(&args.all_expectations(), &report.numbers())
+        }
+        Command::Release(args) => {
+            let releases = release::run(&args)?;
+            print(&releases.text())?;
+            store(args.json.as_deref(), &releases)?;
+            judge(&args.expectations, &releases.numbers())
         }
         Command::Diff { before, after } => {
             print(&report::difference(

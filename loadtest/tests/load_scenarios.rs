@@ -1,4 +1,5 @@
-//! Every scenario of the load generator, briefly and straight against its own sink: counts only, nothing about time.
+//! Every scenario of the load generator, briefly and straight against its own sink, those about policies with real
+//! processes: counts only, nothing about time.
 
 // A helper that cannot set up its case ends the test, as in a test function itself.
 #![allow(clippy::unwrap_used)]
@@ -168,4 +169,72 @@ fn nobody_listening_is_an_error() {
         format!("{error:#}").contains("nobody could connect"),
         "{error:#}"
     );
+}
+
+/// With real processes, small: what must hold holds, and policies did change.
+fn churn(words: &[&str]) {
+    use clap::Parser as _;
+    use sluice_loadtest::load::args::{Cli, Command};
+    use sluice_loadtest::load::churn;
+    use sluice_loadtest::load::expect::Outcome;
+
+    let dataplane = sluice_loadtest::harness::sibling("sluice-dataplane").unwrap();
+    let programs = dataplane.parent().unwrap().to_str().unwrap();
+    let line = ["sluice-loadtest", "policy-churn", "--quiet"];
+    let small = "--connections 8 --rate 400 --duration 2 --rules 50 --every 0.02 --programs";
+    let line = line.into_iter().chain(small.split(' ')).chain([programs]);
+    let cli = Cli::parse_from(line.chain(words.iter().copied()));
+    let Command::PolicyChurn(args) = cli.command else {
+        panic!("another command");
+    };
+    let numbers = churn::run(&args).unwrap().numbers();
+    for expectation in args.all_expectations() {
+        let outcome = expectation.check(&numbers);
+        assert_eq!(outcome, Outcome::Holds, "{expectation}: {numbers:?}");
+    }
+    // One of the two sides and what both allow.
+    assert_eq!(numbers.get("sent"), Some(&800.0));
+    let arrived = numbers.get("at_broker").copied().unwrap_or_default();
+    let torn_at_most = 8.0 * numbers.get("changes").copied().unwrap_or_default();
+    assert!((arrived - 400.0).abs() <= torn_at_most, "{arrived}");
+}
+
+#[test]
+fn c9_policies_that_change_by_sighup_are_never_mixed() {
+    churn(&[]);
+}
+
+#[test]
+fn c9_policies_that_a_control_plane_releases_are_never_mixed() {
+    churn(&["--control-plane"]);
+}
+
+#[test]
+fn a_release_is_followed_until_it_is_active() {
+    use clap::Parser as _;
+    use sluice_loadtest::load::args::{Cli, Command};
+    use sluice_loadtest::load::release;
+
+    let dataplane = sluice_loadtest::harness::sibling("sluice-dataplane").unwrap();
+    let programs = dataplane.parent().unwrap().to_str().unwrap();
+    for nodes in ["0", "3"] {
+        let line = "sluice-loadtest release --quiet --rules 1,20 --changes 1 --rollbacks 1 --nodes";
+        let line = line.split(' ').chain([nodes, "--programs", programs]);
+        let Command::Release(args) = Cli::parse_from(line).command else {
+            panic!("another command");
+        };
+        let numbers = release::run(&args).unwrap().numbers();
+        for kind in ["first", "change", "rollback"] {
+            for rules in [1, 20] {
+                let number = |name: &str| {
+                    let found = numbers.get(&format!("{kind}/{rules}/{name}"));
+                    found.copied().unwrap_or(f64::NAN)
+                };
+                // In the order in which it happens; that of two processes' logs is not known to the microsecond.
+                assert!(number("in_force") > 0.0, "{numbers:?}");
+                assert!(number("active") >= number("in_force"), "{numbers:?}");
+                assert!(number("watch") > 0.0, "{numbers:?}");
+            }
+        }
+    }
 }

@@ -42,6 +42,10 @@ pub enum Command {
     SlowReader(RunArgs),
     /// Several targets in one run, in turns: medians, spread, ratios
     Compare(super::compare::CompareArgs),
+    /// Policies released again and again during traffic: nothing is lost, nothing is judged by a mix of two
+    PolicyChurn(super::churn::ChurnArgs),
+    /// From the release of a policy by a control plane until every shard judges by it
+    Release(super::release::ReleaseArgs),
     /// Two stored JSON reports side by side
     Diff {
         /// The earlier one

@@ -87,6 +87,8 @@ pub enum Role {
     Idle,
     /// Publishes.
     Publisher(Template),
+    /// Publishes to one topic after the other, round and round; each is a sender of its own to the broker.
+    Lanes(Vec<Template>),
     /// Receives.
     Subscriber {
         /// What it subscribes to.
@@ -116,7 +118,7 @@ pub enum Role {
 impl Role {
     fn filter(&self) -> Option<&str> {
         match self {
-            Self::Idle | Self::Publisher(_) => None,
+            Self::Idle | Self::Publisher(_) | Self::Lanes(_) => None,
             Self::Subscriber { filter }
             | Self::SlowSubscriber { filter, .. }
             | Self::Requester { filter, .. }
@@ -124,9 +126,11 @@ impl Role {
         }
     }
 
-    fn template(&self) -> Option<&Template> {
+    /// What the message with this number is made from.
+    fn template(&self, sequence: u32) -> Option<&Template> {
         match self {
             Self::Publisher(template) | Self::Requester { template, .. } => Some(template),
+            Self::Lanes(lanes) => lanes.get(sequence as usize % lanes.len().max(1)),
             Self::Idle
             | Self::Subscriber { .. }
             | Self::SlowSubscriber { .. }
@@ -326,10 +330,10 @@ impl Device {
     }
 
     fn push_message(&self, due_ns: u64, buffer: &mut Vec<u8>) {
-        let Some(template) = self.role.template() else {
+        let sequence = self.sequence.get();
+        let Some(template) = self.role.template(sequence) else {
             return;
         };
-        let sequence = self.sequence.get();
         self.sequence.set(sequence.wrapping_add(1));
         let mut packet_id = 0;
         if template.qos() > 0 {
@@ -339,10 +343,19 @@ impl Device {
                 .borrow_mut()
                 .push_back((packet_id, due_ns));
         }
+        let lanes = match &self.role {
+            Role::Lanes(lanes) => u32::try_from(lanes.len()).unwrap_or(1).max(1),
+            Role::Idle
+            | Role::Publisher(_)
+            | Role::Subscriber { .. }
+            | Role::SlowSubscriber { .. }
+            | Role::Requester { .. }
+            | Role::Responder { .. } => 1,
+        };
         let stamp = Stamp {
             due_ns,
-            sender: self.index,
-            sequence,
+            sender: self.index * lanes + sequence % lanes,
+            sequence: sequence / lanes,
         };
         template.push(stamp, packet_id, buffer);
     }
@@ -358,7 +371,7 @@ impl Device {
 
     async fn read_all(&self, reader: &mut OwnedReadHalf<TcpStream>) {
         let capacity = match &self.role {
-            Role::Idle | Role::Publisher(_) => 512,
+            Role::Idle | Role::Publisher(_) | Role::Lanes(_) => 512,
             Role::Subscriber { .. } | Role::Responder { .. } => 64 << 10,
             Role::Requester { .. } | Role::SlowSubscriber { .. } => 4 << 10,
         };

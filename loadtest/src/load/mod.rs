@@ -5,6 +5,10 @@
 
 /// The command line.
 pub mod args;
+/// A scenario while something else is done.
+pub mod beside;
+/// Releases during traffic.
+pub mod churn;
 /// Monotonic time and an exact timer.
 pub mod clock;
 /// Several targets in turns.
@@ -17,10 +21,16 @@ pub mod device;
 pub mod expect;
 /// Packets.
 pub mod frame;
+/// How a mix of two generations is seen.
+pub mod lanes;
 /// The schedule.
 pub mod pace;
 /// What a run is asked to do.
 pub mod plan;
+/// Programs and their logs.
+pub mod process;
+/// From the release of a policy until it is active.
+pub mod release;
 /// What a run found.
 pub mod report;
 /// Runs a plan.

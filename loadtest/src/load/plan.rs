@@ -22,6 +22,9 @@ pub enum Scenario {
     RequestResponse,
     /// As fan-out, but some subscribers read slowly: the others must not notice.
     SlowReader,
+    /// Every device publishes to the topics of [`lanes`](super::lanes) in turn. Only with a policy that goes with them.
+    #[value(skip)]
+    PolicyChurn,
 }
 
 impl Scenario {
@@ -35,6 +38,7 @@ impl Scenario {
             Self::FanOut => "fan-out",
             Self::RequestResponse => "request-response",
             Self::SlowReader => "slow-reader",
+            Self::PolicyChurn => "policy-churn",
         }
     }
 }

@@ -15,6 +15,7 @@ use super::clock::{self, Metronome};
 use super::cpu::Usage;
 use super::device::{Device, Dial, Role, World, add, connect};
 use super::frame::{DISCONNECT, Template};
+use super::lanes::Lane;
 use super::pace::{Pace, Window};
 use super::plan::{Plan, Scenario};
 use super::report::Report;
@@ -59,7 +60,8 @@ pub fn run(plan: &Plan, sink: Option<&Sink>) -> anyhow::Result<Report> {
             | Scenario::FanIn
             | Scenario::FanOut
             | Scenario::RequestResponse
-            | Scenario::SlowReader => run.devices().await,
+            | Scenario::SlowReader
+            | Scenario::PolicyChurn => run.devices().await,
         }
     })
 }
@@ -139,6 +141,17 @@ impl Run<'_> {
                 (Vec::new(), devices.map(|_| Role::Idle).collect())
             }
             Scenario::Publish => (publishers(), Vec::new()),
+            Scenario::PolicyChurn => {
+                let of = |index| {
+                    Lane::ALL
+                        .map(|lane| template(&lane.topic(index), None))
+                        .into()
+                };
+                (
+                    devices.map(|index| Role::Lanes(of(index))).collect(),
+                    Vec::new(),
+                )
+            }
             Scenario::FanIn => {
                 let filter = filter_of(&plan.topics);
                 (publishers(), vec![Role::Subscriber { filter }])
@@ -298,7 +311,9 @@ impl Run<'_> {
     fn receivers(&self) -> u64 {
         let connections = u64::from(self.plan.connections);
         match self.plan.scenario {
-            Scenario::ConnectStorm | Scenario::Idle | Scenario::Publish => 0,
+            Scenario::ConnectStorm | Scenario::Idle | Scenario::Publish | Scenario::PolicyChurn => {
+                0
+            }
             Scenario::FanIn | Scenario::RequestResponse => 1,
             Scenario::FanOut => connections,
             Scenario::SlowReader => {

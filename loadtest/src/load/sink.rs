@@ -23,6 +23,7 @@ use rustix::net::{RecvFlags, SendFlags, SocketFlags, accept_with, recv, send};
 use super::clock;
 use super::cpu;
 use super::frame::{self, Frame, Publish, Stamp, Version, kind};
+use super::lanes::Ledger;
 use super::pace::Window;
 use super::report::Latency;
 
@@ -60,6 +61,7 @@ struct Shared {
     until_ns: AtomicU64,
     stop: AtomicBool,
     latency: Mutex<Latency>,
+    ledger: Mutex<Ledger>,
 }
 
 /// A running sink; stops when dropped.
@@ -139,6 +141,17 @@ impl Sink {
     /// Latency from the due time to the sink, of messages due in the window.
     pub fn latency(&self) -> Latency {
         self.lock().clone()
+    }
+
+    /// Begins to keep a ledger of lanes for so many devices, from their first message on; 0: none.
+    pub fn keep_ledger(&self, devices: u32) {
+        *self.ledger() = Ledger::new(devices);
+    }
+
+    /// The ledger as it is now.
+    pub fn ledger(&self) -> std::sync::MutexGuard<'_, Ledger> {
+        let ledger = &self.shared.ledger;
+        ledger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Latency> {
@@ -422,6 +435,10 @@ impl Server {
         let Some(stamp) = Stamp::read(publish.payload) else {
             return;
         };
+        let ledger = &self.shared.ledger;
+        let mut ledger = ledger.lock().unwrap_or_else(PoisonError::into_inner);
+        ledger.note(stamp.sender, stamp.sequence);
+        drop(ledger);
         let sender = stamp.sender as usize;
         if sender < SENDERS_MAX {
             if self.next.len() <= sender {
