@@ -9,7 +9,7 @@ help: ## List the targets
 
 run: ## Start broker, control plane and data plane, release policies, show what devices see, stay up until Ctrl-C
 	$(CARGO) build --locked --bins
-	@exec target/debug/sluice-quickstart
+	@exec $(or $(CARGO_TARGET_DIR),target)/debug/sluice-quickstart
 
 test: ## Install what the tests need, build, and run every test
 	@.ci/needs
