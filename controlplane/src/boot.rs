@@ -15,9 +15,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tonic::service::Routes;
 
-use crate::api::{self, AccessApi, OperationsApi};
+use crate::api::{self, AccessApi, OperationsApi, Underway};
 use crate::auth::{self, Gate};
-use crate::config::{RunArgs, TokenArgs};
+use crate::config::{RunArgs, TokenArgs, unknown_variables};
 use crate::fleet::Fleet;
 use crate::readiness::Readiness;
 use crate::release::{self, Releases};
@@ -28,6 +28,8 @@ use crate::{admin, clock, logging, metrics, server};
 const STOP_WITHIN: Duration = Duration::from_secs(10);
 /// Time for the store to write its log into its file at the end.
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
+/// How long after the last call the connections have: for what was answered last, and for callers to close them.
+const QUIET: Duration = Duration::from_millis(500);
 /// The command line is wrong.
 const EXIT_USAGE: u8 = 2;
 /// Descriptors that are no connections: the store, the admin server, files.
@@ -49,6 +51,10 @@ pub fn run(args: &RunArgs) -> ExitCode {
     }
     if let Err(error) = logging::install(args.log_format, &args.log_level) {
         return usage(&[format!("the log: {error:#}")]);
+    }
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for name in unknown_variables(names) {
+        tracing::warn!(name, "no setting has this environment variable; see --help");
     }
     match in_runtime(serve(args)) {
         Ok(End::Stopped) => ExitCode::SUCCESS,
@@ -105,8 +111,47 @@ async fn open_store(data_dir: &Path) -> anyhow::Result<Arc<Sqlite>> {
     Ok(Arc::new(store))
 }
 
+/// A control plane that serves.
+struct Running {
+    served: JoinHandle<anyhow::Result<()>>,
+    underway: Underway,
+    readiness: Arc<Readiness>,
+    fleet: Fleet,
+    sqlite: Arc<Sqlite>,
+    stop: watch::Sender<bool>,
+}
+
+impl Running {
+    /// Tells everybody that it ends.
+    fn tell(&self) {
+        self.readiness.set_serving(false);
+        self.stop.send_replace(true);
+        self.fleet.close();
+    }
+}
+
 async fn serve(args: &RunArgs) -> anyhow::Result<End> {
     let mut signals = signals().context("signal handlers")?;
+    let running = tokio::select! {
+        running = start(args) => running?,
+        signal = signals.recv() => {
+            tracing::info!(signal, "stopped before it served");
+            return Ok(End::Stopped);
+        }
+    };
+    let sqlite = Arc::clone(&running.sqlite);
+    let end = until_stopped(&mut signals, running).await?;
+    if matches!(end, End::Stopped) {
+        // Its log goes into its file, so that the file alone is the whole store. What was written is safe either way.
+        let closed = tokio::time::timeout(CLOSE_WITHIN, sqlite.close()).await;
+        if closed.is_err() {
+            tracing::warn!("the store was still in use; its log stays beside it");
+        }
+    }
+    Ok(end)
+}
+
+async fn start(args: &RunArgs) -> anyhow::Result<Running> {
     let metrics = metrics::install().context("metrics")?;
     tokio::spawn(metrics::upkeep(metrics.clone()));
     let tls = args.tls().map(server::tls).transpose()?;
@@ -146,47 +191,41 @@ async fn serve(args: &RunArgs) -> anyhow::Result<End> {
         ))
         .add_service(api::nodes::service(gate.clone(), fleet.clone()))
         .add_service(fleet.server())
-        .add_service(AccessApi::new(gate).into_service())
+        .add_service(AccessApi::new(gate.clone()).into_service())
         .add_service(operations.into_service());
     serve_admin(admin_socket, Arc::clone(&readiness), metrics)?;
     let (stop, stopping) = watch::channel(false);
     let is_tls = tls.is_some();
     let address = socket.local_addr().context("--listen")?;
-    readiness.set_serving(true);
-    let served = tokio::spawn(server::serve(
-        socket,
-        connections_max,
-        tls,
-        routes.routes(),
-        Arc::clone(&readiness),
-        stopping,
-    ));
-    announce(address, args, is_tls);
-    let tell = || {
-        readiness.set_serving(false);
-        stop.send_replace(true);
-        fleet.close();
+    let underway = Underway::default();
+    let served = server::Served {
+        routes: routes.routes(),
+        gate,
+        readiness: Arc::clone(&readiness),
+        underway: underway.clone(),
     };
-    let end = until_stopped(&mut signals, served, tell).await?;
-    if matches!(end, End::Stopped) {
-        // Its log goes into its file, so that the file alone is the whole store. What was written is safe either way.
-        let closed = tokio::time::timeout(CLOSE_WITHIN, sqlite.close()).await;
-        if closed.is_err() {
-            tracing::warn!("the store was still in use; its log stays beside it");
-        }
-    }
-    Ok(end)
+    readiness.set_serving(true);
+    let served = server::serve(socket, connections_max, tls, served, stopping);
+    let served = tokio::spawn(served);
+    announce(address, args, is_tls);
+    Ok(Running {
+        served,
+        underway,
+        readiness,
+        fleet,
+        sqlite,
+        stop,
+    })
 }
 
 /// Waits for a signal, or for the server's end, which is an error; then brings everything to its end.
 async fn until_stopped(
     signals: &mut mpsc::Receiver<i32>,
-    mut served: JoinHandle<anyhow::Result<()>>,
-    tell: impl FnOnce(),
+    mut running: Running,
 ) -> anyhow::Result<End> {
     let first = tokio::select! {
         first = signals.recv() => first,
-        ended = &mut served => {
+        ended = &mut running.served => {
             ended.context("the gRPC server")??;
             anyhow::bail!("the gRPC server has ended by itself");
         }
@@ -196,10 +235,15 @@ async fn until_stopped(
         within_secs = STOP_WITHIN.as_secs(),
         "stopping"
     );
-    tell();
+    running.tell();
     tokio::select! {
-        ended = &mut served => {
+        ended = &mut running.served => {
             ended.context("the gRPC server")??;
+            tracing::info!("stopped");
+            Ok(End::Stopped)
+        }
+        // Who keeps an idle connection open holds nobody up.
+        () = running.underway.none_for(QUIET) => {
             tracing::info!("stopped");
             Ok(End::Stopped)
         }

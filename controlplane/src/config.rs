@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::domain::{Name, PORT};
 
@@ -227,6 +227,23 @@ impl FromStr for Span {
     }
 }
 
+/// Those of these environment variables that look like a setting and are none: spelling errors, most likely.
+pub fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<String> {
+    const PREFIX: &str = "SLUICE_CONTROL_";
+    // Of nodes, which may run on the same machine.
+    const OF_NODES: &str = "SLUICE_CONTROL_PLANE";
+    let command = Cli::command();
+    let subcommands = command.get_subcommands();
+    let arguments = subcommands.flat_map(clap::Command::get_arguments);
+    let known: Vec<_> = arguments.filter_map(clap::Arg::get_env).collect();
+    let is_unknown = |name: &String| {
+        name.starts_with(PREFIX) && !name.starts_with(OF_NODES) && !known.contains(&name.as_ref())
+    };
+    let mut unknown: Vec<_> = names.filter(is_unknown).collect();
+    unknown.sort();
+    unknown
+}
+
 fn name(text: &str) -> Result<Name, String> {
     let why = "expected 1 to 64 of letters, digits, `-`, `_` and `.`";
     let parsed = Name::parse(text).filter(|name| !name.as_str().starts_with('.'));
@@ -235,8 +252,6 @@ fn name(text: &str) -> Result<Name, String> {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
-
     use super::*;
 
     fn parse(args: &[&str]) -> RunArgs {
@@ -247,6 +262,21 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn variables_that_are_no_setting_are_found() {
+        let names = [
+            "PATH",
+            "SLUICE_CONTROL_LISTEM",
+            "SLUICE_CONTROL_LISTEN",
+            "SLUICE_CONTROL_RELEASE_WITHIN",
+            "SLUICE_CONTROL_DATA_DIR",
+            "SLUICE_CONTROL_PLANE_CA",
+            "SLUICE_CONTROL_",
+        ];
+        let unknown = unknown_variables(names.map(str::to_owned).into_iter());
+        assert_eq!(unknown, ["SLUICE_CONTROL_", "SLUICE_CONTROL_LISTEM"]);
     }
 
     #[test]

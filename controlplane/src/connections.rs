@@ -2,7 +2,7 @@
 //!
 //! Places belong to those who proved who they are. A connection over which nobody has, within a deadline, is closed; and
 //! when all places are taken, the oldest such connection gives way to a newcomer. So whoever opens connections and says
-//! nothing keeps nobody out. Knows no protocol.
+//! nothing keeps nobody out, nor does who was sent away and stays. Knows no protocol.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -16,7 +16,7 @@ use axum::serve::Listener;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 use tonic::transport::server::Connected;
 
 use crate::auth::Peer;
@@ -45,6 +45,8 @@ pub struct Connection {
     stream: TcpStream,
     peer: Peer,
     timer: Pin<Box<Sleep>>,
+    stranger_max: Duration,
+    was_proven: bool,
     /// Ends when the place was given to somebody else.
     evicted: oneshot::Receiver<()>,
     /// True exactly when `timer` or `evicted` has ended while the peer was a stranger.
@@ -112,6 +114,8 @@ impl Listener for Bounded {
             let connection = Connection {
                 stream,
                 timer: Box::pin(tokio::time::sleep(self.limits.stranger_max)),
+                stranger_max: self.limits.stranger_max,
+                was_proven: false,
                 evicted: self.held.enter(number, peer.clone()),
                 is_over: false,
                 peer,
@@ -142,7 +146,13 @@ impl Connection {
     /// Asked before every read and write, so that whoever is over learns it however busy the other side keeps us.
     fn go_on(&mut self, context: &mut Context<'_>) -> io::Result<()> {
         if self.peer.is_proven() {
+            self.was_proven = true;
             return Ok(());
+        }
+        // Revoked or expired: time enough to come with another secret.
+        if std::mem::take(&mut self.was_proven) {
+            let until = Instant::now() + self.stranger_max;
+            self.timer.as_mut().reset(until);
         }
         self.is_over = self.is_over
             || self.timer.as_mut().poll(context).is_ready()
@@ -251,8 +261,10 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use tokio::io::AsyncReadExt;
+    use tokio::sync::watch;
 
     use super::*;
+    use crate::auth::Stay;
 
     /// Longest wait for anything; reached only by a failing test.
     const PATIENCE: Duration = Duration::from_secs(20);
@@ -280,11 +292,18 @@ mod tests {
         read.expect("in time").expect_err("over").kind()
     }
 
+    /// Somebody proves who they are over it, until the sender is dropped.
+    fn prove(connection: &Connection) -> watch::Sender<()> {
+        let (welcome, gone) = watch::channel(());
+        connection.peer.prove(Stay::new(gone, None));
+        welcome
+    }
+
     #[tokio::test]
     async fn strangers_give_way_and_members_stay() {
         let (mut bounded, address) = bounded(2, NEVER).await;
         let (mut member, member_end) = accept(&mut bounded, address).await;
-        member.peer.prove();
+        let _welcome = prove(&member);
         let (mut stranger, _end) = accept(&mut bounded, address).await;
         // The third finds no place free; the stranger learns it, goes, and makes room.
         let newcomer = tokio::spawn(async move {
@@ -306,9 +325,30 @@ mod tests {
         let (mut stranger, _end) = accept(&mut bounded, address).await;
         assert_eq!(read(&mut stranger).await, io::ErrorKind::TimedOut);
         let (mut member, end) = accept(&mut bounded, address).await;
-        member.peer.prove();
+        let _welcome = prove(&member);
         member.timer.as_mut().await;
         drop(end);
         assert_eq!(member.read(&mut [0; 1]).await.expect("its own end"), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_was_sent_away_is_a_stranger_again() {
+        let (mut bounded, address) = bounded(1, NEVER).await;
+        let (mut member, _end) = accept(&mut bounded, address).await;
+        let welcome = prove(&member);
+        member.timer.as_mut().await;
+        let mut bytes = [0; 1];
+        let nothing = tokio::time::timeout(Duration::from_secs(1), member.read(&mut bytes));
+        assert!(nothing.await.is_err(), "it stays as long as it is welcome");
+        drop(welcome);
+        let nothing = tokio::time::timeout(NEVER / 2, member.read(&mut bytes));
+        assert!(nothing.await.is_err(), "time to come with another secret");
+        let over = member.read(&mut [0; 1]).await.expect_err("over");
+        assert_eq!(over.kind(), io::ErrorKind::TimedOut);
+        drop(member);
+        let (member, _end) = accept(&mut bounded, address).await;
+        drop(prove(&member));
+        bounded.held.evict_oldest_stranger();
+        assert_eq!(bounded.held.lock().len(), 0, "it gives way to newcomers");
     }
 }

@@ -16,7 +16,8 @@ use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
-use crate::api::{CallsLayer, Methods};
+use crate::api::{CallsLayer, Methods, Underway};
+use crate::auth::Gate;
 use crate::config::TlsFiles;
 use crate::connections::{Bounded, Limits};
 use crate::readiness::Readiness;
@@ -79,15 +80,32 @@ fn warn_of_readers(key: &Path) {
     }
 }
 
+/// What is served, and to whom.
+pub struct Served {
+    /// The services.
+    pub routes: Routes,
+    /// Who may call.
+    pub gate: Gate,
+    /// What the health service says.
+    pub readiness: Arc<Readiness>,
+    /// Counts calls.
+    pub underway: Underway,
+}
+
 /// Serves until `stopping` turns true and the last connection has ended.
 pub async fn serve(
     socket: TcpListener,
     connections_max: usize,
     tls: Option<ServerTlsConfig>,
-    routes: Routes,
-    readiness: Arc<Readiness>,
+    served: Served,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
+    let Served {
+        routes,
+        gate,
+        readiness,
+        underway,
+    } = served;
     let descriptors = [
         sluice_proto::DESCRIPTORS,
         tonic_health::pb::FILE_DESCRIPTOR_SET,
@@ -122,7 +140,7 @@ pub async fn serve(
     };
     stopping.mark_unchanged();
     server
-        .layer(CallsLayer::new(Arc::new(methods), stopping))
+        .layer(CallsLayer::new(Arc::new(methods), gate, underway, stopping))
         .add_routes(routes)
         .add_service(health)
         .add_service(reflection)

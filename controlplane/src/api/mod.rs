@@ -9,6 +9,6 @@ mod operations;
 pub mod policies;
 
 pub use access::AccessApi;
-pub use calls::{CallsLayer, Methods};
+pub use calls::{CallsLayer, Methods, Underway};
 pub use fail::status;
 pub use operations::OperationsApi;

@@ -49,6 +49,8 @@ pub struct Caller {
     pub request_id: String,
     /// True exactly when the connection is encrypted.
     pub is_tls: bool,
+    /// How long they are welcome.
+    pub stay: Stay,
 }
 
 impl Caller {
@@ -147,7 +149,7 @@ impl Gate {
         let (token, stay) = self
             .token(&id, &secret, clock::unix_now())
             .map_err(|refusal| self.refuse(refusal, &asked, &id.0))?;
-        asked.prove(token.name.as_str(), stay);
+        asked.prove(token.name.as_str(), stay.clone());
         if token.role < least {
             self.refuse(Refusal::Role, &asked, token.name.as_str());
             let (name, has, needs) = (&token.name, token.role.name(), least.name());
@@ -160,6 +162,7 @@ impl Gate {
             role: token.role,
             request_id: asked.request_id().to_owned(),
             is_tls: asked.peer.as_ref().is_some_and(|peer| peer.is_tls),
+            stay,
         })
     }
 
@@ -406,10 +409,62 @@ impl Asked {
 
     fn prove(&self, name: &str, stay: Stay) {
         if let Some(peer) = &self.peer {
-            peer.prove();
+            peer.prove(stay.clone());
         }
         if let Some(call) = &self.call {
             call.prove(name, stay);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Sqlite;
+
+    #[tokio::test]
+    async fn c3_a_token_works_until_its_time_and_is_refused_from_then_on() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Sqlite::open(folder.path()).await.expect("a store");
+        let gate = Gate::open(Arc::new(store)).await.expect("a gate");
+        let (id, secret) = random().expect("randomness");
+        let token = Token {
+            id: id.clone(),
+            name: Name::parse("guest").expect("a name"),
+            role: Role::Viewer,
+            hash: secret.hash(),
+            created_at: UnixMillis(1000),
+            created_by: "test".into(),
+            expires_at: Some(UnixMillis(2000)),
+            revoked_at: None,
+        };
+        let audit = AuditEntry {
+            at: UnixMillis(1000),
+            who: "test".into(),
+            action: "token.create",
+            what: "token guest".into(),
+            before: String::new(),
+            after: String::new(),
+            request_id: String::new(),
+        };
+        gate.create_token(token, audit).await.expect("made");
+        for (now, expected) in [
+            (1000, None),
+            (1999, None),
+            (2000, Some(Refusal::Expired)),
+            (u64::MAX, Some(Refusal::Expired)),
+            // A clock that was put back: nothing remembers that it was later once.
+            (1500, None),
+        ] {
+            let found = gate.token(&id, &secret, UnixMillis(now));
+            assert_eq!(found.map(drop).err(), expected, "{now}");
+        }
+        let (_, other) = random().expect("randomness");
+        let wrong = gate.token(&id, &other, UnixMillis(u64::MAX)).map(drop);
+        assert_eq!(
+            wrong,
+            Err(Refusal::WrongSecret),
+            "who guesses learns nothing of time"
+        );
     }
 }

@@ -3,8 +3,7 @@
 //! Holds facts and decides one thing: whether a secret may travel over such a connection. Knows no token.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -19,8 +18,12 @@ pub struct Peer {
     pub address: SocketAddr,
     /// True exactly when the connection is encrypted.
     pub is_tls: bool,
-    proof: Arc<AtomicBool>,
+    /// Of those who proved who they are over it, the last few.
+    proofs: Arc<Mutex<Vec<Stay>>>,
 }
+
+/// Callers of one connection that keep it open, at most: programs have one token, gateways a few.
+const PROOFS_MAX: usize = 8;
 
 impl Peer {
     /// Nobody has proved anything over this connection yet.
@@ -28,18 +31,25 @@ impl Peer {
         Self {
             address,
             is_tls,
-            proof: Arc::default(),
+            proofs: Arc::default(),
         }
     }
 
-    /// True once a call over this connection came with a secret that works.
+    /// True exactly when a call over this connection came with a secret that still works.
     pub fn is_proven(&self) -> bool {
-        self.proof.load(Ordering::Relaxed)
+        // Nothing panics between lock and unlock, here and below.
+        let proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        proofs.iter().any(|stay| !stay.is_over())
     }
 
-    /// Somebody proved who they are.
-    pub(crate) fn prove(&self) {
-        self.proof.store(true, Ordering::Relaxed);
+    /// Somebody proved who they are, and is welcome for so long.
+    pub(crate) fn prove(&self, stay: Stay) {
+        let mut proofs = self.proofs.lock().unwrap_or_else(PoisonError::into_inner);
+        proofs.retain(|held| !held.is_same(&stay) && !held.is_over());
+        if proofs.len() >= PROOFS_MAX {
+            proofs.remove(0);
+        }
+        proofs.push(stay);
     }
 }
 
@@ -98,17 +108,36 @@ pub struct Stay {
 }
 
 impl Stay {
-    pub(super) fn new(gone: watch::Receiver<()>, expires_at: Option<UnixMillis>) -> Self {
+    pub(crate) fn new(gone: watch::Receiver<()>, expires_at: Option<UnixMillis>) -> Self {
         Self { gone, expires_at }
     }
 
+    /// True exactly when the caller is not welcome any more.
+    pub fn is_over(&self) -> bool {
+        self.is_over_at(clock::unix_now)
+    }
+
+    fn is_over_at(&self, now: impl FnOnce() -> UnixMillis) -> bool {
+        let is_gone = self.gone.has_changed().is_err();
+        is_gone || self.expires_at.is_some_and(|at| left(at, now()).is_none())
+    }
+
+    /// True exactly when it ends together with the other.
+    fn is_same(&self, other: &Self) -> bool {
+        self.gone.same_channel(&other.gone)
+    }
+
     /// Ends when the caller is not welcome any more.
-    pub async fn ended(mut self) {
+    pub async fn ended(self) {
+        self.ended_by(clock::unix_now).await;
+    }
+
+    async fn ended_by(mut self, now: impl Fn() -> UnixMillis) {
         let expired = async {
             match self.expires_at {
                 // In steps, so that a clock that was put forward is noticed.
                 Some(at) => {
-                    while let Some(left) = left(at, clock::unix_now()) {
+                    while let Some(left) = left(at, now()) {
                         tokio::time::sleep(left.min(CLOCK_LOOK)).await;
                     }
                 }
@@ -171,6 +200,62 @@ mod tests {
         assert!(!ended.is_finished());
         drop(sender);
         ended.await.expect("it ends");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c3_a_stay_ends_when_its_time_has_passed_also_when_the_clock_jumps() {
+        let begin = tokio::time::Instant::now();
+        let (_sender, gone) = watch::channel(());
+        let stay = Stay::new(gone, Some(UnixMillis(600_000)));
+        let passed = move || UnixMillis(u64::try_from(begin.elapsed().as_millis()).unwrap());
+        stay.clone().ended_by(passed).await;
+        assert_eq!(begin.elapsed(), Duration::from_secs(600), "not before");
+        let jumped = move || UnixMillis(passed().0 + 300_000 * u64::from(passed().0 > 610_000));
+        let again = tokio::time::Instant::now();
+        let later = Stay::new(stay.gone.clone(), Some(UnixMillis(1_200_000)));
+        later.ended_by(jumped).await;
+        assert!(
+            again.elapsed() < Duration::from_secs(350),
+            "put forward by five minutes: {:?}",
+            again.elapsed()
+        );
+    }
+
+    #[test]
+    fn a_proof_lasts_as_long_as_its_stay() {
+        let peer = Peer::new(SocketAddr::from(([127, 0, 0, 1], 1)), false);
+        assert!(!peer.is_proven());
+        let (sender, gone) = watch::channel(());
+        peer.prove(Stay::new(gone, None));
+        assert!(peer.is_proven());
+        drop(sender);
+        assert!(!peer.is_proven(), "revoked");
+        let (_sender, gone) = watch::channel(());
+        peer.prove(Stay::new(gone.clone(), Some(UnixMillis(1))));
+        assert!(!peer.is_proven(), "expired long ago");
+        peer.prove(Stay::new(gone, None));
+        assert!(peer.is_proven(), "another call, another proof");
+        let senders: Vec<_> = (0..100).map(|_| watch::channel(())).collect();
+        for (_, gone) in &senders {
+            peer.prove(Stay::new(gone.clone(), None));
+            peer.prove(Stay::new(gone.clone(), None));
+        }
+        let held = peer.proofs.lock().unwrap().len();
+        assert_eq!(held, PROOFS_MAX, "one for each, and bounded");
+    }
+
+    #[test]
+    fn c3_a_stay_is_over_at_its_time() {
+        let (_sender, gone) = watch::channel(());
+        for (expires_at, now, expected) in [
+            (None, u64::MAX, false),
+            (Some(10), 9, false),
+            (Some(10), 10, true),
+            (Some(10), 11, true),
+        ] {
+            let stay = Stay::new(gone.clone(), expires_at.map(UnixMillis));
+            assert_eq!(stay.is_over_at(|| UnixMillis(now)), expected);
+        }
     }
 
     #[test]

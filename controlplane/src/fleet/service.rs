@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::{Outgoing, serve};
 use super::{Fleet, NODES_MAX};
-use crate::auth::Peer;
+use crate::auth::{Call, Peer};
 use crate::clock;
 use crate::domain::{AuditEntry, Name, NodeRecord, Secret};
 use crate::store::StoreError;
@@ -75,7 +75,7 @@ impl v1::fleet_server::Fleet for Fleet {
             what: format!("node {name}"),
             before: String::new(),
             after: format!("with the join token {}", token.id.0),
-            request_id: String::new(),
+            request_id: request_id(&request),
         };
         let record = NodeRecord {
             name,
@@ -107,6 +107,13 @@ fn refused(error: &StoreError) -> Status {
             Status::unavailable(error.to_string())
         }
     }
+}
+
+/// Of the call; empty when nobody gave it one.
+fn request_id<T>(request: &Request<T>) -> String {
+    let call = request.extensions().get::<Call>();
+    call.map(|call| call.request_id.to_string())
+        .unwrap_or_default()
 }
 
 /// Of the peer, without the port; empty when it has none.

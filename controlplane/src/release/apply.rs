@@ -121,6 +121,7 @@ impl Releases {
         expected_newest: u64,
         author: Author,
     ) -> Result<Generation, Failed> {
+        author.is_welcome()?;
         let within = self.inner.limits.release_within.as_millis();
         let within = u64::try_from(within).unwrap_or(u64::MAX);
         let summary = trial.summary;

@@ -22,6 +22,9 @@ pub enum Failed {
     /// The rules of releasing forbid it; the text says which and what to do.
     #[error("{0}")]
     Refused(String),
+    /// The author's token was revoked or has expired meanwhile; nothing was written.
+    #[error("the token was revoked or has expired meanwhile; nothing was written")]
+    Unwelcome,
     /// Too much at once, or something longer than its bound.
     #[error("{0}")]
     Busy(String),

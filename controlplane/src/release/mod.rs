@@ -27,6 +27,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{Instrument, info, warn};
 
+use crate::auth::Stay;
 use crate::domain::diff::Summary;
 use crate::domain::{AuditEntry, Generation, GenerationId, NewGeneration, State, UnixMillis};
 use crate::store::{Heads, Store, StoreError};
@@ -95,6 +96,19 @@ pub struct Author {
     pub at: UnixMillis,
     /// Why, in the author's words.
     pub comment: String,
+    /// How long the author is welcome: asked once more before the store is written, however long the work before took.
+    /// `None`: for ever.
+    pub stay: Option<Stay>,
+}
+
+impl Author {
+    fn is_welcome(&self) -> Result<(), Failed> {
+        let is_over = self.stay.as_ref().is_some_and(Stay::is_over);
+        if is_over {
+            return Err(Failed::Unwelcome);
+        }
+        Ok(())
+    }
 }
 
 /// A page of generations.
@@ -206,6 +220,7 @@ impl Releases {
                 (Summary::of(&base, &changes), wanted)
             })
             .await?;
+        author.is_welcome()?;
         let audit = AuditEntry {
             at: author.at,
             who: author.who,
@@ -251,6 +266,7 @@ impl Releases {
                 (changes, summary, wanted)
             })
             .await?;
+        author.is_welcome()?;
         let after = format!("a generation with the rows of generation {number}: {summary}");
         let audit = AuditEntry {
             at: author.at,

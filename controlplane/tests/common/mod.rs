@@ -98,8 +98,13 @@ impl Server {
     }
 
     /// Ends it and gives how it ended and all it wrote.
-    pub(crate) fn stop(mut self) -> (ExitStatus, String) {
+    pub(crate) fn stop(self) -> (ExitStatus, String) {
         self.signal(Signal::TERM);
+        self.wait()
+    }
+
+    /// Waits for its end, see [`Server::stop`].
+    pub(crate) fn wait(mut self) -> (ExitStatus, String) {
         let status = self.child.wait().expect("its end");
         self.reader.take().expect("once").join().expect("its log");
         let log = self.log.lock().expect("a log").clone();

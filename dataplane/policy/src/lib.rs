@@ -42,7 +42,7 @@ pub use validate::{
     ENDPOINTS_MAX, LISTENERS_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX, RULES_MAX, validate,
 };
 pub use verdict::{Effort, PACKET_NODES_MAX, SESSION_CLASSES_MAX};
-pub use yaml::{ALIAS_NODES_MAX, DEPTH_MAX, DOCUMENT_BYTES_MAX};
+pub use yaml::{ALIAS_NODES_MAX, DEPTH_MAX, DOCUMENT_BYTES_MAX, NODES_MAX};
 
 /// What this build can do. A document that `requires` anything else is refused, so that an old node never reads a row in
 /// a way its author did not mean.

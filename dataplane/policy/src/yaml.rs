@@ -10,9 +10,12 @@ use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 use crate::problem::{Position, Problems};
 
 /// Longest document read, in bytes. Rows are dropped as they are read, so memory follows the model, not the text.
+/// Of short values that is fifty times the text and more, so they have a bound of their own, [`NODES_MAX`].
 pub const DOCUMENT_BYTES_MAX: usize = 256 << 20;
 /// Deepest nesting of lists and maps; the format itself needs six.
 pub const DEPTH_MAX: usize = 24;
+/// How many keys and values a document holds at most: two million rules of ordinary size.
+pub const NODES_MAX: usize = 1 << 25;
 /// How many nodes all anchors and aliases of a document together may stand for.
 pub const ALIAS_NODES_MAX: usize = 100_000;
 /// So many bytes of an aliased text stand for one node more: about what a node takes.
@@ -60,6 +63,7 @@ pub(crate) struct Reader<'a> {
     peeked: Option<(Event<'a>, Position)>,
     anchors: HashMap<usize, (Node, usize)>,
     alias_nodes: usize,
+    nodes_left: usize,
 }
 
 impl<'a> Reader<'a> {
@@ -70,6 +74,7 @@ impl<'a> Reader<'a> {
             peeked: None,
             anchors: HashMap::new(),
             alias_nodes: 0,
+            nodes_left: NODES_MAX,
         }
     }
 
@@ -160,6 +165,11 @@ impl<'a> Reader<'a> {
             problems.add(at, format!("nested deeper than {DEPTH_MAX} levels"));
             return Err(Stopped);
         }
+        let Some(left) = self.nodes_left.checked_sub(1) else {
+            problems.add(at, format!("more than {NODES_MAX} keys and values"));
+            return Err(Stopped);
+        };
+        self.nodes_left = left;
         let (anchor, tag, value) = match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let value = if is_null(&text, style) {
@@ -334,6 +344,27 @@ fn height(node: &Node) -> usize {
                 .map(|(_, value)| height(value))
                 .max()
                 .unwrap_or(0)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_and_values_have_a_bound() {
+        let text = "a: {b: [c, d], e: f}";
+        // The key `a`, the map, and six in it.
+        for (nodes_max, is_read) in [(8, true), (7, false), (1, false)] {
+            let mut problems = Problems::default();
+            let mut reader = Reader::new(text);
+            reader.nodes_left = nodes_max;
+            assert!(matches!(reader.open(&mut problems), Ok(Top::Map)));
+            assert!(matches!(reader.key(&mut problems), Ok(Some(_))));
+            let value = reader.value(&mut problems);
+            assert_eq!(value.is_ok(), is_read, "{nodes_max}");
+            assert_eq!(problems.is_empty(), is_read, "{nodes_max}");
         }
     }
 }

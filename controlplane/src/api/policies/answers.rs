@@ -30,6 +30,7 @@ pub(super) fn failure(failed: &Failed) -> Status {
         Failed::Invalid(text) => Status::invalid_argument(text),
         Failed::NotFound(text) => Status::not_found(text),
         Failed::Refused(text) => Status::failed_precondition(text),
+        Failed::Unwelcome => Status::unauthenticated(failed.to_string()),
         Failed::Busy(text) => Status::resource_exhausted(text),
         Failed::Stopped => Status::internal(failed.to_string()),
         Failed::Interrupted => Status::unknown(failed.to_string()),

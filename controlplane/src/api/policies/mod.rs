@@ -207,6 +207,7 @@ fn author(caller: Caller, comment: Option<String>) -> Result<Author, Status> {
         request_id: caller.request_id,
         at: clock::unix_now(),
         comment,
+        stay: Some(caller.stay),
     })
 }
 

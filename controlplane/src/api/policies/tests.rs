@@ -15,7 +15,7 @@ use tonic::service::interceptor::InterceptedService;
 use tonic::transport::{Channel, Server};
 
 use super::*;
-use crate::auth::{self, Call, Kind, Peer};
+use crate::auth::{self, Call, Kind, Peer, Stay};
 use crate::domain::{Name, Token, UnixMillis};
 use crate::release::Limits;
 use crate::store::{Sqlite, Store};
@@ -182,6 +182,7 @@ async fn tokens(store: &dyn Store) -> Vec<(Role, String)> {
             role,
             request_id: String::new(),
             is_tls: false,
+            stay: Stay::new(tokio::sync::watch::channel(()).1, None),
         };
         let audit = caller.audit("token.create", role.name());
         store.add_token(token, audit).await.unwrap();

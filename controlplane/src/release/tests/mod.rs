@@ -74,6 +74,7 @@ fn author(at: u64) -> Author {
         request_id: "req".into(),
         at: UnixMillis(at),
         comment: String::new(),
+        stay: None,
     }
 }
 
@@ -186,6 +187,41 @@ async fn the_line_of_those_who_release_has_an_end() {
         matches!(again, Err(Failed::Store(StoreError::Conflict(_)))),
         "the places are free again: {again:?}"
     );
+}
+
+#[tokio::test]
+async fn c5_who_is_sent_away_while_the_work_goes_on_writes_nothing() {
+    let bench = Bench::start().await;
+    bench.apply("a", 0, 1).await.unwrap();
+    bench.apply("b", 1, 1).await.unwrap();
+    let author_until = |expires_at| {
+        let (welcome, gone) = watch::channel(());
+        let mut author = author(1);
+        author.stay = Some(Stay::new(gone, expires_at));
+        (welcome, author)
+    };
+    let (welcome, revoked) = author_until(None);
+    drop(welcome);
+    let (_welcome, expired) = author_until(Some(UnixMillis(1)));
+    for gone in [revoked, expired] {
+        let document = bench.document(&TEXT.replace("[a]", "[c]"));
+        let applied = bench.releases.apply(document, 2, gone.clone()).await;
+        assert!(matches!(applied, Err(Failed::Unwelcome)), "{applied:?}");
+        let released = bench.releases.release(2, 0, gone).await;
+        assert!(matches!(released, Err(Failed::Unwelcome)), "{released:?}");
+    }
+    bench.releases.release(2, 0, author(1)).await.unwrap();
+    let document = bench.document(&TEXT.replace("[a]", "[d]"));
+    bench.releases.apply(document, 2, author(1)).await.unwrap();
+    bench.releases.release(3, 2, author(1)).await.unwrap();
+    let (welcome, gone) = author_until(None);
+    drop(welcome);
+    let back = bench.releases.rollback(None, 3, gone).await;
+    assert!(matches!(back, Err(Failed::Unwelcome)), "{back:?}");
+    let (_welcome, welcome) = author_until(None);
+    bench.releases.rollback(None, 3, welcome).await.unwrap();
+    let heads = bench.store.heads().await.unwrap();
+    assert_eq!((heads.newest, heads.released), (4, 4), "and nothing else");
 }
 
 #[tokio::test]
