@@ -218,7 +218,7 @@ fn a_release_is_followed_until_it_is_active() {
     let dataplane = sluice_loadtest::harness::sibling("sluice-dataplane").unwrap();
     let programs = dataplane.parent().unwrap().to_str().unwrap();
     for nodes in ["0", "3"] {
-        let line = "sluice-loadtest release --quiet --rules 1,20 --changes 1 --rollbacks 1 --nodes";
+        let line = "sluice-loadtest release --quiet --every 0.1 --rules 1,20 --changes 1 --rollbacks 1 --nodes";
         let line = line.split(' ').chain([nodes, "--programs", programs]);
         let Command::Release(args) = Cli::parse_from(line).command else {
             panic!("another command");

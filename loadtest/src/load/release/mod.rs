@@ -21,6 +21,7 @@ use clap::Args;
 use sluice_policy::FEATURES;
 use sluice_proto::control::v1 as control;
 use tokio::sync::mpsc;
+use tokio::time::{Interval, MissedTickBehavior, interval};
 
 use super::args::seconds;
 use super::expect::Expectation;
@@ -64,8 +65,8 @@ pub struct ReleaseArgs {
     /// Seconds of traffic, once without and once with rollbacks
     #[arg(long, default_value = "10", value_parser = seconds)]
     pub duration: Duration,
-    /// Seconds from one rollback under traffic to the next
-    #[arg(long, default_value = "0.5", value_parser = seconds)]
+    /// Seconds from one rollback to the next; one who watches is told ten times a second at most
+    #[arg(long, default_value = "1", value_parser = seconds)]
     pub every: Duration,
     /// Folder of our own programs; that of this one by default
     #[arg(long)]
@@ -106,9 +107,11 @@ async fn one_size(args: &ReleaseArgs, programs: &Path, rules: u32) -> anyhow::Re
     let mut first = Series::new("first", rules);
     let mut change = Series::new("change", rules);
     let mut rollback = Series::new("rollback", rules);
+    let mut ticks = pace(args.every);
     for variant in 0..=u64::from(args.changes) {
         let text = policy::document(rules, variant, &site.upstream());
-        site.plane.apply(&text).await?;
+        let applied = tokio::join!(site.plane.apply(&text), ticks.tick());
+        applied.0?;
         drop(text);
         let times = site.measure(false).await?;
         let series = if variant == 0 {
@@ -121,6 +124,7 @@ async fn one_size(args: &ReleaseArgs, programs: &Path, rules: u32) -> anyhow::Re
     // A node has something to go back to once a change was released.
     let rollbacks = if args.changes > 0 { args.rollbacks } else { 0 };
     for _ in 0..rollbacks {
+        ticks.tick().await;
         let times = site.measure(true).await?;
         site.tell(&rollback.push(times))?;
     }
@@ -219,8 +223,7 @@ impl Site {
         let mut numbers = traffic::named(&still.wait().await?, "still");
         let changing = self.traffic.send(args, listener, rules)?;
         let mut active = Vec::new();
-        let mut ticks = tokio::time::interval(args.every);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut ticks = pace(args.every);
         while !changing.has_ended() {
             ticks.tick().await;
             let times = self.measure(true).await?;
@@ -248,6 +251,12 @@ impl Site {
         }
         writeln!(io::stderr(), "{line}")
     }
+}
+
+fn pace(every: Duration) -> Interval {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks
 }
 
 /// When the control plane said that a generation is in force, and that the last of the nodes is active.
