@@ -32,7 +32,7 @@ Exit codes: 0 stopped, 1 could not start (or the token could not be made), 2 the
 
 /// Stores policy, releases it to the fleet, and shows what is active on every node.
 #[derive(Parser, Debug)]
-#[command(name = "sluice-controlplane", version, about, after_help = EXAMPLES)]
+#[command(name = "sluice-controlplane", version, after_help = EXAMPLES)]
 #[command(args_conflicts_with_subcommands = true)]
 pub struct Cli {
     /// What to do; without it, `run`.

@@ -36,7 +36,7 @@ Exit codes:
 
 /// The operator's command line of Sluice: policy, releases, nodes, access.
 #[derive(Parser, Debug)]
-#[command(name = "sluicectl", version, about, after_help = EXAMPLES)]
+#[command(name = "sluicectl", version, after_help = EXAMPLES)]
 pub(super) struct Cli {
     /// How to reach the control plane.
     #[command(flatten)]
@@ -126,7 +126,7 @@ pub(super) enum Command {
     Sessions(SessionsArgs),
     /// End sessions of a client id or a user.
     Kick(KickArgs),
-    /// Take a node out of service, or back into it.
+    /// Take a node out of service, or back into it; a node that restarts is back in service.
     Drain(DrainArgs),
     /// Manage the membership of nodes.
     #[command(subcommand)]

@@ -288,7 +288,8 @@ async fn health(channel: Channel, timeout: Duration, report: &mut Report) {
                 "health",
                 failure.exit,
                 failure.message,
-                "is it Sluice's control plane that listens there?",
+                "is it Sluice's control plane that listens there? One with TLS is asked by https://; one with --tls-client-ca lets in \
+                 only who shows a certificate: --cert and --key",
             );
         }
     }

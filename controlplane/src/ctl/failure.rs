@@ -154,8 +154,8 @@ pub(super) fn is_unreachable(status: &Status) -> bool {
 #[allow(clippy::wildcard_enum_match_arm)] // what is not named is another reason, also in versions to come
 fn meaning(status: &Status) -> (Exit, &'static str, &'static str) {
     if is_unreachable(status) {
-        let advice =
-            "the connection to the control plane broke; try again, `sluicectl doctor` helps";
+        let advice = "the connection to the control plane broke; try again. Where it always does: it may want https://, or a \
+             certificate (--cert, --key)";
         return (Exit::Away, "unreachable", advice);
     }
     match status.code() {
@@ -167,7 +167,7 @@ fn meaning(status: &Status) -> (Exit, &'static str, &'static str) {
         Code::Unauthenticated => (
             Exit::Away,
             "unauthenticated",
-            "give a token that works: --token-file, SLUICE_TOKEN_FILE or SLUICE_TOKEN",
+            "this one is unknown here, expired or revoked: name another with --token-file, SLUICE_TOKEN_FILE or SLUICE_TOKEN",
         ),
         Code::PermissionDenied => (
             Exit::Away,

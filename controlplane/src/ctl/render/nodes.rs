@@ -30,7 +30,7 @@ pub(crate) fn state(state: NodeState) -> &'static str {
 fn reason(reason: Reason) -> &'static str {
     match reason {
         Reason::Unspecified => "it gave no reason",
-        Reason::Invalid => "its rows are wrong",
+        Reason::Invalid => "it cannot be put in force there",
         Reason::Features => "it needs features that the node lacks",
         Reason::BaseUnknown => "the node did not have what the changes were made to",
         Reason::Digest => "what arrived was not complete",
@@ -417,7 +417,7 @@ NODE    STATE     DESIRED  DELIVERED  ACTIVE  SHARDS  SESSIONS    LAG  NOTE
 edge-1  active          7          7       7     2/2        15      -
 edge-2  rejected        7          7       6     0/2        15  1m 1s
 edge-3  offline         7          7       6     0/2        15      -  draining, endpoints 1/2, seen 2001-09-09 01:46:40Z
-edge-2 rejected generation 7: its rows are wrong
+edge-2 rejected generation 7: it cannot be put in force there
     rule r1: groups: no such group `x`
     rule r1: odd
     and 3 more
@@ -444,7 +444,7 @@ edge-2 rejected generation 7: its rows are wrong
 not all nodes were ready in time
 active on 1 node
 waiting: edge-4 (sweeping)
-edge-2 rejected generation 7: its rows are wrong
+edge-2 rejected generation 7: it cannot be put in force there
     rule r1: groups: no such group `x`
     rule r1: odd
     and 3 more

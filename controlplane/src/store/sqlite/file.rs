@@ -76,7 +76,13 @@ impl Files {
             .recursive(true)
             .mode(0o700)
             .create(&self.dir)
-            .map_err(|error| io_failure(&error, "making the data directory", &self.dir))?;
+            .map_err(|error| {
+                io_failure(
+                    &error,
+                    "the data directory must be one that this user can make or write to; making",
+                    &self.dir,
+                )
+            })?;
         let mode = fs::metadata(&self.dir)
             .map_err(|error| io_failure(&error, "looking at", &self.dir))?
             .permissions()

@@ -43,7 +43,7 @@ pub async fn restore(
     let is_there = files.db.exists() || files.wal().exists();
     if is_there && !force {
         return Err(StoreError::Refused(format!(
-            "there is a store in {}; force the restore to replace it",
+            "there is a store in {}",
             data_dir.display()
         )));
     }
@@ -97,8 +97,8 @@ async fn prepare(
         };
         let why = why
             .replace(&copy.db.display().to_string(), &from.display().to_string())
-            .replace("; restore a backup", "; take another backup");
-        StoreError::Corrupt(format!("the backup: {why}; nothing was changed"))
+            .replace("; restore a backup", "");
+        StoreError::Corrupt(format!("the backup: {why}"))
     })
 }
 
