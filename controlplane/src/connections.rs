@@ -343,7 +343,8 @@ mod tests {
         drop(welcome);
         let nothing = tokio::time::timeout(NEVER / 2, member.read(&mut bytes));
         assert!(nothing.await.is_err(), "time to come with another secret");
-        let over = member.read(&mut [0; 1]).await.expect_err("over");
+        let over = tokio::time::timeout(NEVER, member.read(&mut bytes)).await;
+        let over = over.expect("in time").expect_err("over");
         assert_eq!(over.kind(), io::ErrorKind::TimedOut);
         drop(member);
         let (member, _end) = accept(&mut bounded, address).await;
