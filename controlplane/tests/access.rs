@@ -224,7 +224,7 @@ async fn c6_the_last_admin_token_stays() {
 #[tokio::test]
 async fn c8_no_secret_is_seen_anywhere_but_where_it_is_given() {
     let folder = tempfile::tempdir().expect("a folder");
-    let server = Server::start(folder.path(), &["--log-level", "debug"]);
+    let server = Server::start(folder.path(), &["--log-level", "trace"]);
     let (channel, admin) = (server.channel(), server.token());
     let (_, viewer) = token(&channel, &admin, "viewer", wire::Role::Viewer).await;
     let mut access = AccessClient::new(channel.clone());
