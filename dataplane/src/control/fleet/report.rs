@@ -8,9 +8,14 @@ use super::agent::Agent;
 use crate::control::observe::Observed;
 use crate::control::{SessionCursor, SessionPage};
 use crate::metrics::{Counter, Counters};
+use crate::node::SessionInfo;
 
 /// Reasons not to be ready in one heartbeat.
 const REASONS_MAX: usize = 100;
+/// A page of sessions stays below this, unless one alone is longer; the control plane takes messages of 4 MiB.
+const PAGE_BYTES_MAX: usize = 2 << 20;
+/// What a session weighs beside its names: address, numbers, and what is around them.
+const SESSION_OVERHEAD_BYTES: usize = 96;
 
 /// Messages judged, whatever became of them.
 const MESSAGES: [Counter; 5] = [
@@ -57,22 +62,36 @@ pub(super) fn heartbeat(observed: &Observed, agent: &Agent, memory_bytes: u64) -
     }
 }
 
-/// The answer to a question for sessions.
+/// The answer to a question for sessions: as many of them as fit, and at least one. Names may have 64 KiB each where the
+/// policy says so.
 pub(super) fn page(request: u64, page: &SessionPage) -> v1::SessionPage {
-    let session = |(shard, info, listener): &(u16, crate::node::SessionInfo, Box<str>)| {
-        v1::session_page::Session {
+    let mut bytes = 0;
+    let fits = |(_, info, listener): &&(u16, SessionInfo, Box<str>)| {
+        let names = [info.client_id.as_ref(), info.username.as_ref()];
+        let names: usize = names.into_iter().flatten().map(|name| name.len()).sum();
+        let is_first = bytes == 0;
+        bytes += SESSION_OVERHEAD_BYTES + names + listener.len();
+        is_first || bytes <= PAGE_BYTES_MAX
+    };
+    let fitting = page.sessions.iter().take_while(fits).count();
+    let (sessions, left_off) = page.sessions.split_at(fitting);
+    let left_off = left_off.first().map(|(shard, info, _)| SessionCursor {
+        shard: *shard,
+        slot: info.session.slot,
+    });
+    let session =
+        |(shard, info, listener): &(u16, SessionInfo, Box<str>)| v1::session_page::Session {
             client_id: info.client_id.as_deref().unwrap_or_default().into(),
             username: info.username.as_deref().map(Into::into),
             peer: info.peer.to_string(),
             listener: listener.as_ref().into(),
             open_secs: info.open_for.as_secs(),
             shard: (*shard).into(),
-        }
-    };
+        };
     v1::SessionPage {
         request,
-        sessions: page.sessions.iter().map(session).collect(),
-        next: page.next.map(|next| next.to_string()),
+        sessions: sessions.iter().map(session).collect(),
+        next: left_off.or(page.next).map(|next| next.to_string()),
         error: String::new(),
     }
 }
@@ -101,4 +120,62 @@ fn sum(cells: &Counters, counters: &[Counter]) -> u64 {
 
 fn count(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{IpAddr, Ipv4Addr};
+    use std::time::Duration;
+
+    use sluice_policy::ListenerId;
+    use sluice_proto::Message;
+
+    use super::*;
+    use crate::node::SessionRef;
+
+    fn session(shard: u16, slot: u32, name_bytes: usize) -> (u16, SessionInfo, Box<str>) {
+        let info = SessionInfo {
+            session: SessionRef { slot, epoch: 0 },
+            listener: ListenerId(0),
+            client_id: Some("c".repeat(name_bytes).into()),
+            username: Some("u".repeat(name_bytes).into()),
+            peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            open_for: Duration::ZERO,
+        };
+        (shard, info, "main".into())
+    }
+
+    #[test]
+    fn a_page_of_the_longest_names_fits_into_a_message_and_goes_on_where_it_was_cut() {
+        let names_bytes = usize::from(u16::MAX);
+        let all: Vec<_> = (0..1000)
+            .map(|n| session(u16::from(n >= 10), n, names_bytes))
+            .collect();
+        let next = SessionCursor { shard: 9, slot: 9 };
+        let mut from = 0;
+        let mut pages = 0;
+        while from < all.len() {
+            let found = SessionPage {
+                sessions: all[from..].to_vec(),
+                next: Some(next),
+            };
+            let page = page(7, &found);
+            assert!(page.encoded_len() <= PAGE_BYTES_MAX);
+            assert!(!page.sessions.is_empty(), "it never ends");
+            from += page.sessions.len();
+            let left_off = all.get(from).map(|(shard, info, _)| SessionCursor {
+                shard: *shard,
+                slot: info.session.slot,
+            });
+            assert_eq!(page.next, Some(left_off.unwrap_or(next).to_string()));
+            pages += 1;
+        }
+        assert_eq!(pages, 67, "fifteen sessions of 128 KiB in each");
+        let short = SessionPage {
+            sessions: (0..1000).map(|n| session(0, n, 20)).collect(),
+            next: None,
+        };
+        let page = page(7, &short);
+        assert_eq!((page.sessions.len(), page.next), (1000, None));
+    }
 }
