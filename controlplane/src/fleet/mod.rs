@@ -364,6 +364,12 @@ impl Inner {
         self.changed.send_replace(());
     }
 
+    /// Whether there is no room for this node. Those who join at the same moment may be a few more.
+    fn is_full_for(&self, name: &Name) -> bool {
+        let members = self.members();
+        members.len() >= NODES_MAX && !members.contains_key(name)
+    }
+
     fn members(&self) -> RwLockReadGuard<'_, BTreeMap<Name, Arc<Member>>> {
         self.members.read().unwrap_or_else(PoisonError::into_inner)
     }

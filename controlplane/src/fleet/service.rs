@@ -61,8 +61,7 @@ impl v1::fleet_server::Fleet for Fleet {
                 "the join token is for another node",
             ));
         }
-        let is_full = self.inner.members().len() >= NODES_MAX;
-        if is_full && !self.has(&name) {
+        if self.inner.is_full_for(&name) {
             return Err(Status::resource_exhausted(format!(
                 "the fleet has {NODES_MAX} nodes already; remove some"
             )));

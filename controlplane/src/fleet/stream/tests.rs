@@ -306,6 +306,68 @@ async fn a_node_that_lives_and_neither_takes_nor_refuses_begins_anew_with_the_ne
 }
 
 #[tokio::test]
+async fn so_many_inventories_are_in_memory_at_once_and_others_wait() {
+    let mut wire = Wire::open().await;
+    let places = u32::try_from(crate::fleet::INVENTORIES_MAX).expect("few");
+    let taken = Arc::clone(&wire.fleet.inner.inventories);
+    let taken = taken.acquire_many_owned(places).await.expect("open");
+    let mut held = wire.release(1, 10);
+    held.number = 99;
+    wire.hello(Some(held)).await;
+    let waited = timeout(Duration::from_secs(30), wire.to_node.next()).await;
+    assert!(waited.is_err(), "asked without a place: {waited:?}");
+    drop(taken);
+    let asked = wire.to_node.next().await;
+    let asked = asked.expect("a message").expect("no end").message;
+    assert!(matches!(asked, Some(to_node::Message::AskInventory(_))));
+    let left = || wire.fleet.inner.inventories.available_permits();
+    assert_eq!(left() + 1, crate::fleet::INVENTORIES_MAX);
+    wire.fleet.close();
+    wire.until(State::Offline).await;
+    while left() < crate::fleet::INVENTORIES_MAX {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test]
+async fn a_fleet_takes_so_many_members_and_so_many_joining_at_once() {
+    let wire = Wire::open().await;
+    let inner = &wire.fleet.inner;
+    let join = || async {
+        let wish = v1::EnrollRequest {
+            join_token: "jt".into(),
+            node: "another".into(),
+            secret: vec![1; 32],
+        };
+        let mut request = tonic::Request::new(wish);
+        let peer = crate::auth::Peer::new(([127, 0, 0, 1], 1).into(), false);
+        request.extensions_mut().insert(peer);
+        let refused = v1::fleet_server::Fleet::enroll(&wire.fleet, request).await;
+        refused.expect_err("the token is none").code()
+    };
+    assert_eq!(join().await, Code::Unauthenticated, "there is room");
+    let places = u32::try_from(crate::fleet::ENROLLING_MAX).expect("few");
+    let taken = inner.enrolling.try_acquire_many(places);
+    assert_eq!(join().await, Code::ResourceExhausted);
+    drop(taken);
+    assert_eq!(join().await, Code::Unauthenticated, "there is room again");
+    let record = &wire.member.record;
+    assert!(!inner.is_full_for(&Name::parse("another").expect("a name")));
+    for number in 1..crate::fleet::NODES_MAX {
+        let name = Name::parse(&format!("n{number}")).expect("a name");
+        let record = NodeRecord {
+            name: name.clone(),
+            ..record.clone()
+        };
+        let member = Arc::new(Member::new(record));
+        inner.members_mut().insert(name, member);
+    }
+    assert!(inner.is_full_for(&Name::parse("another").expect("a name")));
+    let known = Name::parse("n1").expect("a name");
+    assert!(!inner.is_full_for(&known), "a repeated call is answered");
+}
+
+#[tokio::test]
 async fn what_nodes_get_and_answer_is_counted() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let shown = recorder.handle();

@@ -151,6 +151,24 @@ async fn c11_a_caller_who_goes_away_leaves_a_finished_call() {
 }
 
 #[tokio::test]
+async fn changes_that_do_not_make_what_was_promised_never_come_into_force() {
+    let bench = Bench::start().await;
+    bench.apply("a", 0, 1).await.unwrap();
+    bench.apply("b", 1, 1).await.unwrap(); // the rows of the first are not at hand any more
+    bench.store.loses_a_change.store(true, Ordering::Relaxed);
+    let damaged = bench.releases.release(1, 0, author(2)).await;
+    assert!(
+        matches!(damaged, Err(Failed::Store(StoreError::Corrupt(_)))),
+        "{damaged:?}"
+    );
+    assert_eq!(bench.in_force(), 0);
+    assert_eq!(bench.store.heads().await.unwrap().released, 0);
+    bench.store.loses_a_change.store(false, Ordering::Relaxed);
+    bench.releases.release(1, 0, author(3)).await.unwrap();
+    bench.assert_agrees().await;
+}
+
+#[tokio::test]
 async fn the_line_of_those_who_release_has_an_end() {
     let bench = Bench::start().await;
     bench.apply("a", 0, 1).await.unwrap();
