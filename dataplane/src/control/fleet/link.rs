@@ -84,7 +84,7 @@ impl Link {
                 ),
                 Ended::Refused => tracing::error!(
                     why = %over.why, next_attempt_in = ?pause,
-                    "THE CONTROL PLANE REFUSES THIS NODE; what is in force stays. If it was removed from the fleet, stop it, delete the file `node` of its state directory and start it with a new --join-token-file"
+                    "THE CONTROL PLANE REFUSES THIS NODE; what is in force stays. A join token that does not work is replaced in its file, which is read again at each attempt (`sluicectl token join create`). If the node was removed from the fleet, stop it, delete the file `node` of its state directory and start it with a new --join-token-file"
                 ),
                 Ended::Replaced => tracing::error!(
                     why = %over.why, next_attempt_in = ?pause,

@@ -98,7 +98,7 @@ fn identity(settings: &FleetSettings, state: &StateDir) -> anyhow::Result<Identi
     };
     anyhow::ensure!(
         identity.is_member || settings.join_token_file.is_some(),
-        "this node is no member of the fleet yet: make a join token (`sluicectl token`) and give its file as --join-token-file"
+        "this node is no member of the fleet yet: make a join token (`sluicectl token join create --output-file FILE`) and give its file as --join-token-file"
     );
     Ok(identity)
 }

@@ -333,15 +333,11 @@ fn show_commands(control: &Control, node: &Node, port: u16, policies: &Policies)
         ),
         format!("{ctl} nodes    # what each should have, and what each shard has"),
         format!("{ctl} history"),
-        format!("{ctl} diff -f {}    # edit it first", policies.example),
-        format!("{ctl} apply -f {} --release --wait", policies.example),
-        format!("{ctl} rollback --wait"),
         format!("{ctl} explain --user sensor-1 --client-id sensor-1 publish {TOPIC}"),
-        format!("{ctl} sessions"),
-        format!("{ctl} kick --client-id dashboard"),
-        format!("{ctl} audit"),
-        format!("{ctl} doctor"),
-        format!("{} -t 'sensors/#' -v", device("mosquitto_sub", "dashboard")),
+        format!(
+            "{} -t 'sensors/#' -v &",
+            device("mosquitto_sub", "dashboard")
+        ),
         format!(
             "{} -q 1 -t {TOPIC} -m 23.0",
             device("mosquitto_pub", "sensor-1")
@@ -349,6 +345,15 @@ fn show_commands(control: &Control, node: &Node, port: u16, policies: &Policies)
         format!(
             "{} -q 1 -t {TOPIC} -m 99.9",
             device("mosquitto_pub", "intruder")
+        ),
+        format!("{ctl} sessions"),
+        format!("{ctl} kick --client-id dashboard"),
+        format!("{ctl} audit"),
+        format!("{ctl} doctor"),
+        format!("{ctl} diff -f {}    # edit it first", policies.example),
+        format!("{ctl} apply -f {} --release --wait", policies.example),
+        format!(
+            "{ctl} rollback --wait    # to what was in force before; once more goes forth again"
         ),
         format!(
             "curl http://{}/    # all pages of the data plane",
