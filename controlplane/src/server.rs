@@ -119,6 +119,11 @@ pub async fn serve(
         .build_v1()
         .context("reflection")?;
     let (reporter, health) = tonic_health::server::health_reporter();
+    // Known by name before the first call, else who asks early is told that there is no such service.
+    for name in &names {
+        let not_yet = ServingStatus::NotServing;
+        reporter.set_service_status(name, not_yet).await;
+    }
     tokio::spawn(report_health(reporter, names, readiness, stopping.clone()));
 
     let limits = Limits {
