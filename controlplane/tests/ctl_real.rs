@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tempfile::TempDir;
 
 /// A running control plane on a free port.
@@ -15,6 +16,10 @@ struct Server {
 
 impl Server {
     fn start(data_dir: &Path) -> Self {
+        Self::start_with(data_dir, &[])
+    }
+
+    fn start_with(data_dir: &Path, more: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_sluice-controlplane"))
             .args([
                 "--listen",
@@ -26,6 +31,7 @@ impl Server {
             ])
             .arg("--data-dir")
             .arg(data_dir)
+            .args(more)
             .stderr(Stdio::piped())
             .spawn()
             .expect("the control plane starts");
@@ -546,5 +552,108 @@ fn tokens_open_what_their_role_allows_until_they_are_revoked() {
         site.expect(0, &["token", "join", "list"])
             .out
             .contains("edge-1")
+    );
+}
+
+/// An authority that signs what the test needs.
+struct Authority(CertifiedIssuer<'static, KeyPair>);
+
+impl Authority {
+    fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("no names");
+        params.distinguished_name.push(DnType::CommonName, name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self(CertifiedIssuer::self_signed(params, key).expect("signed"))
+    }
+
+    /// Writes its certificate; the path.
+    fn write(&self, folder: &Path, name: &str) -> String {
+        write(folder, name, &self.0.pem())
+    }
+
+    /// Writes a certificate for this name and its key; the paths.
+    fn sign(&self, folder: &Path, name: &str) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let params = CertificateParams::new([name.to_owned()]).expect("a name");
+        let cert = params.signed_by(&key, &self.0).expect("signed");
+        (
+            write(folder, &format!("{name}.pem"), &cert.pem()),
+            write(folder, &format!("{name}.key"), &key.serialize_pem()),
+        )
+    }
+}
+
+fn write(folder: &Path, name: &str, text: &str) -> String {
+    let path = folder.join(name);
+    std::fs::write(&path, text).expect("a file");
+    path.to_str().expect("UTF-8").to_owned()
+}
+
+#[test]
+fn tls_and_mutual_tls_with_what_is_wrong_said_in_words() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (ours, theirs) = (Authority::new("ours"), Authority::new("theirs"));
+    let ca = ours.write(folder.path(), "ca.pem");
+    let other_ca = theirs.write(folder.path(), "other-ca.pem");
+    let (cert, key) = ours.sign(folder.path(), "control.example");
+    let (own_cert, own_key) = ours.sign(folder.path(), "operator");
+    let (bad_cert, bad_key) = theirs.sign(folder.path(), "stranger");
+    let data = folder.path().join("data");
+    let token = data.join("admin.token");
+    let token = token.to_str().expect("UTF-8");
+    let run = |url: &str, words: &[&str]| {
+        let words = [words, &["status"]].concat();
+        let environment = [("SLUICE_SERVER", url), ("SLUICE_TOKEN_FILE", token)];
+        let ended = sluicectl(&words, &environment);
+        (ended.code, format!("{}{}", ended.out, ended.err))
+    };
+    let trusting = ["--ca", &ca, "--domain", "control.example"];
+    let check = |url: &str, cases: &[(&[&str], i32, &str)]| {
+        for (words, code, expected) in cases {
+            let (ended, said) = run(url, words);
+            assert_eq!(ended, *code, "{words:?}: {said}");
+            assert!(said.contains(expected), "{words:?}, {expected}: {said}");
+        }
+    };
+    {
+        let server = Server::start_with(&data, &["--tls-cert", &cert, "--tls-key", &key]);
+        let url = server.url.replace("http:", "https:");
+        check(
+            &url,
+            &[
+                (&trusting, 0, "store"),
+                (&[], 2, "--ca"),
+                (&["--ca", &ca], 5, "say it with --domain"),
+                (
+                    &["--ca", &other_ca, "--domain", "control.example"],
+                    5,
+                    "none of the authorities in --ca",
+                ),
+            ],
+        );
+        // Without TLS there is an answer too, and not one that hangs.
+        let (code, _) = run(&server.url, &[]);
+        assert_eq!(code, 5);
+    }
+    let mutual = [
+        "--tls-cert",
+        &cert,
+        "--tls-key",
+        &key,
+        "--tls-client-ca",
+        &ca,
+    ];
+    let server = Server::start_with(&data, &mutual);
+    let url = server.url.replace("http:", "https:");
+    let with = |cert, key| [&trusting[..], &["--cert", cert, "--key", key]].concat();
+    check(
+        &url,
+        &[
+            (&with(&own_cert, &own_key), 0, "store"),
+            (&trusting, 5, "wants to see a certificate"),
+            (&with(&bad_cert, &bad_key), 5, "in --cert"),
+            (&with(&own_cert, &bad_key), 2, "--cert"),
+        ],
     );
 }

@@ -256,6 +256,13 @@ async fn a_node_joins_once_and_a_lost_answer_costs_nothing() {
     ] {
         let refused = enroll(&plane, token, node, secret).await.unwrap_err();
         assert_eq!(refused.code(), code, "{refused}");
+        if code == Code::Unauthenticated {
+            let said = refused.message();
+            assert!(
+                said.contains("join token") && !said.contains("Bearer"),
+                "{said}"
+            );
+        }
     }
     assert_eq!(plane.fleet.counts().nodes, 1);
     for _ in 0..2 {

@@ -163,12 +163,15 @@ counters! {
 /// One shard's counters. Written by that shard only, so an addition is a load and a store.
 pub struct Counters {
     cells: [AtomicU64; Counter::ALL.len()],
+    /// Longest turn since somebody took it.
+    turn_max_micros: AtomicU64,
 }
 
 impl Default for Counters {
     fn default() -> Self {
         Self {
             cells: [const { AtomicU64::new(0) }; Counter::ALL.len()],
+            turn_max_micros: AtomicU64::new(0),
         }
     }
 }
@@ -185,10 +188,42 @@ impl Counters {
         }
     }
 
+    /// A turn of the event loop took so long. Only the owning shard may call this.
+    #[inline]
+    pub fn took_turn(&self, micros: u64) {
+        // One that is taken in between is told twice; none is lost.
+        if micros > self.turn_max_micros.load(Ordering::Relaxed) {
+            self.turn_max_micros.store(micros, Ordering::Relaxed);
+        }
+    }
+
+    /// The longest turn since the last call, in microseconds. For one reader.
+    pub fn take_turn_max(&self) -> u64 {
+        self.turn_max_micros.swap(0, Ordering::Relaxed)
+    }
+
     /// The value, from any thread.
     pub fn read(&self, counter: Counter) -> u64 {
         self.cells
             .get(counter as usize)
             .map_or(0, |cell| cell.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_turn_is_that_since_it_was_taken_last() {
+        let counters = Counters::default();
+        assert_eq!(counters.take_turn_max(), 0);
+        for micros in [3, 40, 5] {
+            counters.took_turn(micros);
+        }
+        assert_eq!(counters.take_turn_max(), 40, "not faded, not the last");
+        counters.took_turn(5);
+        assert_eq!(counters.take_turn_max(), 5, "begun anew");
+        assert_eq!(counters.take_turn_max(), 0);
     }
 }

@@ -8,6 +8,8 @@ mod control_plane;
 #[path = "process/harness.rs"]
 #[allow(dead_code)] // each test binary uses its part
 mod harness;
+#[path = "fleet/secure.rs"]
+mod secure;
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -145,7 +147,7 @@ fn a_node_joins_takes_a_policy_and_every_change_to_it_and_each_shard_acknowledge
         Some(2.0)
     );
     assert_eq!(
-        running.metric("sluice_control_link{state=\"connected\"}"),
+        running.metric("sluice_fleet_link{state=\"connected\"}"),
         Some(1.0)
     );
     assert_eq!(running.json("/fleet")["fleet"]["node"], "edge-1");
@@ -465,6 +467,39 @@ fn a_drain_keeps_the_process_and_undoing_it_opens_the_same_port() {
     running.wait_for("/readyz", |answer| answer.status == 200);
     assert_eq!(running.listener("devices"), port);
     assert_eq!(Device::connect(port, "again", None).connack(), 0);
+
+    // One that takes its time is answered before it is over, and can be undone.
+    let _device = {
+        let mut device = Device::connect(port, "stays", None);
+        assert_eq!(device.connack(), 0);
+        device
+    };
+    stream.say(to_node::Message::Drain(v1::Drain {
+        request: 4,
+        within_us: Some(3_600_000_000),
+        undo: false,
+    }));
+    let answer = done(&mut stream);
+    assert_eq!((answer.request, answer.error.as_str()), (4, ""));
+    assert!(answer.sessions < 2, "so far: {answer:?}");
+    let reasons = running.get("/readyz?verbose=1").body;
+    assert!(reasons.contains("draining"), "{reasons}");
+    stream.say(drain(5, true));
+    assert_eq!(done(&mut stream).request, 5);
+    running.wait_for("/readyz", |answer| answer.status == 200);
+
+    // At once is at once.
+    let mut device = Device::connect(port, "goes", None);
+    assert_eq!(device.connack(), 0);
+    stream.say(to_node::Message::Drain(v1::Drain {
+        request: 6,
+        within_us: Some(0),
+        undo: false,
+    }));
+    device.closed();
+    assert_eq!(done(&mut stream).request, 6);
+    stream.say(drain(7, true));
+    assert_eq!(done(&mut stream).request, 7);
 
     // SIGTERM during a drain ends the process as ever.
     stream.say(drain(3, false));

@@ -29,7 +29,8 @@ use crate::domain::{
 use crate::store::{Enrolled, Store, StoreError};
 
 use credential::{Authorization, authorization};
-use refusal::{Refusal, Refusals};
+pub(crate) use refusal::JOIN_TOKEN_REFUSED;
+use refusal::{Refusal, Refusals, of_joining};
 
 pub use credential::{Kind, random, read, read_node, written};
 pub use first::{admin_token, first_token};
@@ -190,15 +191,16 @@ impl Gate {
     ) -> Result<JoinToken, Status> {
         self.carries_secrets(request)?;
         let asked = Asked::of(request);
+        let refuse = |refusal, who| of_joining(self.refuse(refusal, &asked, who));
         let Some((id, secret)) = read(Kind::Join, text) else {
-            return Err(self.refuse(Refusal::Malformed, &asked, ""));
+            return Err(refuse(Refusal::Malformed, ""));
         };
         let tokens = self.inner.store.join_tokens().await;
         let tokens = tokens.map_err(|error| Status::unavailable(error.to_string()))?;
         let token = tokens.into_iter().find(|token| token.id == id);
         check(token.as_ref().map(|token| token.hash), &secret)
             .and(token.ok_or(Refusal::Unknown))
-            .map_err(|refusal| self.refuse(refusal, &asked, &id.0))
+            .map_err(|refusal| refuse(refusal, &id.0))
     }
 
     /// Stores a token that works from now on.

@@ -6,13 +6,17 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::peer::Peer;
 
 /// Security events written at once, at most; then one for each [`EVENT_EVERY`]. Whoever knocks all night fills no disk.
 const EVENTS_MAX: u32 = 20;
 const EVENT_EVERY: Duration = Duration::from_millis(500);
+
+/// What a node hears whose join token does not work, whatever is wrong with it.
+pub(crate) const JOIN_TOKEN_REFUSED: &str = "the join token is unknown, expired, revoked or used up; an operator makes \
+     another with `sluicectl token join create`";
 
 /// Why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +72,14 @@ impl Refusal {
             Self::Role => Status::permission_denied("the token's role is not enough"),
         }
     }
+}
+
+/// The answer to a node that joins: its token stands in the message, not in the metadata.
+pub(super) fn of_joining(answer: Status) -> Status {
+    if answer.code() == Code::Unauthenticated {
+        return Status::unauthenticated(JOIN_TOKEN_REFUSED);
+    }
+    answer
 }
 
 /// Counts and writes refusals.

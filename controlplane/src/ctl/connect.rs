@@ -183,13 +183,53 @@ fn read_file(path: &Path) -> Result<Vec<u8>, Failure> {
 /// Opens the channel.
 pub(super) async fn open(endpoint: &Endpoint, target: &Target) -> Result<Channel, Failure> {
     endpoint.connect().await.map_err(|error| {
+        let text = chain(&error);
+        let advice = advice(&text).unwrap_or("`sluicectl doctor` says more");
         let message = format!(
-            "cannot reach the control plane at {}: {}; `sluicectl doctor` says more",
-            target.url,
-            chain(&error)
+            "cannot reach the control plane at {}: {text}; {advice}",
+            target.url
         );
         Failure::new(Exit::Away, "unreachable", message)
     })
+}
+
+/// What to do about an error of a connection, going by its text: the libraries' types say no more. `None`: nothing special.
+pub(super) fn advice(text: &str) -> Option<&'static str> {
+    const ADVICE: &[(&[&str], &str)] = &[
+        (
+            &["UnknownIssuer", "BadSignature"],
+            "the server's certificate comes from none of the authorities in --ca",
+        ),
+        (
+            &["not valid for name"],
+            "the server's certificate is for another name: use that one in --server, or say it with --domain",
+        ),
+        (
+            &["certificate expired"],
+            "the server's certificate has expired, or a clock is wrong",
+        ),
+        (
+            &["CertificateRequired"],
+            "the server wants to see a certificate: --cert and --key",
+        ),
+        (
+            &["fatal alert"],
+            "the server does not take the certificate in --cert",
+        ),
+        (
+            &["InvalidContentType"],
+            "what answers there does not speak TLS: another port, or http://?",
+        ),
+        (
+            &["frame with invalid size", "FRAME_SIZE_ERROR"],
+            "what answers there does not speak gRPC: another port, or https://?",
+        ),
+    ];
+    let is_in = |parts: &&[&str]| parts.iter().any(|part| text.contains(part));
+    let mut advice = ADVICE.iter();
+    advice
+        .find(|(parts, _)| is_in(parts))
+        .map(|(_, advice)| *advice)
 }
 
 /// The token, and what to warn of.

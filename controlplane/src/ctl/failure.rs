@@ -7,6 +7,7 @@ use sluice_proto::Message;
 use sluice_proto::control::v1::DocumentProblems;
 use tonic::{Code, Status};
 
+use super::connect;
 use super::render::{self, problems};
 
 /// Exit codes, documented in `--help`. Scripts depend on the numbers.
@@ -154,8 +155,10 @@ pub(super) fn is_unreachable(status: &Status) -> bool {
 #[allow(clippy::wildcard_enum_match_arm)] // what is not named is another reason, also in versions to come
 fn meaning(status: &Status) -> (Exit, &'static str, &'static str) {
     if is_unreachable(status) {
-        let advice = "the connection to the control plane broke; try again. Where it always does: it may want https://, or a \
-             certificate (--cert, --key)";
+        let advice = connect::advice(&connect::chain(status)).unwrap_or(
+            "the connection to the control plane broke; try again. Where it always does: it may want https://, or a \
+             certificate, or another one than that in --cert (--cert, --key)",
+        );
         return (Exit::Away, "unreachable", advice);
     }
     match status.code() {

@@ -6,7 +6,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::stream::{Outgoing, serve};
 use super::{Fleet, NODES_MAX};
-use crate::auth::{Call, Peer};
+use crate::auth::{Call, JOIN_TOKEN_REFUSED, Peer};
 use crate::clock;
 use crate::domain::{AuditEntry, Name, NodeRecord, Secret};
 use crate::store::StoreError;
@@ -95,7 +95,7 @@ impl v1::fleet_server::Fleet for Fleet {
 fn refused(error: &StoreError) -> Status {
     match error {
         StoreError::Refused(_) | StoreError::NotFound(_) => {
-            Status::unauthenticated("the join token is unknown, expired, revoked or used up")
+            Status::unauthenticated(JOIN_TOKEN_REFUSED)
         }
         StoreError::Exists(_) => Status::already_exists(
             "a node of that name is a member, with another secret; remove it first",

@@ -117,7 +117,7 @@ fn fleet(page: &Page<'_>, observed: &Observed) {
     let Some(fleet) = &observed.fleet else {
         return;
     };
-    let name = "sluice_control_link";
+    let name = "sluice_fleet_link";
     page.describe_gauge(
         name,
         "Where the link to the control plane is: 1 for one state.",
@@ -126,10 +126,10 @@ fn fleet(page: &Page<'_>, observed: &Observed) {
         let is = f64::from(u8::from(state == fleet.state));
         page.gauge(name, &[("state", state.name())], is);
     }
-    let name = "sluice_control_streams_total";
+    let name = "sluice_fleet_streams_total";
     page.describe_counter(name, "Streams to the control plane that were opened.");
     page.counter(name, &[], fleet.connects);
-    let name = "sluice_control_disconnects_total";
+    let name = "sluice_fleet_disconnects_total";
     page.describe_counter(
         name,
         "Streams to the control plane that ended, and attempts that failed.",

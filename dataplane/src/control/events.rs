@@ -117,8 +117,11 @@ impl Control {
         if self.ticks.is_multiple_of(TICKS_PER_PURGE) {
             self.pool.purge();
         }
-        if self.ticks.is_multiple_of(TICKS_PER_HEARTBEAT) {
+        let is_beat = self.ticks.is_multiple_of(TICKS_PER_HEARTBEAT);
+        if is_beat || self.rest.as_ref().is_some_and(Rest::is_waited_for) {
             self.ask_for_reports();
+        }
+        if is_beat {
             self.tell_outages();
         }
         let lookup_every = if self.resolved.is_incomplete() {

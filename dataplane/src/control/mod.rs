@@ -77,8 +77,6 @@ const QUESTIONS_MAX: usize = 64;
 /// What a drain may take beyond its time before the process ends anyway.
 const DRAIN_GRACE: Duration = Duration::from_secs(5);
 
-/// "At once" for a drain by the control plane: enough for devices to be told.
-const REST_MIN: Duration = Duration::from_millis(250);
 /// Longest time over which a drain by the control plane is spread.
 const REST_MAX: Duration = Duration::from_secs(24 * 3600);
 
@@ -345,7 +343,7 @@ impl ControlHandle {
     }
 
     /// Takes the node out of service within this time (`None`: its own setting); the process stays. Answered when no
-    /// session is left.
+    /// session is left, or after two seconds with what was ended so far.
     pub async fn drain(&self, within: Option<Duration>) -> Result<Ended, NoAnswer> {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Drain { within, reply }).await?;

@@ -12,6 +12,9 @@ const LIST_QUESTIONS_MAX: u32 = 64;
 const KICK_WAIT: Duration = Duration::from_secs(30);
 /// Kicks and lists in work; one more is told to come back.
 const WAITING_MAX: usize = 256;
+/// A drain that takes longer is answered with what was ended so far: those who ask give up after 5 s, and look at the
+/// node's sessions from then on.
+const DRAIN_ANSWER: Duration = Duration::from_secs(2);
 
 /// What became of a kick or a drain.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,9 +54,12 @@ pub(super) struct Kicking {
 pub(super) struct Rest {
     /// By shard: how it went.
     outcomes: Vec<Option<DrainOutcome>>,
+    /// The reports that were asked for just before it began, and by shard what they said.
+    report: u64,
+    sessions: Vec<Option<u32>>,
     until: Time,
-    /// Who waits for the end of it.
-    waiting: Vec<oneshot::Sender<Ended>>,
+    /// Who waits for the end of it, and until when.
+    waiting: Vec<(Time, oneshot::Sender<Ended>)>,
 }
 
 impl Control {
@@ -254,26 +260,37 @@ impl Control {
             let _ = reply.send(Ended::not_done("the process is ending"));
             return;
         }
-        let within = within.unwrap_or(self.drain_time).clamp(REST_MIN, REST_MAX);
-        let until = clock::monotonic().after(within).after(DRAIN_GRACE);
+        let within = within.unwrap_or(self.drain_time).min(REST_MAX);
+        let now = clock::monotonic();
+        let until = now.after(within).after(DRAIN_GRACE);
+        let reply = (now.after(DRAIN_ANSWER), reply);
         match &mut self.rest {
             Some(rest) if rest.waiting.len() < WAITING_MAX => rest.waiting.push(reply),
             Some(_) => return, // its asker learns that nobody answers
-            None => {
-                tracing::info!(time = ?within, "drained by the control plane: no new connections, open sessions end, the process stays");
-                self.apply.stop_accepting();
-                self.rest = Some(Rest {
-                    outcomes: vec![None; self.shards.len()],
-                    until,
-                    waiting: vec![reply],
-                });
-                for link in self.links.iter() {
-                    let then = AfterDrain::Stay;
-                    let _ = link.send(ToShard::Drain { within, then }); // a stuck shard shows by its silence
-                }
-            }
+            None => self.begin_rest(within, until, reply),
         }
-        self.answer_late_drain(clock::monotonic());
+        self.answer_late_drain(now);
+    }
+
+    fn begin_rest(
+        &mut self,
+        within: Duration,
+        until: Time,
+        waiting: (Time, oneshot::Sender<Ended>),
+    ) {
+        tracing::info!(time = ?within, "drained by the control plane: no new connections, open sessions end, the process stays");
+        self.apply.stop_accepting();
+        self.rest = Some(Rest {
+            outcomes: vec![None; self.shards.len()],
+            report: self.ask_for_reports(),
+            sessions: vec![None; self.shards.len()],
+            until,
+            waiting: vec![waiting],
+        });
+        for link in self.links.iter() {
+            let then = AfterDrain::Stay;
+            let _ = link.send(ToShard::Drain { within, then }); // a stuck shard shows by its silence
+        }
     }
 
     /// A shard has no sessions any more.
@@ -292,6 +309,7 @@ impl Control {
         };
         let silent = rest.outcomes.iter().filter(|one| one.is_none()).count();
         if silent > 0 && now < rest.until {
+            rest.tell_progress(now, &self.shards);
             return;
         }
         let error = match silent {
@@ -343,6 +361,12 @@ impl Control {
             shard.latency = Some(latency);
             shard.answered_at = now;
             shard.answered_report = shard.answered_report.max(request);
+        }
+        if let Some(rest) = &mut self.rest
+            && request >= rest.report
+            && let Some(began_with) = rest.sessions.get_mut(usize::from(shard.0))
+        {
+            began_with.get_or_insert(gauges.sessions);
         }
         self.answer_late_questions();
     }
@@ -435,11 +459,30 @@ impl Control {
 }
 
 impl Rest {
+    /// True exactly when somebody wants to know how far it is.
+    pub(super) fn is_waited_for(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Answers those who have waited long enough: the order is being carried out.
+    fn tell_progress(&mut self, now: Time, shards: &[Shard]) {
+        let by_shard = self.outcomes.iter().zip(&self.sessions).zip(shards);
+        let ended = by_shard.map(|((outcome, began_with), shard)| match outcome {
+            Some(outcome) => outcome.sessions,
+            None => began_with.map_or(0, |sessions| sessions.saturating_sub(shard.gauges.sessions)),
+        });
+        let sessions = ended.map(u64::from).sum();
+        for (_, reply) in self.waiting.extract_if(.., |(until, _)| now >= *until) {
+            let error = String::new();
+            let _ = reply.send(Ended { sessions, error }); // who asked may have gone
+        }
+    }
+
     /// Answers all who wait, with the sessions ended so far.
     fn answer(&mut self, error: &str) {
         let ended = self.outcomes.iter().flatten();
         let sessions = ended.map(|outcome| u64::from(outcome.sessions)).sum();
-        for reply in self.waiting.drain(..) {
+        for (_, reply) in self.waiting.drain(..) {
             let error = error.to_owned();
             let _ = reply.send(Ended { sessions, error }); // who asked may have gone
         }

@@ -13,6 +13,10 @@ use super::{Core, Turn};
 
 /// Sessions are told at this pace at least.
 const STEP: Duration = Duration::from_millis(50);
+/// Slots looked at in one turn.
+const TURN_MAX: u32 = 4096;
+/// Least time from the beginning to the cutting off, however soon it is to be over: goodbyes take a way.
+const GOODBYE: Duration = Duration::from_millis(250);
 
 pub(super) struct Drain {
     began: Time,
@@ -74,7 +78,7 @@ impl<R: Ring> Core<R> {
         self.drain = Some(Drain {
             began: now,
             told_by: now.after(within / 4 * 3),
-            until: now.after(within),
+            until: now.after(within.max(GOODBYE)),
             outcome: DrainOutcome {
                 sessions: self.slots.open(),
                 cut_off: 0,
@@ -97,7 +101,8 @@ impl<R: Ring> Core<R> {
             return;
         };
         let due = drain.due(turn.now);
-        while drain.told < due && drain.next_slot < self.slots.used() {
+        let end = drain.next_slot.saturating_add(TURN_MAX);
+        while drain.told < due && drain.next_slot < end.min(self.slots.used()) {
             let slot = drain.next_slot;
             drain.next_slot += 1;
             let is_open = self.slots.get(slot).is_some();

@@ -268,7 +268,10 @@ impl<R: Ring> Shard<R> {
         core.outgoing.deliver();
         let ended = core.ring.now();
         core.record_latency(began, ended, flushed);
-        core.lag.took(ended, ended.since(began));
+        let took = ended.since(began);
+        core.lag.took(ended, took);
+        let micros = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+        core.counters.took_turn(micros);
         Ok(())
     }
 

@@ -12,6 +12,7 @@ use sluice_proto::v1::fleet_server::{Fleet, FleetServer};
 use sluice_proto::v1::{self, EnrollRequest, EnrollResponse, FromNode, ToNode, from_node, to_node};
 use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tonic::transport::{Server, ServerTlsConfig};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::harness::PATIENCE;
@@ -83,6 +84,23 @@ impl Fleet for Script {
 impl ControlPlane {
     /// On this address, or on a free port.
     pub(crate) fn start(address: Option<SocketAddr>) -> Self {
+        Self::start_with(address, Server::builder(), true)
+    }
+
+    /// With TLS, found by the name `localhost`.
+    pub(crate) fn start_tls(tls: ServerTlsConfig) -> Self {
+        let server = Server::builder().tls_config(tls).expect("certificates");
+        let mut started = Self::start_with(None, server, true);
+        started.url = format!("https://localhost:{}", started.address.port());
+        started
+    }
+
+    /// A gRPC server that is none.
+    pub(crate) fn start_without_fleet() -> Self {
+        Self::start_with(None, Server::builder(), false)
+    }
+
+    fn start_with(address: Option<SocketAddr>, mut server: Server, has_fleet: bool) -> Self {
         let address = address.unwrap_or_else(|| SocketAddr::from(([127, 0, 0, 1], 0)));
         let (streams_in, streams) = channel();
         let enrolled = Arc::new(Mutex::new(Vec::new()));
@@ -104,8 +122,8 @@ impl ControlPlane {
                 bound_in
                     .send(listener.local_addr().expect("bound"))
                     .expect("the test waits");
-                let serve = tonic::transport::Server::builder()
-                    .add_service(FleetServer::new(script))
+                let serve = server
+                    .add_optional_service(has_fleet.then(|| FleetServer::new(script)))
                     .serve_with_incoming(TcpListenerStream::new(listener));
                 tokio::select! {
                     served = serve => served.expect("it serves"),

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
 use sluice_dataplane::node::{KickWho, ToShard};
-use sluice_dataplane::ring::RingConfig;
 use sluice_dataplane::ring::simulated::{Faults, Peer, PeerState};
+use sluice_dataplane::ring::{ListenSlot, RingConfig};
 use sluice_dataplane::session::AuthOutcome;
 use sluice_wire::mqtt::Version;
 
@@ -119,6 +119,42 @@ fn what_must_be_told_waits_for_room_and_nothing_more_is_read_meanwhile() {
     stage.run_for(Duration::from_secs(5));
     let requests: Vec<u64> = stage.kicked.iter().map(|(request, _)| *request).collect();
     assert_eq!(requests, (0..40).collect::<Vec<_>>(), "none lost, in order");
+}
+
+#[test]
+fn a_kick_looks_at_many_slots_in_several_turns_and_finds_them_all() {
+    // Searches go 4,096 slots a turn: the last of them stand in the third part.
+    const SESSIONS: u32 = 9000;
+    let mut options = Options::quiet();
+    options.ring.sockets_max = 2 * SESSIONS;
+    let mut stage = Stage::with_policy(&options, &wide());
+    let listener = ListenSlot(stage.snapshot().listeners()[0].id.0);
+    let clients: Vec<Peer> = (0..SESSIONS)
+        .map(|n| {
+            let last = u8::try_from(n % 250).expect("small");
+            let client = stage.network.connect(listener, address(last));
+            let name = if n % 3 == 0 { "meant" } else { "other" };
+            stage.network.write(client, &connect(Version::V5, name));
+            if n % 100 == 0 {
+                stage.run_for(Duration::from_millis(1));
+            }
+            client
+        })
+        .collect();
+    stage.run_for(Duration::from_millis(10));
+    assert_eq!(stage.shard.sessions(), SESSIONS);
+    stage.send(ToShard::Kick {
+        request: 1,
+        who: KickWho::ClientId("meant".into()),
+    });
+    stage.turn();
+    assert!(stage.kicked.is_empty(), "not in one turn");
+    stage.run_for(Duration::from_millis(10));
+    assert_eq!(stage.kicked, [(1, SESSIONS / 3)]);
+    for (index, client) in clients.into_iter().enumerate() {
+        let is_open = stage.network.state(client) == PeerState::Open;
+        assert_eq!(is_open, index % 3 != 0, "{index}");
+    }
 }
 
 #[test]

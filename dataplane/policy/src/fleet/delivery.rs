@@ -282,6 +282,8 @@ impl Inventories {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use sluice_proto::Message;
     use sluice_proto::v1::row::Kind;
 
@@ -413,6 +415,58 @@ mod tests {
             Delivered::Whole(whole) => assert_eq!(whole.generation, id(2)),
             other @ (Delivered::Part | Delivered::Refused { .. }) => panic!("{other:?}"),
         }
+    }
+
+    /// A buffer that counts itself as long as a slice of it is alive.
+    struct Counted(Vec<u8>, Arc<AtomicUsize>);
+
+    impl Counted {
+        fn new(bytes: Vec<u8>, alive: &Arc<AtomicUsize>) -> Self {
+            alive.fetch_add(1, Ordering::Relaxed);
+            Self(bytes, Arc::clone(alive))
+        }
+    }
+
+    impl AsRef<[u8]> for Counted {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    #[test]
+    fn rows_held_keep_no_message_alive_however_many_changes_they_came_in() {
+        let alive = Arc::new(AtomicUsize::new(0));
+        let mut assembly = Assembly::default();
+        let mut held = Inventory::default();
+        for (number, change) in changes(500, 10).into_iter().enumerate() {
+            let row = change.row.clone().unwrap();
+            let mut message = vec![0; 1 << 20];
+            message[..row.len()].copy_from_slice(&row);
+            let message = bytes::Bytes::from_owner(Counted::new(message, &alive));
+            let chunk = v1::GenerationChunk {
+                generation: Some(id(number as u64 % 200)),
+                base: None,
+                index: 0,
+                is_last: true,
+                changes: vec![v1::RowChange {
+                    key: Some(change.key.to_wire()),
+                    row: Some(message.slice(..row.len())),
+                }],
+            };
+            drop(message);
+            let Delivered::Whole(whole) = assembly.take(chunk) else {
+                panic!("not whole");
+            };
+            held = held.with(whole.changes);
+        }
+        assert_eq!(held.len(), 500);
+        assert_eq!(alive.load(Ordering::Relaxed), 0, "messages of 1 MiB");
     }
 
     #[test]

@@ -313,7 +313,8 @@ impl Change {
         })
     }
 
-    /// From the wire, checked: the key is known, and is that of the row inside.
+    /// From the wire, checked: the key is known, and is that of the row inside. The row is copied out of the message it
+    /// came in: a slice would keep all of a message alive as long as one of its rows is held.
     pub fn from_wire(change: v1::RowChange) -> Result<Self, BadRow> {
         let key = change.key.and_then(RowKey::from_wire);
         let key = key.ok_or(BadRow::NoKey)?;
@@ -328,7 +329,7 @@ impl Change {
         }
         Ok(Self {
             key,
-            row: change.row,
+            row: change.row.map(|row| Bytes::copy_from_slice(&row)),
         })
     }
 

@@ -305,7 +305,7 @@ fn body<'a>(bytes: &'a [u8], magic: &[u8]) -> Result<&'a [u8], &'static str> {
     summed.get(magic.len()..).ok_or("cut short")
 }
 
-/// Reads a generation. The rows stay where they are in `bytes`.
+/// Reads a generation. Its rows are copied: slices of the file would keep all of it alive as long as one row is held.
 fn generation(bytes: &Bytes) -> Result<Held, &'static str> {
     let mut left = bytes.slice_ref(body(bytes, GENERATION_MAGIC)?);
     let id = part(&mut left)?;
@@ -322,7 +322,7 @@ fn generation(bytes: &Bytes) -> Result<Held, &'static str> {
         let key = RowKey::of(&inside).ok_or("a row of a kind that is not known")?;
         changes.push(Change {
             key,
-            row: Some(row),
+            row: Some(Bytes::copy_from_slice(&row)),
         });
     }
     if !left.is_empty() {

@@ -11,11 +11,13 @@ use sluice_proto::v1::{EnrollRequest, FromNode, ToNode};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::BoxFuture;
 use tonic::metadata::{Ascii, MetadataValue};
-use tonic::transport::{Channel, Endpoint};
+use tonic::transport::{Channel, Endpoint, Error};
 use tonic::{Code, Request, Status, Streaming};
 use zeroize::Zeroizing;
 
+use super::advice::{self, Way};
 use super::back_off::{BackOff, Ended};
 use super::disk::{Identity, StateDir};
 use super::status::{LinkState, Shared};
@@ -51,9 +53,13 @@ pub(super) struct Stream {
     pub(super) _keep: oneshot::Sender<()>,
 }
 
+/// Opens a connection to the control plane.
+pub(super) type Dial = Box<dyn Fn() -> BoxFuture<Channel, Error> + Send + Sync>;
+
 /// See the module documentation.
 pub(super) struct Link {
-    pub(super) endpoint: Endpoint,
+    pub(super) dial: Dial,
+    pub(super) way: Way,
     pub(super) identity: Identity,
     pub(super) join_token_file: Option<PathBuf>,
     pub(super) state: std::sync::Arc<StateDir>,
@@ -101,10 +107,10 @@ impl Link {
     /// One attempt, to its end.
     async fn attempt(&mut self, events: &mpsc::Sender<Event>) -> Result<Never, Over> {
         self.shared.set(LinkState::Connecting);
-        let channel = timeout(ANSWER_MAX, self.endpoint.connect())
+        let channel = timeout(ANSWER_MAX, (self.dial)())
             .await
             .map_err(|_| Over::broken("no answer in time".into()))?
-            .map_err(|error| Over::broken(causes(&error)))?;
+            .map_err(|error| Over::broken(advice::of_error(&error)))?;
         if !self.identity.is_member {
             self.enroll(channel.clone()).await?;
         }
@@ -128,10 +134,10 @@ impl Link {
         let open = client.connect(ReceiverStream::new(from_node));
         let over = match timeout(ANSWER_MAX, open).await {
             Err(_) => Over::broken("no answer in time".into()),
-            Ok(Err(status)) => Over::of(&status, Duration::ZERO),
+            Ok(Err(status)) => Over::of(&status, Duration::ZERO, Some(self.way)),
             Ok(Ok(answer)) => {
                 self.shared.set(LinkState::Connected);
-                tracing::info!(control_plane = %self.endpoint.uri(), "connected to the control plane");
+                tracing::info!(control_plane = %self.shared.view().control_plane, "connected to the control plane");
                 tokio::select! {
                     over = receive(answer.into_inner(), events, began) => over,
                     _ = &mut cut => Over {
@@ -160,7 +166,7 @@ impl Link {
         timeout(ANSWER_MAX, FleetClient::new(channel).enroll(request))
             .await
             .map_err(|_| Over::broken("no answer in time".into()))?
-            .map_err(|status| Over::of_enrolling(&status))?;
+            .map_err(|status| Over::of_enrolling(&status, self.way))?;
         self.identity.is_member = true;
         tracing::info!(node = %self.identity.node, "this node has joined the fleet");
         let (state, identity) = (self.state.clone(), self.identity.clone());
@@ -181,7 +187,7 @@ impl Over {
         Self { ended, why }
     }
 
-    fn of(status: &Status, lasted: Duration) -> Self {
+    fn of(status: &Status, lasted: Duration, way: Option<Way>) -> Self {
         // What is left is for the network or the control plane to mend by itself.
         #[expect(clippy::wildcard_enum_match_arm)]
         let ended = match status.code() {
@@ -193,13 +199,13 @@ impl Over {
         };
         Self {
             ended,
-            why: said(status),
+            why: advice::of_status(status, way),
         }
     }
 
     /// A member of that name, with another secret, is no second stream: an operator has to help.
-    fn of_enrolling(status: &Status) -> Self {
-        let mut over = Self::of(status, Duration::ZERO);
+    fn of_enrolling(status: &Status, way: Way) -> Self {
+        let mut over = Self::of(status, Duration::ZERO, Some(way));
         if over.ended == Ended::Replaced {
             over.ended = Ended::Refused;
         }
@@ -227,7 +233,7 @@ async fn receive(
                     why: "the control plane has ended the stream".into(),
                 };
             }
-            Err(status) => return Over::of(&status, began.elapsed()),
+            Err(status) => return Over::of(&status, began.elapsed(), None),
         }
     }
 }
@@ -279,25 +285,10 @@ async fn read_token(file: Option<PathBuf>) -> Result<Zeroizing<String>, String> 
     }
 }
 
-fn said(status: &Status) -> String {
-    format!("{:?}: {}", status.code(), status.message())
-}
-
-/// An error with all that caused it, in one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.ends_with(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
-}
-
 fn jitter() -> u32 {
     // Without randomness every node waits the same: worse, not wrong.
     random().map_or(u32::MAX / 2, u32::from_ne_bytes)
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,6 +11,7 @@
 //!                                    disk   last good generation, identity
 //! ```
 
+mod advice;
 mod agent;
 mod back_off;
 mod disk;
@@ -30,6 +31,7 @@ use super::random::random;
 use super::{ControlHandle, PolicySource};
 use crate::config::FleetSettings;
 
+use advice::Way;
 use disk::{Identity, StateDir};
 pub use status::{FleetView, LinkState, Shared};
 
@@ -53,7 +55,12 @@ pub fn open(settings: &FleetSettings) -> anyhow::Result<Member> {
     Ok(Member {
         node: settings.node.clone(),
         link: link::Link {
-            endpoint: endpoint(settings)?,
+            dial: dial(endpoint(settings)?),
+            way: match (&settings.ca_file, &settings.certificate_files) {
+                (None, _) => Way::Plain,
+                (Some(_), None) => Way::Tls,
+                (Some(_), Some(_)) => Way::MutualTls,
+            },
             identity,
             join_token_file: settings.join_token_file.clone(),
             state: Arc::clone(&state),
@@ -115,6 +122,13 @@ fn endpoint(settings: &FleetSettings) -> anyhow::Result<Endpoint> {
     endpoint
         .tls_config(tls)
         .context("--control-plane-ca, --control-plane-cert, --control-plane-key")
+}
+
+fn dial(endpoint: Endpoint) -> link::Dial {
+    Box::new(move || {
+        let endpoint = endpoint.clone();
+        Box::pin(async move { endpoint.connect().await })
+    })
 }
 
 fn pem(path: &Path) -> anyhow::Result<Zeroizing<Vec<u8>>> {

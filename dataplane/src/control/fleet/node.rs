@@ -455,3 +455,6 @@ async fn wait_for<T>(handle: Option<&mut JoinHandle<T>>) -> Option<T> {
         None => pending().await,
     }
 }
+
+#[cfg(test)]
+mod tests;

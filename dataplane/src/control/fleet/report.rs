@@ -34,7 +34,7 @@ const DENIALS: [Counter; 5] = [
     Counter::EndedDenied,
 ];
 
-/// The heartbeat of this moment.
+/// The heartbeat of this moment. Begins the longest turns anew.
 pub(super) fn heartbeat(observed: &Observed, agent: &Agent, memory_bytes: u64) -> v1::Heartbeat {
     let shards = observed.shards.iter().zip(&observed.counters);
     let healthy = observed.endpoints.iter().filter(|view| view.healthy);
@@ -45,7 +45,7 @@ pub(super) fn heartbeat(observed: &Observed, agent: &Agent, memory_bytes: u64) -
                 sessions: view.sessions.into(),
                 messages: sum(cells, &MESSAGES),
                 denials: sum(cells, &DENIALS),
-                turn_max_us: view.loop_lag_micros,
+                turn_max_us: cells.take_turn_max(),
                 backlog_bytes: view.backlog_bytes,
             })
             .collect(),

@@ -90,6 +90,32 @@ fn acks(messages: &[from_node::Message]) -> Vec<(u64, u32)> {
 }
 
 #[test]
+fn a_refusal_that_nobody_heard_is_made_again_when_the_generation_comes_again() {
+    let (mut agent, rows) = (connected(), rows(&[1, 2]));
+    let one = held(1, &rows);
+    let changes = || Inventory::default().changes_to(&rows);
+    let refusal = || Refusal::one(Reason::Invalid, whole("it is wrong"));
+    let offer = offered(deliver(&mut agent, &one.id, None, changes()));
+    agent.disconnected();
+    assert!(agent.answered(offer, Some(Err(refusal()))).is_none());
+    agent.connected();
+    let again = offered(deliver(&mut agent, &one.id, None, changes()));
+    assert_eq!(
+        reason(agent.answered(again, Some(Err(refusal())))),
+        Reason::Invalid
+    );
+    // One that is still at work when the stream is new is heard there, and once.
+    let offer = offered(deliver(&mut agent, &one.id, None, changes()));
+    agent.disconnected();
+    agent.connected();
+    assert!(deliver(&mut agent, &one.id, None, changes()).is_none());
+    assert_eq!(
+        reason(agent.answered(offer, Some(Err(refusal())))),
+        Reason::Invalid
+    );
+}
+
+#[test]
 fn a_generation_is_held_once_it_is_swapped_in_and_not_before() {
     let (mut agent, first) = (connected(), rows(&[1, 2]));
     let one = held(1, &first);

@@ -49,6 +49,31 @@ fn a_generation_comes_back_as_it_was_kept_and_the_last_one_counts() {
 }
 
 #[test]
+fn a_row_that_is_held_does_not_keep_the_file_it_was_read_from() {
+    struct Read {
+        bytes: Vec<u8>,
+        _alive: std::sync::Arc<()>,
+    }
+    impl AsRef<[u8]> for Read {
+        fn as_ref(&self) -> &[u8] {
+            &self.bytes
+        }
+    }
+    let (_folder, state) = open();
+    state.write_generation(&held(1, 100)).expect("written");
+    let file = fs::read(state.path.join(GENERATION_FILE)).expect("readable");
+    let alive = std::sync::Arc::new(());
+    let bytes = Bytes::from_owner(Read {
+        bytes: file,
+        _alive: std::sync::Arc::clone(&alive),
+    });
+    let read = generation(&bytes).expect("good");
+    drop(bytes);
+    assert_eq!(std::sync::Arc::strong_count(&alive), 1);
+    assert_eq!(read.rows.len(), 100);
+}
+
+#[test]
 fn a_file_changed_anywhere_or_cut_anywhere_is_refused() {
     let (_folder, state) = open();
     let kept = held(1, 3);
@@ -165,4 +190,54 @@ fn a_write_that_fails_leaves_what_was_there() {
     let read = state.read_generation().expect("readable").expect("there");
     assert_eq!(read.id.number, 1);
     assert!(!state.path.join("generation.new").exists());
+}
+
+/// Set in the process that a test starts where the disk is small: the folder there.
+const SMALL_DISK: &str = "SLUICE_TEST_SMALL_DISK";
+
+#[test]
+fn a_full_disk_refuses_a_generation_and_keeps_the_one_before() {
+    if let Some(folder) = std::env::var_os(SMALL_DISK) {
+        return on_a_small_disk(Path::new(&folder));
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let run = "exec \"$0\" --exact control::fleet::disk::tests::a_full_disk_refuses_a_generation_and_keeps_the_one_before --nocapture";
+    let mounted = format!("mount -t tmpfs -o size=256k none \"${SMALL_DISK}\" && {run}");
+    // Where a process gets no mounts of its own, files that may not grow stand for the disk.
+    let limited = format!("trap '' XFSZ; ulimit -f 512 && {run}");
+    let scripts = [
+        ("unshare", vec!["-rm", "sh", "-c", &mounted]),
+        ("sh", vec!["-c", &limited]),
+    ];
+    let mut said = String::new();
+    for (program, args) in scripts {
+        let output = std::process::Command::new(program)
+            .args(args)
+            .arg(std::env::current_exe().expect("this program"))
+            .env(SMALL_DISK, folder.path())
+            .output();
+        let Ok(output) = output else { continue };
+        said = [output.stdout, output.stderr]
+            .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+            .concat();
+        if said.contains("running 1 test") {
+            assert!(output.status.success(), "{program}: {said}");
+            return;
+        }
+    }
+    panic!("neither a small disk nor small files: {said}");
+}
+
+fn on_a_small_disk(folder: &Path) {
+    let state = StateDir::open(&folder.join("state")).expect("a state directory");
+    state.write_generation(&held(1, 100)).expect("fits");
+    for _ in 0..3 {
+        let error = state.write_generation(&held(2, 20_000)).expect_err("full");
+        let kinds = [io::ErrorKind::StorageFull, io::ErrorKind::FileTooLarge];
+        assert!(kinds.contains(&error.kind()), "{error}");
+        assert!(!state.path.join("generation.new").exists());
+        let read = state.read_generation().expect("readable").expect("there");
+        assert_eq!(read.id.number, 1);
+    }
+    state.write_generation(&held(3, 100)).expect("room again");
 }
