@@ -78,7 +78,7 @@ const CONTROL_FLOORS: Floors = &[
     ("store", &["clock", "domain"]),
     ("readiness", &["store"]),
     ("auth", &["clock", "domain", "store"]),
-    ("release", &["clock", "domain", "store"]),
+    ("release", &["auth", "clock", "domain", "store"]),
     ("connections", &["auth"]),
     ("fleet", &["auth", "clock", "domain", "release", "store"]),
     (
@@ -97,7 +97,10 @@ const CONTROL_FLOORS: Floors = &[
     ("config", &["domain"]),
     ("logging", &["config"]),
     ("metrics", &[]),
-    ("server", &["api", "config", "connections", "readiness"]),
+    (
+        "server",
+        &["api", "auth", "config", "connections", "readiness"],
+    ),
     (
         "boot",
         &[
