@@ -544,6 +544,15 @@ fn a_command_line_that_cannot_be_meant_is_refused_before_anything_is_sent() {
             vec!["--control-plane", "http://127.0.0.1:1"],
             "--join-token-file",
         ),
+        (
+            vec![
+                "--control-plane",
+                "http://127.0.0.1:1",
+                "--join-token-file",
+                "/nowhere/join-token",
+            ],
+            "/nowhere/join-token: No such file",
+        ),
         (vec![], "--control-plane"),
     ] {
         let args: Vec<&str> = args.into_iter().chain(base).collect();

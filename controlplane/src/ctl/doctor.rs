@@ -399,6 +399,8 @@ fn fleet(answer: &NodesResponse) -> [Stage; 3] {
     };
     let rejected = of(&[NodeState::Rejected]);
     let offline = of(&[NodeState::Offline]);
+    let draining = |node: &&Node| node.connected && node.is_draining;
+    let draining: Vec<&Node> = answer.nodes.iter().filter(draining).collect();
     let late = |node: &&&Node| node.lag_ms.is_some_and(|lag| lag > LAG_MS_MAX);
     let moving = of(&[NodeState::Delivering, NodeState::Sweeping]);
     let late: Vec<&Node> = moving.iter().filter(late).copied().collect();
@@ -428,6 +430,13 @@ fn fleet(answer: &NodesResponse) -> [Stage; 3] {
             Finding::Warn,
             "nothing is released",
             "`sluicectl apply -f FILE --release`",
+        )
+    } else if !draining.is_empty() {
+        stage(
+            "nodes",
+            Finding::Warn,
+            format!("out of service by a drain: {}", names(&draining)),
+            "`sluicectl drain NODE --undo` brings one back",
         )
     } else {
         stage(
@@ -501,9 +510,19 @@ mod tests {
     fn the_fleet_is_judged_by_rejected_offline_and_late_nodes() {
         use Finding::{Fail, Ok, Warn};
         use NodeState::{Active, Offline, Rejected, Sweeping};
+        let drained = Node {
+            connected: true,
+            is_draining: true,
+            ..node("a", Active, None)
+        };
         for (nodes, expected) in [
             (vec![], [Warn, Ok, Ok]),
             (vec![node("a", Active, None)], [Ok, Ok, Ok]),
+            (vec![drained.clone()], [Warn, Ok, Ok]),
+            (
+                vec![drained, node("b", Rejected, None)],
+                [Fail(Exit::Wrong), Ok, Ok],
+            ),
             (
                 vec![node("a", Rejected, Some(99_000))],
                 [Fail(Exit::Wrong), Ok, Ok],

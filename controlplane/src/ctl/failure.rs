@@ -156,8 +156,8 @@ pub(super) fn is_unreachable(status: &Status) -> bool {
 fn meaning(status: &Status) -> (Exit, &'static str, &'static str) {
     if is_unreachable(status) {
         let advice = connect::advice(&connect::chain(status)).unwrap_or(
-            "the connection to the control plane broke; try again. Where it always does: it may want https://, or a \
-             certificate, or another one than that in --cert (--cert, --key)",
+            "the connection to the control plane broke; try again. Where it always does: it may want https://, and a server that \
+             wants to see a certificate, or another one than that in --cert, ends it so too (--cert, --key)",
         );
         return (Exit::Away, "unreachable", advice);
     }

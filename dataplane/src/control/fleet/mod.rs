@@ -103,10 +103,18 @@ fn identity(settings: &FleetSettings, state: &StateDir) -> anyhow::Result<Identi
             identity
         }
     };
-    anyhow::ensure!(
-        identity.is_member || settings.join_token_file.is_some(),
-        "this node is no member of the fleet yet: make a join token (`sluicectl token join create --output-file FILE`) and give its file as --join-token-file"
-    );
+    if !identity.is_member {
+        let file = settings.join_token_file.as_ref().context(
+            "this node is no member of the fleet yet: make a join token (`sluicectl token join create --output-file FILE`) and give its file as --join-token-file",
+        )?;
+        // It is read when there is a connection, and again at each attempt; a wrong path is said at once.
+        std::fs::File::open(file).with_context(|| {
+            format!(
+                "the node has to join first: --join-token-file {}",
+                file.display()
+            )
+        })?;
+    }
     Ok(identity)
 }
 
