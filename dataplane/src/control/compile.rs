@@ -59,6 +59,8 @@ pub struct Refusal {
     pub left_off: u64,
     /// The same for people, a line each.
     pub lines: Vec<String>,
+    /// True exactly when the machine is the cause and not the policy: a port in use, no memory. The same may do later.
+    pub is_of_machine: bool,
 }
 
 impl Refusal {
@@ -69,10 +71,19 @@ impl Refusal {
             lines: vec![problem.message.clone()],
             problems: vec![problem],
             left_off: 0,
+            is_of_machine: false,
         }
     }
 
-    /// Problems of a document, or of the machine.
+    /// The machine cannot do it now.
+    pub fn machine(line: String) -> Self {
+        Self {
+            is_of_machine: true,
+            ..Self::lines(vec![line])
+        }
+    }
+
+    /// Problems of a document.
     pub fn lines(lines: Vec<String>) -> Self {
         let problem = |line: &String| v1::Problem {
             row: None,
@@ -84,6 +95,7 @@ impl Refusal {
             problems: lines.iter().map(problem).collect(),
             left_off: 0,
             lines,
+            is_of_machine: false,
         }
     }
 
@@ -99,6 +111,7 @@ impl Refusal {
             problems: problems.iter().map(row_problem).collect(),
             left_off: u64::try_from(refused.left_off()).unwrap_or(u64::MAX),
             lines: refused.to_string().lines().map(str::to_owned).collect(),
+            is_of_machine: false,
         }
     }
 }

@@ -206,9 +206,7 @@ impl Control {
         let refused = match attempt.result {
             Ok((compiled, resolved)) => {
                 self.apply.compiled(generation, &compiled.digest);
-                self.deliver(compiled, resolved)
-                    .err()
-                    .map(|error| Refusal::lines(vec![error]))
+                self.deliver(compiled, resolved).err().map(Refusal::machine)
             }
             Err(refusal) => Some(refusal),
         };
@@ -433,7 +431,7 @@ async fn attempt(
         .await
         .unwrap_or_else(|error| {
             let line = format!("the compiler failed: {error}");
-            Err(Refusal::lines(vec![line]))
+            Err(Refusal::machine(line))
         })?;
     let names = resolve::names(&compiled.snapshot);
     let resolved = resolve::complete(names, known).await;

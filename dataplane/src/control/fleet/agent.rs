@@ -231,6 +231,15 @@ impl Agent {
         Some(Output::Offer(held))
     }
 
+    /// A generation that the machine could not take is offered again, unless another is at work.
+    pub(super) fn offer_again(&mut self, held: Held) -> Option<Output> {
+        if self.offered.is_some() {
+            return None;
+        }
+        self.offered = Some(held.clone());
+        Some(Output::Offer(held))
+    }
+
     /// What became of an offer: the snapshot's own number once it is swapped in, a refusal, or `None` when a newer one
     /// has taken its place.
     pub(super) fn answered(

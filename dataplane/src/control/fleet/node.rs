@@ -34,6 +34,9 @@ const COMMANDS_MAX: usize = 16;
 const BUSY: &str = "the node is busy with other requests; ask again";
 /// Heartbeats until a generation that could not be written is tried again.
 const BEATS_TO_KEEP_AGAIN: u32 = 6;
+/// Heartbeats until a generation that the machine could not take is tried again, at most; one the first time, then twice
+/// as many.
+const BEATS_TO_TRY_AGAIN_MAX: u32 = 6;
 /// What the link may hand on ahead of us.
 const EVENTS_MAX: usize = 4;
 
@@ -55,6 +58,17 @@ pub(super) struct Node {
     keeping: Option<JoinHandle<(Held, std::io::Result<()>)>>,
     to_keep: Option<Held>,
     beats_to_keep_again: u32,
+    again: Option<Again>,
+}
+
+/// A generation that the machine could not take, because a port was in use for instance. Nobody but the node sees when the
+/// port is free, so it is the node that tries again.
+struct Again {
+    held: Held,
+    /// Beats to wait this time.
+    pause: u32,
+    /// Of these, still to come.
+    left: u32,
 }
 
 /// An offer and what became of it; `None`: a newer one was taken in its place.
@@ -83,6 +97,7 @@ impl Node {
             keeping: None,
             to_keep: None,
             beats_to_keep_again: 0,
+            again: None,
         }
     }
 
@@ -173,6 +188,7 @@ impl Node {
         if matches!(outcome, Some(Ok(_))) {
             self.shared.on_disk(number);
         }
+        self.note(&held, outcome.as_ref());
         // It is on the disk already, so the keeping that follows is left out.
         let _ = self.agent.answered(held, outcome.map(number_of));
         Ok(())
@@ -327,10 +343,46 @@ impl Node {
     }
 
     async fn answered(&mut self, held: Held, outcome: Option<Outcome>) -> Result<(), NoAnswer> {
+        self.note(&held, outcome.as_ref());
         if let Some(output) = self.agent.answered(held, outcome.map(number_of)) {
             self.carry_out(output).await?;
         }
         self.tell_active().await
+    }
+
+    /// Whether this is to be tried again. What came before it is not wanted any more.
+    fn note(&mut self, held: &Held, outcome: Option<&Outcome>) {
+        let before = self.again.take();
+        if !matches!(outcome, Some(Err(refusal)) if refusal.is_of_machine) {
+            return;
+        }
+        let before = before.filter(|before| before.held.id == held.id);
+        let pause = before.map_or(1, |before| (before.pause * 2).min(BEATS_TO_TRY_AGAIN_MAX));
+        tracing::info!(
+            generation = held.id.number,
+            after = ?BEAT.saturating_mul(pause),
+            "it is the machine that cannot take it: it is tried again"
+        );
+        self.again = Some(Again {
+            held: held.clone(),
+            pause,
+            left: pause,
+        });
+    }
+
+    async fn try_again(&mut self) -> Result<(), NoAnswer> {
+        let Some(again) = &mut self.again else {
+            return Ok(());
+        };
+        again.left = again.left.saturating_sub(1);
+        if again.left > 0 {
+            return Ok(());
+        }
+        let held = again.held.clone();
+        match self.agent.offer_again(held) {
+            Some(output) => self.carry_out(output).await,
+            None => Ok(()), // a newer one is at work
+        }
     }
 
     /// Says which shards have acknowledged since the last time; with the last of them, how the node is.
@@ -354,6 +406,7 @@ impl Node {
             self.beats_to_keep_again -= 1;
             self.keep();
         }
+        self.try_again().await?;
         if !self.outbox.is_empty() && !self.has_sent && self.stream.is_some() {
             self.close(); // the link says so in the log
             return Ok(());

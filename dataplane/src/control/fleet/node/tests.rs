@@ -18,6 +18,7 @@ use zeroize::Zeroizing;
 use super::*;
 use crate::control::apply::PolicyStatus;
 use crate::control::auth::PoolGauges;
+use crate::control::compile::Refusal;
 use crate::control::fleet::advice::Way;
 use crate::control::fleet::disk::Identity;
 use crate::control::observe::Observed;
@@ -256,4 +257,57 @@ async fn more_commands_than_are_worked_on_at_once_are_told_to_come_back() {
     node.carry_out(kick(all)).await.expect("it runs");
     assert_eq!(node.commands.len(), COMMANDS_MAX);
     assert!(node.outbox.is_empty());
+}
+
+#[tokio::test]
+async fn what_the_machine_could_not_take_is_tried_again_and_what_is_wrong_is_not() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let state = Arc::new(StateDir::open(&folder.path().join("state")).expect("a directory"));
+    let (control, _) = control();
+    let (offers, mut offered) = mpsc::channel(1);
+    let agent = Agent::new("edge".into(), 1);
+    let source = PolicySource { offers };
+    let mut node = Node::new(agent, source, control, state, Shared::default());
+    let held = |number| Held {
+        id: v1::GenerationId {
+            store: vec![1; 16],
+            number,
+            digest: vec![0; 32],
+        },
+        rows: sluice_policy::fleet::Inventory::default(),
+    };
+    let mut number_offered = || match offered.try_recv() {
+        Ok(Offer::Rows(released)) => Some(released.id.number),
+        Ok(Offer::File(_) | Offer::Text { .. }) | Err(_) => None,
+    };
+    let port_in_use = || Some(Err(Refusal::machine("port 1883 is in use".into())));
+    for pause in [1, 2, 4, 6, 6] {
+        node.answered(held(7), port_in_use())
+            .await
+            .expect("it runs");
+        for beat in 1..=pause {
+            node.beat().await.expect("it runs");
+            let expected = (beat == pause).then_some(7);
+            assert_eq!(number_offered(), expected, "beat {beat} of {pause}");
+        }
+        node.beat().await.expect("it runs");
+        assert_eq!(number_offered(), None, "its answer is waited for");
+    }
+    // What is wrong stays wrong, and with a newer one nobody wants the old one any more.
+    let wrong = Refusal::one(v1::reject::Reason::Invalid, v1::Problem::default());
+    let after: [(u64, Option<Outcome>); 3] = [
+        (8, Some(Err(wrong))),
+        (8, Some(Ok(sluice_policy::Generation(2)))),
+        (8, None),
+    ];
+    for (number, outcome) in after {
+        node.answered(held(7), port_in_use())
+            .await
+            .expect("it runs");
+        node.answered(held(number), outcome).await.expect("it runs");
+        for _ in 0..BEATS_TO_TRY_AGAIN_MAX {
+            node.beat().await.expect("it runs");
+            assert_eq!(number_offered(), None);
+        }
+    }
 }
