@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use tokio::time::{Instant, sleep_until};
 
 use super::args::seconds;
 use super::beside::Beside;
@@ -129,12 +130,12 @@ async fn phase(
     let traffic = Beside::start(plan.clone(), Arc::clone(sink));
     let mut changes = 0;
     if is_churning {
-        let mut ticks = tokio::time::interval(args.every);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut due = Instant::now();
         while !traffic.has_ended() {
-            ticks.tick().await;
+            sleep_until(due).await;
             source.change().await?;
             changes += 1;
+            due = due.max(Instant::now()) + pause(args.every, changes);
         }
         if !args.quiet {
             writeln!(io::stderr(), "{changes} releases")?;
@@ -150,6 +151,13 @@ async fn phase(
     };
     let findings = sink.ledger().findings(of_device, changes);
     Ok((report, findings, changes))
+}
+
+/// The pause after so many changes: half of what is asked for to one and a half, and never in step with devices, who would
+/// otherwise see each policy as often as the other, or only one of them.
+fn pause(every: Duration, changes: u32) -> Duration {
+    const GOLDEN: f64 = 0.618_033_988_749_895;
+    every.mul_f64(0.5 + (f64::from(changes) * GOLDEN).fract())
 }
 
 /// The report with changes, and beside it what was measured without.
@@ -197,6 +205,30 @@ fn joined(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_are_what_was_asked_for_in_the_mean_and_in_step_with_nothing() {
+        let every = Duration::from_millis(20);
+        let pauses: Vec<Duration> = (0..1_000).map(|changes| pause(every, changes)).collect();
+        let mean = pauses.iter().sum::<Duration>() / 1_000;
+        assert!(
+            mean.abs_diff(every) < Duration::from_micros(100),
+            "{mean:?}"
+        );
+        let range = every / 2..every * 3 / 2;
+        assert!(pauses.iter().all(|pause| range.contains(pause)));
+        // Eight devices at a hundred rounds a second: how many changes come between two rounds of one of them.
+        let mut at = Duration::ZERO;
+        let mut between = vec![0_u32; 200];
+        for pause in pauses {
+            at += pause;
+            if let Some(count) = between.get_mut((at.as_millis() / 80) as usize) {
+                *count += 1;
+            }
+        }
+        let odd = between.iter().filter(|count| *count % 2 == 1).count();
+        assert!((40..160).contains(&odd), "{odd} of 200");
+    }
 
     #[test]
     fn what_is_required_can_be_read() {
