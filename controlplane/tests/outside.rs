@@ -91,10 +91,13 @@ async fn open_streams_are_told_that_it_ends() {
     let mut healths = healths.into_inner();
     healths.message().await.expect("open").expect("a state");
     let mut policies = PoliciesClient::new(server.channel());
+    let mut behind = policies.clone();
     let never = with(&server.token(), tokio_stream::pending());
     let uploading = tokio::spawn(async move { policies.validate(never).await.map(drop) });
-    // Behind the upload's headers on the same connection, so that is under way.
     tokio::task::yield_now().await;
+    // Asked behind the upload's headers on the same connection: when it is answered, the upload is under way.
+    let asked = with(&server.token(), wire::HistoryRequest::default());
+    behind.history(asked).await.expect("answered");
     server.signal(Signal::TERM);
     let told = timeout(PATIENCE, async {
         let watching = loop {

@@ -402,7 +402,6 @@ fn frames(bytes: &[u8]) -> Vec<Frame> {
 
 /// Retained messages, a will and a session that was away; gives what each client heard.
 fn keeping(gate: &Visit<'_>, address: &Address, version: Version) -> Heard {
-    let mark = gate.mosquitto.running().log_mark();
     let mut heard = Vec::new();
     let mut writer = Client::open(address.clone(), version, "m1-keep-writer");
     writer.put(
@@ -431,6 +430,8 @@ fn keeping(gate: &Visit<'_>, address: &Address, version: Version) -> Heard {
     heard.push(client.received().to_vec());
     client.reset().unwrap();
     // Who publishes only after the broker has noticed: the old connection is taken over by a short one.
+    // Marked here, because the end of the session of the run before may have been logged late.
+    let mark = gate.mosquitto.running().log_mark();
     let mut taker = Client::open_with(address.clone(), &sleeper);
     taker.put(&packet::DISCONNECT);
     taker.expect_end();
