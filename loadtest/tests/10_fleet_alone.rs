@@ -47,10 +47,20 @@ fn wait_ready(dataplane: &DataPlane) {
     });
 }
 
+/// Active comes first; then it is written, under another name until it is whole.
+fn wait_on_disk(dataplane: &DataPlane, number: u64) {
+    until("the generation is on the disk", || {
+        let page = dataplane.get("/fleet").ok()?.body;
+        let page: serde_json::Value = serde_json::from_str(&page).ok()?;
+        (page["fleet"]["on_disk"] == number).then_some(())
+    });
+}
+
 fn c26_the_last_policy_stays_while_the_control_plane_is_away(cell: Cell) {
     let mut fleet = Fleet::alone("c26", cell, &[]);
     fleet.put(&policy("one"));
     let second = fleet.put(&policy("two"));
+    wait_on_disk(&fleet.dataplane, second);
     let mut client = Client::open(fleet.listener("main"), Version::V5, "stays");
     assert_judged(&mut client, "two", &["one"]);
 
@@ -132,6 +142,7 @@ fn a_damaged_snapshot_is_refused_and_asked_for_again() {
     let mut fleet = Fleet::alone("damaged", CELL, &[]);
     let number = fleet.put(&policy("one"));
     let state_dir = fleet.dataplane.membership().unwrap().state_dir.clone();
+    wait_on_disk(&fleet.dataplane, number);
     let snapshot = snapshot_file(&state_dir);
     let good = std::fs::read(&snapshot).unwrap();
     for (damage, damage_it) in DAMAGES {
