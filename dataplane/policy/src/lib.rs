@@ -19,6 +19,7 @@ mod password;
 mod problem;
 pub mod rows;
 mod rulebook;
+mod ruling;
 mod snapshot;
 mod tables;
 mod units;
@@ -37,6 +38,7 @@ pub use password::{
     PBKDF2_ROUNDS_MAX, Verifier, hash_password,
 };
 pub use problem::{Errors, PROBLEMS_MAX, Position, Problem};
+pub use ruling::Ruling;
 pub use snapshot::*;
 pub use validate::{
     ENDPOINTS_MAX, LISTENERS_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX, RULES_MAX, validate,

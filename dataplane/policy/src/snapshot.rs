@@ -12,6 +12,7 @@ use crate::model::{ClientIdBinding, Pattern, RuleModel};
 use crate::password::Verifier;
 use crate::rows::{Mode, QosOver, Retain};
 use crate::rulebook::Rulebook;
+use crate::ruling::Ruling;
 use crate::tables::NO_RANK;
 use crate::users::Users;
 use crate::validate::Ground;
@@ -562,7 +563,18 @@ impl Snapshot {
 
     /// Judges one message. No allocation, no regular expression.
     pub fn verdict(&self, classes: &Classes, vars: &Vars<'_>, request: &Request<'_>) -> Verdict {
-        verdict::verdict(self, classes, vars, request)
+        verdict::ruling(self, classes, vars, request.action, request.topic).verdict(request)
+    }
+
+    /// The part of a verdict that depends on the topic alone; `action` is Publish or Receive.
+    pub fn ruling(
+        &self,
+        classes: &Classes,
+        vars: &Vars<'_>,
+        action: Action,
+        topic: &str,
+    ) -> Ruling {
+        verdict::ruling(self, classes, vars, action, topic)
     }
 
     /// Judges one filter, share group taken off by the caller: granted exactly when every topic it can deliver is allowed.

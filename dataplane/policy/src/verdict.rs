@@ -1,13 +1,14 @@
 //! The three questions a snapshot answers: may this session be, may this message pass, may this filter be subscribed to.
 //!
-//! `verdict` runs for every message: it allocates nothing and evaluates no expression. `admit` runs when a session begins
+//! `ruling` runs for every message that its session did not just ask about: it allocates nothing and evaluates no expression. `admit` runs when a session begins
 //! and when it meets a new generation.
 
 use std::cell::Cell;
 
 use sluice_wire::mqtt::QoS;
 
-use crate::rows::{QosOver, Retain};
+use crate::rows::QosOver;
+use crate::ruling::{Ranked, Ruling, rule};
 use crate::snapshot::{Class, Outcome};
 use crate::tables::NO_RANK;
 use crate::tables::class::{ClassTable, Tries};
@@ -16,8 +17,8 @@ use crate::tables::subscription::{Check, Grant};
 use crate::tables::topic_trie::{Bound, Search, TopicTrie, VERDICT_NODES_MAX};
 use crate::tables::who::Facts;
 use crate::{
-    Action, Admission, Classes, Decision, Denial, Effect, Listener, OnDeny, Refusal, Request,
-    RuleId, Snapshot, User, Vars, Verdict, Who,
+    Action, Admission, Classes, Decision, Denial, Effect, Listener, OnDeny, Refusal, Snapshot,
+    User, Vars, Verdict, Who,
 };
 
 /// How many classes with topic rules a session may be in; one more and it is refused. A document in which some session
@@ -143,100 +144,66 @@ pub(crate) fn fits_variables(class: &Class, who: &Who<'_>) -> bool {
     class.client_id.fits(who.client_id) && class.username.fits(who.username.unwrap_or_default())
 }
 
-/// See [`Snapshot::verdict`].
+/// See [`Snapshot::ruling`].
 #[inline]
-pub(crate) fn verdict(
+pub(crate) fn ruling(
     snapshot: &Snapshot,
     classes: &Classes,
     vars: &Vars<'_>,
-    request: &Request<'_>,
-) -> Verdict {
+    action: Action,
+    topic: &str,
+) -> Ruling {
     let mut levels = Levels::new();
-    split_into(request.topic, &mut levels);
+    split_into(topic, &mut levels);
     let bound = bound(vars);
     let mut search = Search::new(NO_RANK, VERDICT_NODES_MAX);
     for id in &classes.ids {
         if let Some(table) = snapshot.rules.table(*id) {
-            for trie in table.enforce.of(request.action).into_iter().flatten() {
+            for trie in table.enforce.of(action).into_iter().flatten() {
                 trie.search(&levels, &bound, &mut search);
             }
         }
     }
-    if search.is_exhausted() {
-        return Verdict {
-            decision: Decision::Deny(Denial::TooComplex),
-            ..judge(snapshot, NO_RANK, request)
-        };
+    let is_too_complex = search.is_exhausted();
+    let rank = if is_too_complex { NO_RANK } else { search.best };
+    let enforced = snapshot.ranked(rank);
+    let mut ruling = Ruling {
+        enforced,
+        shadow: enforced,
+        is_too_complex,
+    };
+    if snapshot.rules.has_shadow() && !is_too_complex {
+        ruling.shadow = shadow(snapshot, classes, &levels, &bound, action, enforced);
     }
-    let enforced = search.best;
-    let mut verdict = judge(snapshot, enforced, request);
-    if snapshot.rules.has_shadow() {
-        let shadow = Search::new(enforced, VERDICT_NODES_MAX);
-        verdict.shadow = shadow_rule(
-            snapshot, classes, &levels, &bound, request, &verdict, shadow,
-        );
-    }
-    verdict
+    ruling
 }
 
-/// The shadow rule before the one that decided, when it would have decided otherwise.
+/// The shadow rule before the one that decided; that one where there is none, or none can be found in time.
 #[inline(never)]
-fn shadow_rule(
+fn shadow(
     snapshot: &Snapshot,
     classes: &Classes,
     levels: &[Level<'_>],
     bound: &Bound<'_>,
-    request: &Request<'_>,
-    verdict: &Verdict,
-    mut search: Search,
-) -> Option<RuleId> {
-    let enforced = search.best;
+    action: Action,
+    enforced: Ranked,
+) -> Ranked {
+    let mut search = Search::new(enforced.rank, VERDICT_NODES_MAX);
     for id in &classes.ids {
         if let Some(shadow) = snapshot
             .rules
             .table(*id)
             .and_then(|table| table.shadow.as_ref())
         {
-            for trie in shadow.of(request.action).into_iter().flatten() {
+            for trie in shadow.of(action).into_iter().flatten() {
                 trie.search(levels, bound, &mut search);
             }
         }
     }
-    if search.best == enforced || search.is_exhausted() {
-        return None;
+    if search.is_exhausted() {
+        return enforced;
     }
-    let other = judge(snapshot, search.best, request);
-    let is_same = other.decision == verdict.decision
-        && other.qos_max.min(request.qos) == verdict.qos_max.min(request.qos)
-        && other.strip_retain == verdict.strip_retain;
-    if is_same { None } else { rule(search.best) }
-}
-
-/// What the rule of that rank, or the default, says to one message.
-#[inline]
-fn judge(snapshot: &Snapshot, rank: u32, request: &Request<'_>) -> Verdict {
-    let outcome = snapshot.outcome(rank);
-    let decision = if outcome.effect == Effect::Deny {
-        Decision::Deny(Denial::NotAuthorized)
-    } else if request.payload_bytes > outcome.payload_bytes_max {
-        Decision::Deny(Denial::PayloadTooLarge)
-    } else if request.retain && outcome.retain == Retain::Refuse {
-        Decision::Deny(Denial::RetainRefused)
-    } else if request.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
-        Decision::Deny(Denial::QosRefused)
-    } else {
-        Decision::Allow
-    };
-    Verdict {
-        decision,
-        rule: rule(rank),
-        qos_max: outcome.qos_max,
-        strip_retain: decision == Decision::Allow
-            && request.retain
-            && outcome.retain == Retain::Strip,
-        on_deny: outcome.on_deny,
-        shadow: None,
-    }
+    snapshot.ranked(search.best)
 }
 
 /// See [`Snapshot::subscribe`].
@@ -381,6 +348,14 @@ impl Snapshot {
     pub(crate) fn effect(&self, rank: u32) -> Effect {
         self.outcome(rank).effect
     }
+
+    #[inline]
+    fn ranked(&self, rank: u32) -> Ranked {
+        Ranked {
+            rank,
+            outcome: self.outcome(rank),
+        }
+    }
 }
 
 fn bound<'a>(vars: &Vars<'a>) -> Bound<'a> {
@@ -388,9 +363,4 @@ fn bound<'a>(vars: &Vars<'a>) -> Bound<'a> {
         client_id: vars.client_id.as_bytes(),
         username: vars.username.as_bytes(),
     }
-}
-
-#[inline]
-fn rule(rank: u32) -> Option<RuleId> {
-    (rank != NO_RANK).then_some(RuleId(rank))
 }

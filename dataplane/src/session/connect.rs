@@ -10,6 +10,7 @@ use sluice_wire::mqtt::{
 };
 
 use super::lane::Route;
+use super::rights::Rights;
 use super::{
     AuthOutcome, Cause, Context, Credentials, DecisionRecord, Identity, Message, Output, Phase,
     Session, Side,
@@ -272,7 +273,7 @@ impl Session {
         if admission.shadow.is_some() {
             context.counters.add(Counter::ShadowConnect, 1);
         }
-        self.classes = admission.classes;
+        self.rights = Rights::new(admission.classes);
         self.generation = context.snapshot.generation();
         Ok(())
     }

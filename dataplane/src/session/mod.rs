@@ -24,6 +24,7 @@
 //! | `lane.rs` | one direction of the byte stream: cutting, forwarding, packets of our own |
 //! | `connect.rs`, `connack.rs` | how a session opens: who is it, what is told to either side |
 //! | `publish.rs`, `alias.rs`, `acks.rs` | messages, their topic aliases, and the acknowledgements that the proxy owns |
+//! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
 //! | `subscribe.rs` | SUBSCRIBE and its merged SUBACK |
 //! | `deadlines.rs` | keep alive and every other timer |
 //! | `close.rs` | the table of how a session ends |
@@ -38,14 +39,15 @@ mod deadlines;
 mod lane;
 mod packets;
 mod publish;
+mod rights;
 mod subscribe;
 
 use std::net::IpAddr;
 use std::ops::Range;
 
 use sluice_policy::{
-    Action, Classes, Decision, Generation, ListenerId, Request, RuleId, Snapshot, UpstreamId, Vars,
-    Verdict, Verifier,
+    Action, Decision, Generation, ListenerId, Request, RuleId, Snapshot, UpstreamId, Vars, Verdict,
+    Verifier,
 };
 use sluice_wire::mqtt::{Disconnect, Packet, QoS, Version, Violation, decode, encode};
 
@@ -53,6 +55,7 @@ use crate::clock::Time;
 use crate::metrics::{Counter, Counters};
 
 use lane::Route;
+use rights::Rights;
 
 pub use close::Cause;
 pub use deadlines::Deadline;
@@ -208,7 +211,8 @@ pub struct Session {
     up: lane::Lane,
     identity: Identity,
     generation: Generation,
-    classes: Classes,
+    /// Of `generation`.
+    rights: Rights,
     timers: deadlines::Timers,
     /// The longest packet either side may send us: the listener's limit when the session opened.
     packet_bytes_max: u32,
@@ -349,7 +353,7 @@ impl Session {
             up: lane::Lane::server(),
             identity: Identity::default(),
             generation: Generation::default(),
-            classes: Classes::default(),
+            rights: Rights::default(),
             timers: deadlines::Timers::accepted(context.now, limits),
             packet_bytes_max: limits.map_or(0, |limits| limits.packet_bytes_max),
             delivery_bytes_max: limits.map_or(0, |limits| limits.packet_bytes_max),
@@ -497,7 +501,8 @@ impl Session {
             .will
             .as_deref()
             .map_or(0, connect::WillRecord::heap_bytes);
-        self.identity.text.len() + self.down.heap_bytes() + self.up.heap_bytes() + rare + will
+        let lanes = self.down.heap_bytes() + self.up.heap_bytes();
+        self.identity.text.len() + self.rights.heap_bytes() + lanes + rare + will
     }
 
     /// True exactly when CONNACK said yes and the session has not ended.
@@ -513,7 +518,7 @@ impl Session {
 
 /// What the files beside this one share.
 impl Session {
-    /// True exactly when `classes` hold what the snapshot of `generation` said.
+    /// True exactly when `rights` are what the snapshot of `generation` said.
     fn is_judged(&self) -> bool {
         match self.phase {
             Phase::Dialling | Phase::Connack | Phase::Open => true,
@@ -639,17 +644,24 @@ impl Session {
         topic: &str,
         message: Message,
     ) -> Verdict {
-        let request = Request {
-            action,
-            topic,
-            qos: message.qos,
-            retain: message.retain,
-            payload_bytes: message.payload_bytes,
-        };
-        let verdict = context
-            .snapshot
-            .verdict(&self.classes, &self.identity.vars(), &request);
+        let request = message.request(action, topic);
+        let (classes, vars) = (self.rights.classes(), self.identity.vars());
+        let verdict = context.snapshot.verdict(classes, &vars, &request);
         self.note(context, action, topic, &verdict);
+        verdict
+    }
+
+    /// The same for a message that the client publishes, by a ruling that may be at hand.
+    fn judge_publish(
+        &mut self,
+        context: &mut Context<'_>,
+        topic: &str,
+        message: Message,
+    ) -> Verdict {
+        let vars = self.identity.vars();
+        let ruling = self.rights.publish(context.snapshot, &vars, topic);
+        let verdict = ruling.verdict(&message.request(Action::Publish, topic));
+        self.note(context, Action::Publish, topic, &verdict);
         verdict
     }
 
@@ -678,6 +690,18 @@ struct Message {
     qos: QoS,
     retain: bool,
     payload_bytes: u32,
+}
+
+impl Message {
+    fn request(self, action: Action, topic: &str) -> Request<'_> {
+        Request {
+            action,
+            topic,
+            qos: self.qos,
+            retain: self.retain,
+            payload_bytes: self.payload_bytes,
+        }
+    }
 }
 
 fn shadow_counter(action: Action) -> Counter {

@@ -167,7 +167,7 @@ impl Session {
     }
 
     fn judge_message(
-        &self,
+        &mut self,
         context: &mut Context<'_>,
         from: Side,
         publish: &Publish<'_>,
@@ -181,9 +181,9 @@ impl Session {
         };
         match (from, hints.response_topic) {
             (Side::Upstream, _) => self.judge(context, Action::Receive, topic, message),
-            (Side::Downstream, None) => self.judge(context, Action::Publish, topic, message),
+            (Side::Downstream, None) => self.judge_publish(context, topic, message),
             (Side::Downstream, Some(response_topic)) => {
-                let verdict = self.judge(context, Action::Publish, topic, message);
+                let verdict = self.judge_publish(context, topic, message);
                 self.judge_response_topic(context, response_topic, verdict)
             }
         }

@@ -123,7 +123,7 @@ impl Session {
             return Decided::Refused(self.refusal_code(filter.qos));
         };
         let verdict = context.snapshot.subscribe_within(
-            &self.classes,
+            self.rights.classes(),
             &self.identity.vars(),
             parsed.filter,
             filter.qos,

@@ -11,6 +11,7 @@ const TICK_BITS: u32 = 24;
 /// Buckets of the wheel: about 68 s. Later deadlines come up at the end of the wheel and are entered again.
 const BUCKETS: u64 = 4096;
 const WORDS: usize = (BUCKETS / 64) as usize;
+const _: () = assert!(WORDS == u64::BITS as usize, "one word sums up the others");
 const NONE: u32 = u32::MAX;
 
 #[derive(Clone, Copy)]
@@ -28,7 +29,10 @@ const UNLINKED: Link = Link {
 
 pub(super) struct Wheel {
     heads: Box<[u32]>,
+    /// A bit for each bucket that holds something, and above it a bit for each word of these that is not zero: the next
+    /// entry is found in three loads, since every turn asks for it twice.
     occupied: [u64; WORDS],
+    summary: u64,
     links: Vec<Link>,
     /// Every bucket before this tick has been emptied.
     tick: u64,
@@ -39,6 +43,7 @@ impl Wheel {
         Self {
             heads: vec![NONE; BUCKETS as usize].into_boxed_slice(),
             occupied: [0; WORDS],
+            summary: 0,
             links: Vec::new(),
             tick: now.0 >> TICK_BITS,
         }
@@ -110,23 +115,26 @@ impl Wheel {
         self.next_tick().map(start_of)
     }
 
+    /// The tick of the first entry, from [`Wheel::tick`] on and once around.
     fn next_tick(&self) -> Option<u64> {
         let start = self.tick % BUCKETS;
-        let first_word = (start / 64) as usize;
-        for step in 0..=WORDS {
-            let word = (first_word + step) % WORDS;
-            let mut bits = self.occupied.get(word).copied().unwrap_or(0);
-            if step == 0 {
-                bits &= u64::MAX << (start % 64);
-            } else if step == WORDS {
-                bits &= !(u64::MAX << (start % 64));
-            }
-            if bits != 0 {
-                let bucket = word as u64 * 64 + u64::from(bits.trailing_zeros());
-                return Some(self.tick + (bucket + BUCKETS - start) % BUCKETS);
-            }
-        }
-        None
+        let (word, bit) = ((start / 64) as u32, (start % 64) as u32);
+        let now = self.word(word);
+        let bucket = if now >> bit != 0 {
+            start + u64::from((now >> bit).trailing_zeros())
+        } else if self.summary != 0 {
+            // The words behind this one first, this one (what lies before `bit`) last.
+            let behind = self.summary.rotate_right(word + 1);
+            let found = (word + 1 + behind.trailing_zeros()) % u64::BITS;
+            u64::from(found) * 64 + u64::from(self.word(found).trailing_zeros())
+        } else {
+            return None;
+        };
+        Some(self.tick + (bucket + BUCKETS - start) % BUCKETS)
+    }
+
+    fn word(&self, word: u32) -> u64 {
+        self.occupied.get(word as usize).copied().unwrap_or(0)
     }
 
     fn relink(&mut self, slot: u32, link: Link) {
@@ -140,14 +148,14 @@ impl Wheel {
             *head = slot;
         }
         if let Some(word) = self.occupied.get_mut((bucket / 64) as usize) {
-            let bit = 1_u64 << (bucket % 64);
-            *word = if slot == NONE {
-                *word & !bit
-            } else {
-                *word | bit
-            };
+            *word = with_bit(*word, bucket % 64, slot != NONE);
+            self.summary = with_bit(self.summary, bucket / 64, *word != 0);
         }
     }
+}
+
+fn with_bit(word: u64, bit: u32, is_set: bool) -> u64 {
+    word & !(1 << bit) | u64::from(is_set) << bit
 }
 
 fn start_of(tick: u64) -> Time {

@@ -524,15 +524,38 @@ fn a_shadow_rule_is_counted_and_changes_nothing() {
     let mut rig = Rig::open(Version::V311);
     let message = Packet::Publish(publish("open/shadow", QoS::AtMostOnce, 0, b"x"));
     let passed = std::slice::from_ref(&message);
-    rig.exchange(
-        Side::Downstream,
-        &message,
-        &[],
-        passed,
-        "enforced rules decide",
+    // The second is judged by the ruling that the first one left behind.
+    for times in [1, 2] {
+        rig.exchange(
+            Side::Downstream,
+            &message,
+            &[],
+            passed,
+            "enforced rules decide",
+        );
+        assert_eq!(rig.count(Counter::ShadowPublish), times);
+    }
+    let decided = ("open/shadow".to_owned(), true);
+    assert_eq!(rig.decisions, [decided.clone(), decided]);
+}
+
+#[test]
+fn a_topic_published_to_again_is_judged_by_the_generation_of_now() {
+    let mut rig = Rig::open(Version::V311);
+    let message = bytes(
+        Version::V311,
+        &Packet::Publish(publish("open/a", QoS::AtMostOnce, 0, b"x")),
     );
-    assert_eq!(rig.count(Counter::ShadowPublish), 1);
-    assert_eq!(rig.decisions, [("open/shadow".to_owned(), true)]);
+    let open = document("", RULES);
+    let closed = document("", &RULES.replace("\"open/#\", ", ""));
+    for (document, expected) in [(&closed, &[][..]), (&open, &message), (&closed, &[])] {
+        rig.client(&message);
+        rig.take_up();
+        // Not told by a sweep: it finds out when the message comes.
+        rig.applies(document);
+        rig.client(&message);
+        rig.expect(&[], expected, "judged by the new generation");
+    }
 }
 
 #[test]

@@ -26,8 +26,8 @@ use super::subject::{Spec, Subject, Surroundings};
 /// Options of a comparison.
 #[derive(Debug, Args)]
 pub struct CompareArgs {
-    /// direct, sluice, nginx, haproxy, epoll, uring, monoio, glommio, each with +unix, +waitN (sluice, uring), +epoll (sluice);
-    /// or label=tcp://host:port@pid of one that runs already with the sink as its upstream
+    /// direct, sluice, nginx, haproxy, epoll, uring, monoio, glommio, each with +unix, +waitN (sluice, uring), +epoll (sluice),
+    /// +before (our own, of another build); or label=tcp://host:port@pid of one that runs already with the sink as its upstream
     #[arg(
         long,
         value_delimiter = ',',
@@ -88,6 +88,9 @@ pub struct CompareArgs {
     /// Folder of our own programs; that of this one by default
     #[arg(long)]
     pub programs: Option<PathBuf>,
+    /// Folder of our own programs of another build, for targets with +before
+    #[arg(long)]
+    pub before: Option<PathBuf>,
     /// What must hold for exit code 0, such as sluice/ratio.cpu_us_per_message<=0.88
     #[arg(long = "expect")]
     pub expectations: Vec<Expectation>,
@@ -137,6 +140,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
         rules: args.rules,
         policy: args.policy.clone(),
         programs,
+        before: args.before.clone(),
     };
     cpu::pin_this_thread(args.load_core)?;
     let (targets, missing): (Vec<_>, Vec<_>) = args

@@ -58,19 +58,28 @@ const PROGRAMS: [(&str, Program); 8] = [
     ("glommio", Program::Glommio),
 ];
 
-/// A subject as named on the command line: `name`, `name+unix`, `name+wait300`, or `label=tcp://host:port@pid`.
+/// How a subject is started, by the words behind its name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Manner {
+    /// `+unix`: the upstream is reached by Unix socket.
+    unix: bool,
+    /// `+waitN`: latency budget in microseconds (Sluice and the io_uring forwarder); 0 is off.
+    wait_micros: u32,
+    /// `+epoll`: Sluice runs on its epoll engine.
+    epoll_engine: bool,
+    /// `+before`: the program of the other build, see [`Surroundings::before`].
+    before: bool,
+}
+
+/// A subject as named on the command line: `name`, `name+unix+wait300`, or `label=tcp://host:port@pid`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Spec {
     /// Started by us.
     Started {
         /// Which one.
         program: Program,
-        /// The upstream is reached by Unix socket.
-        unix: bool,
-        /// Latency budget in microseconds (Sluice and the io_uring forwarder); 0 is off.
-        wait_micros: u32,
-        /// Sluice runs on its epoll engine.
-        epoll_engine: bool,
+        /// How.
+        manner: Manner,
         /// As written.
         label: String,
     },
@@ -95,7 +104,7 @@ pub enum BadSpec {
     Unknown(String),
     /// An option that this program does not have.
     #[error(
-        "`{0}`: `+{1}` is no option of it (+unix; +waitN for sluice and uring; +epoll for sluice)"
+        "`{0}`: `+{1}` is no option of it (+unix; +waitN for sluice and uring; +epoll for sluice; +before for our own)"
     )]
     Option(String, String),
 }
@@ -122,21 +131,22 @@ impl FromStr for Spec {
             .find(|(known, _)| *known == name)
             .map(|(_, program)| *program)
             .ok_or_else(|| BadSpec::Unknown(text.into()))?;
-        let (mut unix, mut wait_micros, mut epoll_engine) = (false, 0, false);
+        let mut manner = Manner::default();
         for option in words {
             let waits = matches!(program, Program::Sluice | Program::Uring);
             match option.strip_prefix("wait").map(str::parse) {
-                Some(Ok(micros)) if waits => wait_micros = micros,
-                None if option == "unix" => unix = true,
-                None if option == "epoll" && program == Program::Sluice => epoll_engine = true,
+                Some(Ok(micros)) if waits => manner.wait_micros = micros,
+                None if option == "unix" => manner.unix = true,
+                None if option == "epoll" && program == Program::Sluice => {
+                    manner.epoll_engine = true;
+                }
+                None if option == "before" && program.is_ours() => manner.before = true,
                 _ => return Err(BadSpec::Option(text.into(), option.into())),
             }
         }
         Ok(Self::Started {
             program,
-            unix,
-            wait_micros,
-            epoll_engine,
+            manner,
             label: text.into(),
         })
     }
@@ -155,14 +165,22 @@ impl Spec {
     pub fn is_installed(&self, around: &Surroundings) -> bool {
         match self {
             Self::Given { .. } => true,
-            Self::Started { program, .. } => {
-                program.file().is_empty() || find(program.file(), &around.programs).is_some()
-            }
+            Self::Started {
+                program, manner, ..
+            } => program.file().is_empty() || around.find(*program, *manner).is_some(),
         }
     }
 }
 
 impl Program {
+    /// True exactly when it is built here.
+    fn is_ours(self) -> bool {
+        match self {
+            Self::Sluice | Self::Epoll | Self::Uring | Self::Monoio | Self::Glommio => true,
+            Self::Direct | Self::Nginx | Self::Haproxy => false,
+        }
+    }
+
     /// Name of the executable; empty when there is none.
     fn file(self) -> &'static str {
         match self {
@@ -176,18 +194,6 @@ impl Program {
             Self::Glommio => "forward_glommio",
         }
     }
-}
-
-/// Looks in our own folder first, then where systems keep programs. Debian has proxies in `/usr/sbin`, which is not in
-/// the search path of everyone.
-fn find(file: &str, programs: &Path) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    [programs.to_path_buf()]
-        .into_iter()
-        .chain(std::env::split_paths(&path))
-        .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
-        .map(|folder| folder.join(file))
-        .find(|candidate| candidate.is_file())
 }
 
 /// What a subject is given.
@@ -205,6 +211,29 @@ pub struct Surroundings {
     pub policy: Option<PathBuf>,
     /// Where our own programs are.
     pub programs: PathBuf,
+    /// Where those of another build are, to be measured beside these.
+    pub before: Option<PathBuf>,
+}
+
+impl Surroundings {
+    /// Looks in our own folder first, then where systems keep programs. Debian has proxies in `/usr/sbin`, which is not in
+    /// the search path of everyone. Of the other build, only its folder will do.
+    fn find(&self, program: Program, manner: Manner) -> Option<PathBuf> {
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let folders: Vec<PathBuf> = if manner.before {
+            self.before.iter().cloned().collect()
+        } else {
+            [self.programs.clone()]
+                .into_iter()
+                .chain(std::env::split_paths(&path))
+                .chain(["/usr/sbin".into(), "/usr/local/sbin".into()])
+                .collect()
+        };
+        folders
+            .into_iter()
+            .map(|folder| folder.join(program.file()))
+            .find(|candidate| candidate.is_file())
+    }
 }
 
 /// A running subject; stopped when dropped.
@@ -231,10 +260,10 @@ impl Subject {
             }),
             Spec::Started {
                 program: Program::Direct,
-                unix,
+                manner,
                 ..
             } => Ok(Self {
-                target: if *unix {
+                target: if manner.unix {
                     Target::Unix(around.sink_unix.clone())
                 } else {
                     Target::Tcp(around.sink_tcp)
@@ -244,19 +273,13 @@ impl Subject {
                 _folder: folder,
             }),
             Spec::Started {
-                program,
-                unix,
-                wait_micros,
-                epoll_engine,
-                ..
+                program, manner, ..
             } => {
                 let listen = free_port()?;
                 let line = Line {
                     folder: folder.path(),
                     listen,
-                    unix: *unix,
-                    wait_micros: *wait_micros,
-                    epoll_engine: *epoll_engine,
+                    manner: *manner,
                     around,
                 };
                 let words = line.words(*program)?;
@@ -353,16 +376,16 @@ fn free_port() -> io::Result<SocketAddr> {
 struct Line<'a> {
     folder: &'a Path,
     listen: SocketAddr,
-    unix: bool,
-    wait_micros: u32,
-    epoll_engine: bool,
+    manner: Manner,
     around: &'a Surroundings,
 }
 
 impl Line<'_> {
     /// Writes the configuration and returns the command.
     fn words(&self, program: Program) -> anyhow::Result<Vec<String>> {
-        let command = find(program.file(), &self.around.programs)
+        let command = self
+            .around
+            .find(program, self.manner)
             .with_context(|| format!("{} is not installed", program.file()))?
             .display()
             .to_string();
@@ -379,8 +402,8 @@ impl Line<'_> {
             Program::Epoll | Program::Monoio | Program::Glommio => self.forwarder(command),
             Program::Uring => {
                 let mut words = self.forwarder(command);
-                if self.wait_micros > 0 {
-                    words.extend(["--min-wait".into(), self.wait_micros.to_string()]);
+                if self.manner.wait_micros > 0 {
+                    words.extend(["--min-wait".into(), self.manner.wait_micros.to_string()]);
                 }
                 words
             }
@@ -390,12 +413,19 @@ impl Line<'_> {
                         .with_context(|| format!("cannot read {}", path.display()))?
                         .replace("{listen}", &self.listen.to_string())
                         .replace("{upstream}", &self.upstream_url())
-                        .replace("{latency_budget}", &format!("{}us", self.wait_micros)),
+                        .replace(
+                            "{latency_budget}",
+                            &format!("{}us", self.manner.wait_micros),
+                        ),
                     None => self.policy(),
                 };
                 let file = self.write("policy.yaml", &policy)?;
                 let core = self.around.core.to_string();
-                let engine = if self.epoll_engine { "epoll" } else { "uring" };
+                let engine = if self.manner.epoll_engine {
+                    "epoll"
+                } else {
+                    "uring"
+                };
                 let mut words = vec![command, "run".into()];
                 for (flag, value) in [
                     ("--policy", file.as_str()),
@@ -419,7 +449,7 @@ impl Line<'_> {
     }
 
     fn upstream(&self, unix_prefix: &str) -> String {
-        if self.unix {
+        if self.manner.unix {
             format!("{unix_prefix}{}", self.around.sink_unix.display())
         } else {
             self.around.sink_tcp.to_string()
@@ -427,7 +457,7 @@ impl Line<'_> {
     }
 
     fn upstream_url(&self) -> String {
-        let upstream = if self.unix {
+        let upstream = if self.manner.unix {
             Target::Unix(self.around.sink_unix.clone())
         } else {
             Target::Tcp(self.around.sink_tcp)
@@ -484,8 +514,8 @@ impl Line<'_> {
             self.listen
         );
         // Writing to a string cannot fail.
-        if self.wait_micros > 0 {
-            let _ = writeln!(text, "      latency_budget: {}us", self.wait_micros);
+        if self.manner.wait_micros > 0 {
+            let _ = writeln!(text, "      latency_budget: {}us", self.manner.wait_micros);
         }
         let _ = write!(
             text,
@@ -511,23 +541,42 @@ mod tests {
 
     #[test]
     fn subjects_are_read() {
-        let started = |program, unix, wait_micros, epoll_engine, label: &str| Spec::Started {
-            program,
+        let manner = |unix, wait_micros, epoll_engine, before| Manner {
             unix,
             wait_micros,
             epoll_engine,
-            label: label.into(),
+            before,
         };
         let cases = [
-            ("nginx", Program::Nginx, false, 0, false),
-            ("nginx+unix", Program::Nginx, true, 0, false),
-            ("uring+wait300", Program::Uring, false, 300, false),
-            ("sluice+unix+wait300", Program::Sluice, true, 300, false),
-            ("sluice+epoll", Program::Sluice, false, 0, true),
+            ("nginx", Program::Nginx, Manner::default()),
+            ("nginx+unix", Program::Nginx, manner(true, 0, false, false)),
+            (
+                "uring+wait300",
+                Program::Uring,
+                manner(false, 300, false, false),
+            ),
+            (
+                "sluice+unix+wait300+before",
+                Program::Sluice,
+                manner(true, 300, false, true),
+            ),
+            (
+                "sluice+epoll",
+                Program::Sluice,
+                manner(false, 0, true, false),
+            ),
         ];
-        for (text, program, unix, wait, epoll) in cases {
+        for (text, program, manner) in cases {
             let spec: Spec = text.parse().unwrap();
-            assert_eq!(spec, started(program, unix, wait, epoll, text));
+            let label = text.into();
+            assert_eq!(
+                spec,
+                Spec::Started {
+                    program,
+                    manner,
+                    label
+                }
+            );
             assert_eq!(spec.to_string(), text);
         }
         let given = Spec::Given {
@@ -551,6 +600,7 @@ mod tests {
         }
         for (text, option) in [
             ("nginx+wait3", "wait3"),
+            ("haproxy+before", "before"),
             ("uring+waitlong", "waitlong"),
             ("uring+epoll", "epoll"),
             ("sluice+", ""),
@@ -571,13 +621,16 @@ mod tests {
             rules: 3,
             policy: None,
             programs: "/".into(),
+            before: None,
         };
         let line = Line {
             folder: Path::new("/"),
             listen: ([127, 0, 0, 1], 2).into(),
-            unix: true,
-            wait_micros: 300,
-            epoll_engine: false,
+            manner: Manner {
+                unix: true,
+                wait_micros: 300,
+                ..Manner::default()
+            },
             around: &around,
         };
         let policy = line.policy();

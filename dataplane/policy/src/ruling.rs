@@ -1,0 +1,90 @@
+//! What the rules say to one topic, before a message is looked at; and what that means for a message.
+//!
+//! The first half of a verdict depends on the snapshot, the session's classes and variables, the action and the topic; the
+//! second on flags and length of the message. Whoever asks about one topic again and again may keep the first half.
+
+use crate::rows::{QosOver, Retain};
+use crate::snapshot::Outcome;
+use crate::tables::NO_RANK;
+use crate::{Decision, Denial, Effect, Request, RuleId, Verdict};
+
+/// Which rule decides about a topic, and what it asks for. Valid for the snapshot, the classes, the variables, the action and
+/// the topic that it was asked for; [`Ruling::verdict`] does not look at the request's action and topic again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    pub(crate) enforced: Ranked,
+    /// The shadow rule before it; the same as `enforced` where there is none.
+    pub(crate) shadow: Ranked,
+    /// The search was given up: refused, whatever the default says.
+    pub(crate) is_too_complex: bool,
+}
+
+/// A rule by its rank, with what it asks for; the default's for [`NO_RANK`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ranked {
+    pub(crate) rank: u32,
+    pub(crate) outcome: Outcome,
+}
+
+impl Ruling {
+    /// Judges one message on this topic.
+    #[inline]
+    pub fn verdict(&self, request: &Request<'_>) -> Verdict {
+        let mut verdict = self.enforced.judge(request);
+        if self.is_too_complex {
+            verdict.decision = Decision::Deny(Denial::TooComplex);
+        } else if self.shadow.rank != self.enforced.rank {
+            verdict.shadow = self.shadow_rule(request, &verdict);
+        }
+        verdict
+    }
+
+    /// The shadow rule, when it would have decided otherwise.
+    #[inline(never)]
+    fn shadow_rule(&self, request: &Request<'_>, verdict: &Verdict) -> Option<RuleId> {
+        let other = self.shadow.judge(request);
+        let is_same = other.decision == verdict.decision
+            && other.qos_max.min(request.qos) == verdict.qos_max.min(request.qos)
+            && other.strip_retain == verdict.strip_retain;
+        if is_same { None } else { other.rule }
+    }
+}
+
+impl Ranked {
+    /// What the rule, or the default, says to one message.
+    #[inline]
+    fn judge(&self, request: &Request<'_>) -> Verdict {
+        let outcome = &self.outcome;
+        let decision = if outcome.effect == Effect::Deny {
+            Decision::Deny(Denial::NotAuthorized)
+        } else if request.payload_bytes > outcome.payload_bytes_max {
+            Decision::Deny(Denial::PayloadTooLarge)
+        } else if request.retain && outcome.retain == Retain::Refuse {
+            Decision::Deny(Denial::RetainRefused)
+        } else if request.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
+            Decision::Deny(Denial::QosRefused)
+        } else {
+            Decision::Allow
+        };
+        Verdict {
+            decision,
+            rule: rule(self.rank),
+            qos_max: outcome.qos_max,
+            strip_retain: decision == Decision::Allow
+                && request.retain
+                && outcome.retain == Retain::Strip,
+            on_deny: outcome.on_deny,
+            shadow: None,
+        }
+    }
+}
+
+#[inline]
+pub(crate) fn rule(rank: u32) -> Option<RuleId> {
+    (rank != NO_RANK).then_some(RuleId(rank))
+}
+
+const _: () = assert!(
+    size_of::<Ruling>() <= 36,
+    "sessions keep a ruling beside a topic, in two cache lines"
+);
