@@ -119,8 +119,8 @@ pub struct Row {
     pub rounds: Vec<BTreeMap<String, f64>>,
     /// Median and range of each number, `added.` latencies included.
     pub spread: BTreeMap<String, Spread>,
-    /// Median of the ratios to the base, round by round.
-    pub ratio: BTreeMap<String, f64>,
+    /// The ratios to the base, taken round by round.
+    pub ratio: BTreeMap<String, Spread>,
 }
 
 /// Runs all rounds.
@@ -281,7 +281,7 @@ fn summarise(rows: &mut [Row], base: &str) {
                 row.spread.insert(name.clone(), spread);
             }
             if let Some(spread) = Spread::of(&ratios) {
-                row.ratio.insert(name, spread.median);
+                row.ratio.insert(name, spread);
             }
         }
     }
@@ -310,7 +310,7 @@ impl Comparison {
             .collect();
         // Writing to a string cannot fail.
         let mut text = format!(
-            "{}; median (smallest-largest) x ratio to {}\n",
+            "{}; median (smallest-largest) x ratio to {} (middle half of the rounds)\n",
             settings.join(", "),
             self.base
         );
@@ -327,11 +327,16 @@ impl Comparison {
                 let Some(spread) = row.spread.get(name) else {
                     continue;
                 };
-                let ratio = row
-                    .ratio
-                    .get(name)
-                    .filter(|_| has_ratio)
-                    .map_or(String::new(), |ratio| format!("  x {ratio:.3}"));
+                let ratio =
+                    row.ratio
+                        .get(name)
+                        .filter(|_| has_ratio)
+                        .map_or(String::new(), |ratio| {
+                            format!(
+                                "  x {:.3} ({:.3}-{:.3})",
+                                ratio.median, ratio.low, ratio.high
+                            )
+                        });
                 let _ = writeln!(
                     text,
                     "  {:<24}{:>12.digits$} ({:.digits$}-{:.digits$}){ratio}",
@@ -350,7 +355,7 @@ impl Comparison {
                 numbers.insert(format!("{}/{name}", row.label), spread.median);
             }
             for (name, ratio) in &row.ratio {
-                numbers.insert(format!("{}/ratio.{name}", row.label), *ratio);
+                numbers.insert(format!("{}/ratio.{name}", row.label), ratio.median);
             }
         }
         numbers

@@ -185,7 +185,7 @@ pub fn shown(value: f64) -> String {
     }
 }
 
-/// Median and range of repeated measurements.
+/// Median, quartiles and range of repeated measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
     /// The middle one; the mean of the two middle ones when their number is even.
@@ -194,6 +194,10 @@ pub struct Spread {
     pub min: f64,
     /// Largest.
     pub max: f64,
+    /// A quarter of them is below; between neighbours on a straight line.
+    pub low: f64,
+    /// A quarter of them is above.
+    pub high: f64,
 }
 
 impl Spread {
@@ -205,14 +209,22 @@ impl Spread {
             .filter(|value| value.is_finite())
             .collect();
         sorted.sort_by(f64::total_cmp);
-        let upper = *sorted.get(sorted.len() / 2)?;
-        let lower = *sorted.get((sorted.len() - 1) / 2)?;
         Some(Self {
-            median: (lower + upper) / 2.0,
+            median: part(&sorted, 0.5)?,
             min: *sorted.first()?,
             max: *sorted.last()?,
+            low: part(&sorted, 0.25)?,
+            high: part(&sorted, 0.75)?,
         })
     }
+}
+
+/// The value with `share` of the others below it, between neighbours on a straight line.
+fn part(sorted: &[f64], share: f64) -> Option<f64> {
+    let place = share * (sorted.len().checked_sub(1)? as f64);
+    let lower = *sorted.get(place.floor() as usize)?;
+    let upper = *sorted.get(place.ceil() as usize)?;
+    Some(lower + (upper - lower) * place.fract())
 }
 
 /// Every number of a stored report (of any shape this program writes) by its path, for comparing two of them.
@@ -331,13 +343,19 @@ mod tests {
     fn spread_is_median_and_range() {
         assert_eq!(Spread::of(&[]), None);
         assert_eq!(Spread::of(&[f64::NAN]), None);
-        let cases: [(&[f64], [f64; 3]); 3] = [
-            (&[3.0], [3.0, 3.0, 3.0]),
-            (&[9.0, 1.0, 5.0], [5.0, 1.0, 9.0]),
-            (&[4.0, 1.0, f64::NAN, 2.0, 9.0], [3.0, 1.0, 9.0]),
+        let cases: [(&[f64], [f64; 5]); 3] = [
+            (&[3.0], [3.0, 3.0, 3.0, 3.0, 3.0]),
+            (&[9.0, 1.0, 5.0], [5.0, 1.0, 9.0, 3.0, 7.0]),
+            (&[4.0, 1.0, f64::NAN, 2.0, 9.0], [3.0, 1.0, 9.0, 1.75, 5.25]),
         ];
-        for (values, [median, min, max]) in cases {
-            let expected = Spread { median, min, max };
+        for (values, [median, min, max, low, high]) in cases {
+            let expected = Spread {
+                median,
+                min,
+                max,
+                low,
+                high,
+            };
             assert_eq!(Spread::of(values), Some(expected), "{values:?}");
         }
     }
