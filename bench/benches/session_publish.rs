@@ -76,26 +76,34 @@ impl Bench {
     }
 }
 
+/// What arrives: how it is named, and the topics of its messages in their order.
+const ARRIVALS: [(&str, &[u32]); 3] = [
+    ("x1", &[9]),
+    ("x30", &[9; 30]),
+    // A session keeps the ruling on its last topic, so this one asks the tables each time.
+    ("two_topics", &[9, 8]),
+];
+
 fn publishes(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("session_publish_128B");
     for rules in [10, 10_000] {
         for (name, level) in [("v311", Level::V311), ("v5", Level::V5)] {
-            for messages in [1usize, 30] {
+            for (arrival, devices) in ARRIVALS {
                 let mut bench = Bench::open(level, rules);
-                let mut bytes = publish(level, "devices/9/telemetry", &[], 128).repeat(messages);
+                let message =
+                    |device| publish(level, &format!("devices/{device}/telemetry"), &[], 128);
+                let mut bytes: Vec<u8> = devices.iter().flat_map(message).collect();
+                let length = bytes.len() as u32;
                 bench.handle(&mut bytes);
                 assert!(
                     matches!(
-                        bench.out.list.first(),
-                        Some(Output::Forward {
-                            to: Side::Upstream,
-                            ..
-                        })
+                        bench.out.list.as_slice(),
+                        [Output::Forward { to: Side::Upstream, range }] if *range == (0..length)
                     ),
-                    "the message of the bench is allowed"
+                    "the messages of the bench are allowed"
                 );
-                group.throughput(Throughput::Elements(messages as u64));
-                let id = BenchmarkId::new(format!("{name}_x{messages}"), rules);
+                group.throughput(Throughput::Elements(devices.len() as u64));
+                let id = BenchmarkId::new(format!("{name}_{arrival}"), rules);
                 group.bench_function(id, |bencher| {
                     bencher.iter(|| bench.handle(black_box(&mut bytes)));
                 });

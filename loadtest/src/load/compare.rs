@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -161,10 +162,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
         })
         .collect();
     for round in 0..args.rounds {
-        // Whoever is first in one round is last in the next: nobody always follows the same neighbour.
-        let mut order: Vec<usize> = (0..rows.len()).collect();
-        order.rotate_left(round as usize % rows.len().max(1));
-        for index in order {
+        for index in order(rows.len(), round) {
             let (Some(spec), Some(row)) = (targets.get(index), rows.get_mut(index)) else {
                 continue;
             };
@@ -180,6 +178,18 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
         base: args.base.clone(),
         subjects: rows,
     })
+}
+
+/// The order of subjects in a round: drawn anew for each, the same in every run, so that nobody always follows the same
+/// neighbour.
+fn order(subjects: usize, round: u32) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..subjects).collect();
+    order.sort_by_cached_key(|index| {
+        let mut hasher = DefaultHasher::new();
+        (round, index).hash(&mut hasher);
+        hasher.finish()
+    });
+    order
 }
 
 fn one(
@@ -426,6 +436,19 @@ mod tests {
             assert!((seen - expected).abs() < 1e-9, "{name}: {seen}");
         }
         assert!(comparison.text().contains("added p50"));
+    }
+
+    #[test]
+    fn everyone_has_every_neighbour_and_every_place() {
+        let subjects = 5;
+        let orders: Vec<Vec<usize>> = (0..60).map(|round| order(subjects, round)).collect();
+        for a in 0..subjects {
+            assert!((0..subjects).all(|place| orders.iter().any(|order| order[place] == a)));
+            for b in (0..subjects).filter(|b| *b != a) {
+                let follows = |order: &Vec<usize>| order.windows(2).any(|pair| pair == [a, b]);
+                assert!(orders.iter().any(follows), "{b} after {a}");
+            }
+        }
     }
 
     #[test]
