@@ -359,6 +359,11 @@ fn send_now(
     scratch: &Scratch,
 ) -> Result<usize, i32> {
     let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+    if let [piece] = pieces {
+        // Most sends are of one piece; a vector of one costs the kernel more.
+        let bytes = resolve(pool, scratch, piece).unwrap_or_default();
+        return rustix::net::send(&socket.fd, bytes, flags).map_err(Errno::raw_os_error);
+    }
     let mut taken = 0;
     for pieces in pieces.chunks(PIECES_PER_CALL) {
         let mut slices: SmallVec<[IoSlice<'_>; PIECES_PER_CALL]> = SmallVec::new();
