@@ -16,6 +16,9 @@ use sluice_loadtest::load::sink::Sink;
 use sluice_loadtest::load::target::Target;
 use sluice_loadtest::load::{churn, compare, cpu, release, report, scenario};
 
+/// Names of numbers listed when an expectation names none of them.
+const NAMES_SHOWN: usize = 60;
+
 fn main() -> anyhow::Result<ExitCode> {
     match Cli::parse().command {
         Command::ConnectStorm(args) => run(Scenario::ConnectStorm, &args),
@@ -26,18 +29,22 @@ fn main() -> anyhow::Result<ExitCode> {
         Command::RequestResponse(args) => run(Scenario::RequestResponse, &args),
         Command::SlowReader(args) => run(Scenario::SlowReader, &args),
         Command::Compare(args) => {
+            check_store(args.json.as_deref())?;
             let comparison = compare::run(&args)?;
             print(&comparison.text())?;
+            warn(&comparison.warnings())?;
             store(args.json.as_deref(), &comparison)?;
             judge(&args.expectations, &comparison.numbers())
         }
         Command::PolicyChurn(args) => {
+            check_store(args.json.as_deref())?;
             let report = churn::run(&args)?;
             print(&report.text())?;
             store(args.json.as_deref(), &report)?;
             judge(&args.all_expectations(), &report.numbers())
         }
         Command::Release(args) => {
+            check_store(args.json.as_deref())?;
             let releases = release::run(&args)?;
             print(&releases.text())?;
             store(args.json.as_deref(), &releases)?;
@@ -60,10 +67,10 @@ fn run(scenario: Scenario, args: &RunArgs) -> anyhow::Result<ExitCode> {
         (Some(address), _) => Some(address),
         (None, None) => Some(SocketAddr::from(([127, 0, 0, 1], 0))),
     };
+    check_store(args.json.as_deref())?;
     let sink = sink
-        .map(|address| Sink::start(address, args.sink_core))
-        .transpose()
-        .context("cannot start the sink")?;
+        .map(|address| start_sink(address, args.sink_core))
+        .transpose()?;
     let target = match (&args.target, &sink) {
         (Some(target), _) => target.clone(),
         (None, Some(sink)) => Target::Tcp(sink.tcp()),
@@ -74,12 +81,24 @@ fn run(scenario: Scenario, args: &RunArgs) -> anyhow::Result<ExitCode> {
     }
     let report = scenario::run(&args.plan(scenario, target)?, sink.as_ref())?;
     print(&report.text())?;
+    warn(&report.warnings())?;
     store(args.json.as_deref(), &report)?;
     judge(&args.expectations, &report.numbers())
 }
 
+fn start_sink(address: SocketAddr, core: Option<usize>) -> anyhow::Result<Sink> {
+    Sink::start(address, core).with_context(|| format!("cannot start the sink on {address}"))
+}
+
+fn warn(warnings: &[String]) -> io::Result<()> {
+    let mut stderr = io::stderr().lock();
+    warnings
+        .iter()
+        .try_for_each(|warning| writeln!(stderr, "warning: {warning}"))
+}
+
 fn serve(listen: SocketAddr, core: Option<usize>) -> anyhow::Result<ExitCode> {
-    let sink = Sink::start(listen, core)?;
+    let sink = start_sink(listen, core)?;
     print(&format!(
         "listening on tcp://{} and unix://{}\n",
         sink.tcp(),
@@ -105,12 +124,31 @@ fn judge(
             }
             Outcome::NotMeasured => {
                 code = ExitCode::FAILURE;
-                format!("FAILS: {expectation} (not measured in this run)\n")
+                let names: Vec<&str> = numbers.keys().map(String::as_str).collect();
+                let shown = names.get(..NAMES_SHOWN).unwrap_or(&names).join(" ");
+                let more = names.len().saturating_sub(NAMES_SHOWN);
+                let more = if more > 0 {
+                    format!(" and {more} more, as --json has them")
+                } else {
+                    String::new()
+                };
+                format!(
+                    "FAILS: {expectation} (not measured in this run; measured: {shown}{more})\n"
+                )
             }
         };
         print(&verdict)?;
     }
     Ok(code)
+}
+
+/// A run is long: that its report cannot be stored is said before.
+fn check_store(path: Option<&Path>) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let opened = fs::OpenOptions::new().create(true).append(true).open(path);
+    opened
+        .map(drop)
+        .with_context(|| format!("cannot write {}", path.display()))
 }
 
 fn store(path: Option<&Path>, value: &impl serde::Serialize) -> anyhow::Result<()> {

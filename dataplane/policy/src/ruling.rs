@@ -6,10 +6,10 @@
 use crate::rows::{QosOver, Retain};
 use crate::snapshot::Outcome;
 use crate::tables::NO_RANK;
-use crate::{Decision, Denial, Effect, Request, RuleId, Verdict};
+use crate::{Decision, Denial, Effect, Message, RuleId, Verdict};
 
 /// Which rule decides about a topic, and what it asks for. Valid for the snapshot, the classes, the variables, the action and
-/// the topic that it was asked for; [`Ruling::verdict`] does not look at the request's action and topic again.
+/// the topic that it was asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ruling {
     pub(crate) enforced: Ranked,
@@ -29,22 +29,22 @@ pub(crate) struct Ranked {
 impl Ruling {
     /// Judges one message on this topic.
     #[inline]
-    pub fn verdict(&self, request: &Request<'_>) -> Verdict {
-        let mut verdict = self.enforced.judge(request);
+    pub fn verdict(&self, message: Message) -> Verdict {
+        let mut verdict = self.enforced.judge(message);
         if self.is_too_complex {
             verdict.decision = Decision::Deny(Denial::TooComplex);
         } else if self.shadow.rank != self.enforced.rank {
-            verdict.shadow = self.shadow_rule(request, &verdict);
+            verdict.shadow = self.shadow_rule(message, &verdict);
         }
         verdict
     }
 
     /// The shadow rule, when it would have decided otherwise.
     #[inline(never)]
-    fn shadow_rule(&self, request: &Request<'_>, verdict: &Verdict) -> Option<RuleId> {
-        let other = self.shadow.judge(request);
+    fn shadow_rule(&self, message: Message, verdict: &Verdict) -> Option<RuleId> {
+        let other = self.shadow.judge(message);
         let is_same = other.decision == verdict.decision
-            && other.qos_max.min(request.qos) == verdict.qos_max.min(request.qos)
+            && other.qos_max.min(message.qos) == verdict.qos_max.min(message.qos)
             && other.strip_retain == verdict.strip_retain;
         if is_same { None } else { other.rule }
     }
@@ -53,15 +53,15 @@ impl Ruling {
 impl Ranked {
     /// What the rule, or the default, says to one message.
     #[inline]
-    fn judge(&self, request: &Request<'_>) -> Verdict {
+    fn judge(&self, message: Message) -> Verdict {
         let outcome = &self.outcome;
         let decision = if outcome.effect == Effect::Deny {
             Decision::Deny(Denial::NotAuthorized)
-        } else if request.payload_bytes > outcome.payload_bytes_max {
+        } else if message.payload_bytes > outcome.payload_bytes_max {
             Decision::Deny(Denial::PayloadTooLarge)
-        } else if request.retain && outcome.retain == Retain::Refuse {
+        } else if message.retain && outcome.retain == Retain::Refuse {
             Decision::Deny(Denial::RetainRefused)
-        } else if request.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
+        } else if message.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
             Decision::Deny(Denial::QosRefused)
         } else {
             Decision::Allow
@@ -71,7 +71,7 @@ impl Ranked {
             rule: rule(self.rank),
             qos_max: outcome.qos_max,
             strip_retain: decision == Decision::Allow
-                && request.retain
+                && message.retain
                 && outcome.retain == Retain::Strip,
             on_deny: outcome.on_deny,
             shadow: None,

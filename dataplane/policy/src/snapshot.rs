@@ -93,6 +93,27 @@ pub struct Request<'a> {
     pub payload_bytes: u32,
 }
 
+/// What a verdict needs to know of a message besides its topic.
+#[derive(Clone, Copy, Debug)]
+pub struct Message {
+    /// QoS of the message.
+    pub qos: QoS,
+    /// RETAIN flag.
+    pub retain: bool,
+    /// Payload length in bytes.
+    pub payload_bytes: u32,
+}
+
+impl Request<'_> {
+    fn message(&self) -> Message {
+        Message {
+            qos: self.qos,
+            retain: self.retain,
+            payload_bytes: self.payload_bytes,
+        }
+    }
+}
+
 /// What a rule, or the default, says when it decides.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
@@ -563,7 +584,8 @@ impl Snapshot {
 
     /// Judges one message. No allocation, no regular expression.
     pub fn verdict(&self, classes: &Classes, vars: &Vars<'_>, request: &Request<'_>) -> Verdict {
-        verdict::ruling(self, classes, vars, request.action, request.topic).verdict(request)
+        self.ruling(classes, vars, request.action, request.topic)
+            .verdict(request.message())
     }
 
     /// The part of a verdict that depends on the topic alone; `action` is Publish or Receive.

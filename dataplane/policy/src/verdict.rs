@@ -1,7 +1,7 @@
 //! The three questions a snapshot answers: may this session be, may this message pass, may this filter be subscribed to.
 //!
-//! `ruling` runs for every message that its session did not just ask about: it allocates nothing and evaluates no expression. `admit` runs when a session begins
-//! and when it meets a new generation.
+//! `ruling` runs for every delivery, and for every published message whose topic is another than its session's last: it
+//! allocates nothing and evaluates no expression. `admit` runs when a session begins and when it meets a new generation.
 
 use std::cell::Cell;
 

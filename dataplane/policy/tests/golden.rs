@@ -653,32 +653,33 @@ fn the_default_can_be_to_allow() {
 
 /// `+` and a literal at every level: a topic matches all `2^n` filters, and each better rule is met after all worse ones,
 /// so that none of the `2^(n+1) - 1` nodes can be left out.
+fn rules_all_of_which_match(levels: usize, keys: &str) -> String {
+    let filter = |bits: u32| {
+        let level = |level: usize| {
+            if bits >> (levels - 1 - level) & 1 == 1 {
+                "+"
+            } else {
+                "a"
+            }
+        };
+        (0..levels).map(level).collect::<Vec<_>>().join("/")
+    };
+    let rule = |bits| {
+        format!(
+            "- {{name: r{bits}, actions: [publish], topics: [{}], {keys}}}\n",
+            filter(bits)
+        )
+    };
+    (0..1_u32 << levels).map(rule).collect()
+}
+
 #[test]
 fn a_topic_that_matches_too_many_prefixes_is_refused_at_the_bound() {
-    let rules = |levels: usize| -> String {
-        let filter = |bits: u32| {
-            let level = |level: usize| {
-                if bits >> (levels - 1 - level) & 1 == 1 {
-                    "+"
-                } else {
-                    "a"
-                }
-            };
-            (0..levels).map(level).collect::<Vec<_>>().join("/")
-        };
-        let rule = |bits| {
-            format!(
-                "- {{name: r{bits}, actions: [publish], topics: [{}], decision: allow}}\n",
-                filter(bits)
-            )
-        };
-        (0..1_u32 << levels).map(rule).collect()
-    };
     for (levels, expected) in [
         (11, (Decision::Allow, "r0")),
         (12, (Decision::Deny(Denial::TooComplex), "default")),
     ] {
-        let snapshot = with_rules(&rules(levels));
+        let snapshot = with_rules(&rules_all_of_which_match(levels, "decision: allow"));
         let topic = vec!["a"; levels].join("/");
         let found = ask(&snapshot, &who(&snapshot, "admin", "c"), &publish(&topic));
         assert_eq!(
@@ -687,6 +688,33 @@ fn a_topic_that_matches_too_many_prefixes_is_refused_at_the_bound() {
             "{levels} levels"
         );
     }
+}
+
+/// What is only tried must not make a message impossible to judge; that it would is not known either.
+#[test]
+fn shadow_rules_that_match_too_many_prefixes_change_nothing() {
+    let last =
+        "- {name: all, priority: -1, actions: [publish], topics: [\"#\"], decision: allow}\n";
+    for (levels, is_known) in [(11, true), (12, false)] {
+        let tried = rules_all_of_which_match(levels, "mode: shadow, decision: deny");
+        let snapshot = with_rules(&(tried + last));
+        let admin = who(&snapshot, "admin", "c");
+        let topic = vec!["a"; levels].join("/");
+        let classes = admit(&snapshot, &admin).classes;
+        let verdict = snapshot.verdict(&classes, &vars(&admin), &publish(&topic));
+        assert_eq!(verdict.decision, Decision::Allow, "{levels} levels");
+        assert_eq!(verdict.shadow.is_some(), is_known, "{levels} levels");
+    }
+    // Enforced rules that are too many refuse, whatever the default says and whatever is tried beside them.
+    let enforced = rules_all_of_which_match(12, "decision: allow");
+    let tried = "- {name: tried, priority: 1, mode: shadow, actions: [publish], topics: [\"#\"], decision: allow}\n";
+    let snapshot = with_rules(&(enforced + tried));
+    let admin = who(&snapshot, "admin", "c");
+    let classes = admit(&snapshot, &admin).classes;
+    let topic = vec!["a"; 12].join("/");
+    let verdict = snapshot.verdict(&classes, &vars(&admin), &publish(&topic));
+    assert_eq!(verdict.decision, Decision::Deny(Denial::TooComplex));
+    assert_eq!((verdict.rule, verdict.shadow), (None, None));
 }
 
 /// Each deny has an allow before it, so all of them must be looked at to grant the whole.

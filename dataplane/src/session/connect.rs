@@ -10,7 +10,6 @@ use sluice_wire::mqtt::{
 };
 
 use super::lane::Route;
-use super::rights::Rights;
 use super::{
     AuthOutcome, Cause, Context, Credentials, DecisionRecord, Identity, Message, Output, Phase,
     Session, Side,
@@ -273,7 +272,7 @@ impl Session {
         if admission.shadow.is_some() {
             context.counters.add(Counter::ShadowConnect, 1);
         }
-        self.rights = Rights::new(admission.classes);
+        self.rights.replace(admission.classes);
         self.generation = context.snapshot.generation();
         Ok(())
     }

@@ -46,10 +46,10 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use sluice_policy::{
-    Action, Decision, Generation, ListenerId, Request, RuleId, Snapshot, UpstreamId, Vars, Verdict,
+    Action, Decision, Generation, ListenerId, Message, RuleId, Snapshot, UpstreamId, Vars, Verdict,
     Verifier,
 };
-use sluice_wire::mqtt::{Disconnect, Packet, QoS, Version, Violation, decode, encode};
+use sluice_wire::mqtt::{Disconnect, Packet, Version, Violation, decode, encode};
 
 use crate::clock::Time;
 use crate::metrics::{Counter, Counters};
@@ -644,9 +644,9 @@ impl Session {
         topic: &str,
         message: Message,
     ) -> Verdict {
-        let request = message.request(action, topic);
         let (classes, vars) = (self.rights.classes(), self.identity.vars());
-        let verdict = context.snapshot.verdict(classes, &vars, &request);
+        let ruling = context.snapshot.ruling(classes, &vars, action, topic);
+        let verdict = ruling.verdict(message);
         self.note(context, action, topic, &verdict);
         verdict
     }
@@ -659,8 +659,8 @@ impl Session {
         message: Message,
     ) -> Verdict {
         let vars = self.identity.vars();
-        let ruling = self.rights.publish(context.snapshot, &vars, topic);
-        let verdict = ruling.verdict(&message.request(Action::Publish, topic));
+        let ruling = self.rights.on_publish(context.snapshot, &vars, topic);
+        let verdict = ruling.verdict(message);
         self.note(context, Action::Publish, topic, &verdict);
         verdict
     }
@@ -680,26 +680,6 @@ impl Session {
                 rule: verdict.rule,
                 shadow: verdict.shadow,
             });
-        }
-    }
-}
-
-/// What a verdict needs to know of a message besides its topic.
-#[derive(Clone, Copy)]
-struct Message {
-    qos: QoS,
-    retain: bool,
-    payload_bytes: u32,
-}
-
-impl Message {
-    fn request(self, action: Action, topic: &str) -> Request<'_> {
-        Request {
-            action,
-            topic,
-            qos: self.qos,
-            retain: self.retain,
-            payload_bytes: self.payload_bytes,
         }
     }
 }

@@ -119,21 +119,21 @@ impl Wheel {
     fn next_tick(&self) -> Option<u64> {
         let start = self.tick % BUCKETS;
         let (word, bit) = ((start / 64) as u32, (start % 64) as u32);
-        let now = self.word(word);
-        let bucket = if now >> bit != 0 {
-            start + u64::from((now >> bit).trailing_zeros())
+        let here = self.occupied_in(word);
+        let bucket = if here >> bit != 0 {
+            start + u64::from((here >> bit).trailing_zeros())
         } else if self.summary != 0 {
             // The words behind this one first, this one (what lies before `bit`) last.
             let behind = self.summary.rotate_right(word + 1);
             let found = (word + 1 + behind.trailing_zeros()) % u64::BITS;
-            u64::from(found) * 64 + u64::from(self.word(found).trailing_zeros())
+            u64::from(found) * 64 + u64::from(self.occupied_in(found).trailing_zeros())
         } else {
             return None;
         };
         Some(self.tick + (bucket + BUCKETS - start) % BUCKETS)
     }
 
-    fn word(&self, word: u32) -> u64 {
+    fn occupied_in(&self, word: u32) -> u64 {
         self.occupied.get(word as usize).copied().unwrap_or(0)
     }
 

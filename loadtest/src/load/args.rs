@@ -14,6 +14,9 @@ use super::frame::{Login, Stamp, Version};
 use super::plan::{Plan, Scenario};
 use super::target::Target;
 
+/// An MQTT packet has at most 268,435,455 bytes behind its first ones; topic and properties need some of them.
+const PAYLOAD_BYTES_MAX: usize = 268_000_000;
+
 /// Open-loop load generator for MQTT brokers and what stands before them.
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -74,16 +77,16 @@ pub struct RunArgs {
     #[arg(long)]
     pub sink: Option<SocketAddr>,
     /// Devices
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..))]
     pub connections: u32,
     /// Messages a second of all devices together (connect-storm: connections)
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: u32,
     /// Messages that become due together on one device; the rate stays the same
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub burst: u32,
     /// Connections opened a second before the run
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connect_rate: u32,
     /// Payload; the first 16 bytes carry the time stamp
     #[arg(long, default_value_t = 128)]
@@ -92,7 +95,7 @@ pub struct RunArgs {
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u8).range(0..=2))]
     pub qos: u8,
     /// Seconds measured
-    #[arg(long, default_value = "10", value_parser = seconds)]
+    #[arg(long, default_value = "10", value_parser = some_seconds)]
     pub duration: Duration,
     /// Seconds of the same load before
     #[arg(long, default_value = "1", value_parser = seconds)]
@@ -106,9 +109,12 @@ pub struct RunArgs {
     /// File with the password of every device; a line end at its end is left out
     #[arg(long, requires = "username")]
     pub password_file: Option<PathBuf>,
-    /// Topic of a device: {c} is its number, {n} goes round from 0 to 63
+    /// Topic of a device: {c} is its number, {m} goes round from 0 to 63
     #[arg(long, default_value = "devices/{c}/telemetry")]
     pub topics: String,
+    /// Topics that a publisher goes through in turn; beyond one, each has a further level, its number
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub topics_per_device: u32,
     /// Front of the client ids; the number of the device follows
     #[arg(long, default_value = "load-")]
     pub client_id_prefix: String,
@@ -170,6 +176,14 @@ pub fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(value).map_err(|error| format!("`{text}`: {error}"))
 }
 
+/// The same, but not none.
+pub fn some_seconds(text: &str) -> Result<Duration, String> {
+    match seconds(text)? {
+        Duration::ZERO => Err("nothing can be measured in no time".into()),
+        duration => Ok(duration),
+    }
+}
+
 impl RunArgs {
     /// The plan against a known target.
     pub fn plan(&self, scenario: Scenario, target: Target) -> anyhow::Result<Plan> {
@@ -177,6 +191,10 @@ impl RunArgs {
             self.payload_bytes >= Stamp::BYTES,
             "--payload-bytes must be at least {}: the time stamp is in the payload",
             Stamp::BYTES
+        );
+        anyhow::ensure!(
+            self.payload_bytes <= PAYLOAD_BYTES_MAX,
+            "--payload-bytes must be at most {PAYLOAD_BYTES_MAX}: an MQTT packet holds no more"
         );
         let password = self
             .password_file
@@ -201,6 +219,7 @@ impl RunArgs {
             duration: self.duration,
             warm_up: self.warm_up,
             topics: self.topics.clone(),
+            topics_per_device: self.topics_per_device,
             client_id_prefix: self.client_id_prefix.clone(),
             login: Login {
                 username: self.username.clone(),
@@ -248,6 +267,14 @@ mod tests {
         for line in [
             "sluice-loadtest publish --target localhost:1",
             "sluice-loadtest publish --expect p99",
+            "sluice-loadtest publish --rate 0",
+            "sluice-loadtest publish --connections 0",
+            "sluice-loadtest publish --burst 0",
+            "sluice-loadtest publish --connect-rate 0",
+            "sluice-loadtest publish --duration 0",
+            "sluice-loadtest publish --duration -1",
+            "sluice-loadtest compare --rounds 0",
+            "sluice-loadtest policy-churn --connections 0",
             "sluice-loadtest publish --qos 3",
             "sluice-loadtest publish --duration -1",
             "sluice-loadtest publish --password-file x",

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -15,7 +14,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::args::{VersionArg, seconds};
+use super::args::{VersionArg, seconds, some_seconds};
 use super::cpu;
 use super::expect::Expectation;
 use super::plan::{Plan, Scenario};
@@ -35,27 +34,30 @@ pub struct CompareArgs {
         default_value = "direct,epoll,uring,nginx,haproxy,sluice"
     )]
     pub targets: Vec<Spec>,
-    /// Whom ratios refer to
-    #[arg(long, default_value = "nginx")]
-    pub base: String,
+    /// Whom ratios refer to: one of the targets; nginx where it is one, else the first
+    #[arg(long)]
+    pub base: Option<String>,
     /// Rounds
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     pub rounds: u32,
     /// What is run against each
     #[arg(long, value_enum, default_value_t = Scenario::Publish)]
     pub scenario: Scenario,
     /// Devices
-    #[arg(long, default_value_t = 1_000)]
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connections: u32,
     /// Messages a second (connect-storm: connections)
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: u32,
     /// Messages that become due together on one device
-    #[arg(long, default_value_t = 1)]
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     pub burst: u32,
     /// Connections opened a second before the run
-    #[arg(long, default_value_t = 2_000)]
+    #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connect_rate: u32,
+    /// Topics that a publisher goes through in turn; beyond one, each has a further level, its number
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+    pub topics_per_device: u32,
     /// Payload
     #[arg(long, default_value_t = 128)]
     pub payload_bytes: usize,
@@ -66,7 +68,7 @@ pub struct CompareArgs {
     #[arg(long, value_enum, default_value_t = VersionArg::V311)]
     pub version: VersionArg,
     /// Seconds measured in each round
-    #[arg(long, default_value = "5", value_parser = seconds)]
+    #[arg(long, default_value = "5", value_parser = some_seconds)]
     pub duration: Duration,
     /// Seconds of the same load before
     #[arg(long, default_value = "1", value_parser = seconds)]
@@ -120,8 +122,10 @@ pub struct Row {
     pub rounds: Vec<BTreeMap<String, f64>>,
     /// Median and range of each number, `added.` latencies included.
     pub spread: BTreeMap<String, Spread>,
-    /// The ratios to the base, taken round by round.
-    pub ratio: BTreeMap<String, Spread>,
+    /// Median of the ratios to the base, taken round by round.
+    pub ratio: BTreeMap<String, f64>,
+    /// Their spread.
+    pub ratio_spread: BTreeMap<String, Spread>,
 }
 
 /// Runs all rounds.
@@ -144,6 +148,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
         before: args.before.clone(),
     };
     cpu::pin_this_thread(args.load_core)?;
+    check_before(args, &around)?;
     let (targets, missing): (Vec<_>, Vec<_>) = args
         .targets
         .iter()
@@ -151,9 +156,17 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
     for spec in missing {
         writeln!(
             io::stderr(),
-            "{spec} is left out: its program is not installed"
+            "{spec} is left out: its program is neither in {} nor on the search path{}",
+            around.programs.display(),
+            if spec.to_string().starts_with("glommio") {
+                " (make glommio)"
+            } else {
+                ""
+            }
         )?;
     }
+    anyhow::ensure!(!targets.is_empty(), "no target is left to be measured");
+    let base = base_of(args, &targets)?;
     let mut rows: Vec<Row> = targets
         .iter()
         .map(|spec| Row {
@@ -162,7 +175,7 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
         })
         .collect();
     for round in 0..args.rounds {
-        for index in order(rows.len(), round) {
+        for index in order(rows.len(), round as usize) {
             let (Some(spec), Some(row)) = (targets.get(index), rows.get_mut(index)) else {
                 continue;
             };
@@ -172,23 +185,63 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
             row.rounds.push(numbers);
         }
     }
-    summarise(&mut rows, &args.base);
+    summarise(&mut rows, &base);
     Ok(Comparison {
         settings: settings(args),
-        base: args.base.clone(),
+        base,
         subjects: rows,
     })
 }
 
-/// The order of subjects in a round: drawn anew for each, the same in every run, so that nobody always follows the same
-/// neighbour.
-fn order(subjects: usize, round: u32) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..subjects).collect();
-    order.sort_by_cached_key(|index| {
-        let mut hasher = DefaultHasher::new();
-        (round, index).hash(&mut hasher);
-        hasher.finish()
-    });
+/// Whom ratios refer to.
+fn base_of(args: &CompareArgs, targets: &[&Spec]) -> anyhow::Result<String> {
+    let labels: Vec<String> = targets.iter().map(ToString::to_string).collect();
+    let wanted = args.base.as_deref();
+    let found = |name: &str| labels.iter().find(|label| *label == name).cloned();
+    match wanted {
+        Some(name) => found(name).with_context(|| {
+            format!(
+                "--base {name} is none of those that are measured: {}",
+                labels.join(", ")
+            )
+        }),
+        None => found("nginx")
+            .or_else(|| labels.first().cloned())
+            .context("there is nobody to refer to"),
+    }
+}
+
+/// Who asks for another build and gives none, or not all of it, would compare with nothing.
+fn check_before(args: &CompareArgs, around: &Surroundings) -> anyhow::Result<()> {
+    for spec in args.targets.iter().filter(|spec| spec.is_before()) {
+        match &args.before {
+            None => anyhow::bail!(
+                "{spec} needs --before FOLDER: where the programs of the other build are"
+            ),
+            Some(folder) if !spec.is_installed(around) => {
+                anyhow::bail!("{spec}: its program is not in {}", folder.display())
+            }
+            Some(_) => {}
+        }
+    }
+    Ok(())
+}
+
+/// The order of subjects in a round: the rows of a Williams square. In as many rounds as there are subjects everyone has
+/// every place once; and everyone follows everyone else once in these, or twice in double of them where the number is odd.
+///
+/// Source: E. J. Williams, "Experimental designs balanced for the estimation of residual effects of treatments", 1949.
+fn order(subjects: usize, round: usize) -> Vec<usize> {
+    let zigzag = |place: usize| match place % 2 {
+        0 => subjects - place / 2,
+        _ => place.div_ceil(2),
+    };
+    let mut order: Vec<usize> = (0..subjects)
+        .map(|place| (zigzag(place) + round) % subjects)
+        .collect();
+    if subjects % 2 == 1 && (round / subjects) % 2 == 1 {
+        order.reverse();
+    }
     order
 }
 
@@ -204,6 +257,7 @@ fn one(
         rate: args.rate,
         burst: args.burst,
         connect_rate: args.connect_rate,
+        topics_per_device: args.topics_per_device,
         payload_bytes: args.payload_bytes,
         qos: args.qos,
         version: args.version.into(),
@@ -237,6 +291,7 @@ fn settings(args: &CompareArgs) -> BTreeMap<String, String> {
         ("connections", args.connections.to_string()),
         ("rate", args.rate.to_string()),
         ("burst", args.burst.to_string()),
+        ("topics_per_device", args.topics_per_device.to_string()),
         ("payload", args.payload_bytes.to_string()),
         ("qos", args.qos.to_string()),
         ("rules", args.rules.to_string()),
@@ -291,7 +346,8 @@ fn summarise(rows: &mut [Row], base: &str) {
                 row.spread.insert(name.clone(), spread);
             }
             if let Some(spread) = Spread::of(&ratios) {
-                row.ratio.insert(name, spread);
+                row.ratio.insert(name.clone(), spread.median);
+                row.ratio_spread.insert(name, spread);
             }
         }
     }
@@ -320,7 +376,7 @@ impl Comparison {
             .collect();
         // Writing to a string cannot fail.
         let mut text = format!(
-            "{}; median (smallest-largest) x ratio to {} (middle half of the rounds)\n",
+            "{}; median (smallest-largest) x ratio to {} [middle half of the rounds]\n",
             settings.join(", "),
             self.base
         );
@@ -337,16 +393,15 @@ impl Comparison {
                 let Some(spread) = row.spread.get(name) else {
                     continue;
                 };
-                let ratio =
-                    row.ratio
-                        .get(name)
-                        .filter(|_| has_ratio)
-                        .map_or(String::new(), |ratio| {
-                            format!(
-                                "  x {:.3} ({:.3}-{:.3})",
-                                ratio.median, ratio.low, ratio.high
-                            )
-                        });
+                let ratio = row.ratio_spread.get(name).filter(|_| has_ratio).map_or(
+                    String::new(),
+                    |ratio| {
+                        format!(
+                            "  x {:.3} [{:.3}-{:.3}]",
+                            ratio.median, ratio.low, ratio.high
+                        )
+                    },
+                );
                 let _ = writeln!(
                     text,
                     "  {:<24}{:>12.digits$} ({:.digits$}-{:.digits$}){ratio}",
@@ -357,6 +412,21 @@ impl Comparison {
         text
     }
 
+    /// What makes its numbers doubtful, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let doubtful = |row: &Row| {
+            let most = |name: &str| row.spread.get(name).map_or(0.0, |spread| spread.max);
+            let (lost, failed) = (most("lost"), most("connect_failures"));
+            (lost > 0.0 || failed > 0.0).then(|| {
+                format!(
+                    "{}: up to {lost} messages of a round were lost and {failed} connections failed; its costs are of less work",
+                    row.label
+                )
+            })
+        };
+        self.subjects.iter().filter_map(doubtful).collect()
+    }
+
     /// `label/number` medians and `label/ratio.number`.
     pub fn numbers(&self) -> BTreeMap<String, f64> {
         let mut numbers = BTreeMap::new();
@@ -365,7 +435,7 @@ impl Comparison {
                 numbers.insert(format!("{}/{name}", row.label), spread.median);
             }
             for (name, ratio) in &row.ratio {
-                numbers.insert(format!("{}/ratio.{name}", row.label), ratio.median);
+                numbers.insert(format!("{}/ratio.{name}", row.label), *ratio);
             }
         }
         numbers
@@ -436,17 +506,30 @@ mod tests {
             assert!((seen - expected).abs() < 1e-9, "{name}: {seen}");
         }
         assert!(comparison.text().contains("added p50"));
+        // The rounds' ratios are 0.8, 0.8 and 0.9: half of them lies from 0.8 to 0.85.
+        let spread = comparison.subjects[2].ratio_spread["cpu"];
+        assert!((spread.low - 0.8).abs() < 1e-9 && (spread.high - 0.85).abs() < 1e-9);
+        let text = comparison.text();
+        assert!(text.contains("x 0.500 [0.500-0.525]"), "{text}");
     }
 
     #[test]
-    fn everyone_has_every_neighbour_and_every_place() {
-        let subjects = 5;
-        let orders: Vec<Vec<usize>> = (0..60).map(|round| order(subjects, round)).collect();
-        for a in 0..subjects {
-            assert!((0..subjects).all(|place| orders.iter().any(|order| order[place] == a)));
-            for b in (0..subjects).filter(|b| *b != a) {
-                let follows = |order: &Vec<usize>| order.windows(2).any(|pair| pair == [a, b]);
-                assert!(orders.iter().any(follows), "{b} after {a}");
+    fn everyone_has_every_place_and_every_neighbour_equally_often() {
+        for subjects in 1..=11 {
+            let (rounds, follows) = match subjects % 2 {
+                0 => (subjects, 1),
+                _ => (2 * subjects, 2),
+            };
+            let orders: Vec<_> = (0..rounds).map(|round| order(subjects, round)).collect();
+            let count = |is: &dyn Fn(&[usize]) -> bool| orders.iter().filter(|o| is(o)).count();
+            for a in 0..subjects {
+                for place in 0..subjects {
+                    assert_eq!(count(&|order| order[place] == a), rounds / subjects);
+                }
+                for b in (0..subjects).filter(|b| *b != a) {
+                    let is_pair = |order: &[usize]| order.windows(2).any(|pair| pair == [a, b]);
+                    assert_eq!(count(&is_pair), follows, "{b} after {a} of {subjects}");
+                }
             }
         }
     }

@@ -12,11 +12,15 @@ use rustix::thread::{CpuSet, sched_setaffinity};
 /// Pins the calling thread.
 pub fn pin_this_thread(core: usize) -> io::Result<()> {
     if core >= CpuSet::MAX_CPU {
-        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+        let text = format!("there is no core {core}");
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
     }
     let mut cores = CpuSet::new();
     cores.set(core);
-    Ok(sched_setaffinity(None, &cores)?)
+    sched_setaffinity(None, &cores).map_err(|errno| {
+        let error = io::Error::from(errno);
+        io::Error::new(error.kind(), format!("cannot run on core {core}: {error}"))
+    })
 }
 
 /// A reading of one or several processes together.
@@ -41,7 +45,10 @@ impl Usage {
     pub fn read(pids: &[u32]) -> io::Result<Self> {
         let mut sum = Self::default();
         for pid in pids {
-            let one = Self::read_one(Path::new("/proc").join(pid.to_string()).as_path())?;
+            let process = Path::new("/proc").join(pid.to_string());
+            let one = Self::read_one(&process).map_err(|error| {
+                io::Error::new(error.kind(), format!("cannot read process {pid}: {error}"))
+            })?;
             sum.cpu_ns += one.cpu_ns;
             sum.user_ticks += one.user_ticks;
             sum.system_ticks += one.system_ticks;

@@ -85,10 +85,8 @@ pub struct Dial {
 pub enum Role {
     /// Holds a connection.
     Idle,
-    /// Publishes.
-    Publisher(Template),
     /// Publishes to one topic after the other, round and round; each is a sender of its own to the broker.
-    Lanes(Vec<Template>),
+    Publisher(Vec<Template>),
     /// Receives.
     Subscriber {
         /// What it subscribes to.
@@ -118,7 +116,7 @@ pub enum Role {
 impl Role {
     fn filter(&self) -> Option<&str> {
         match self {
-            Self::Idle | Self::Publisher(_) | Self::Lanes(_) => None,
+            Self::Idle | Self::Publisher(_) => None,
             Self::Subscriber { filter }
             | Self::SlowSubscriber { filter, .. }
             | Self::Requester { filter, .. }
@@ -129,8 +127,8 @@ impl Role {
     /// What the message with this number is made from.
     fn template(&self, sequence: u32) -> Option<&Template> {
         match self {
-            Self::Publisher(template) | Self::Requester { template, .. } => Some(template),
-            Self::Lanes(lanes) => lanes.get(sequence as usize % lanes.len().max(1)),
+            Self::Publisher(topics) => topics.get(sequence as usize % topics.len().max(1)),
+            Self::Requester { template, .. } => Some(template),
             Self::Idle
             | Self::Subscriber { .. }
             | Self::SlowSubscriber { .. }
@@ -343,10 +341,9 @@ impl Device {
                 .borrow_mut()
                 .push_back((packet_id, due_ns));
         }
-        let lanes = match &self.role {
-            Role::Lanes(lanes) => u32::try_from(lanes.len()).unwrap_or(1).max(1),
+        let topics = match &self.role {
+            Role::Publisher(topics) => u32::try_from(topics.len()).unwrap_or(1).max(1),
             Role::Idle
-            | Role::Publisher(_)
             | Role::Subscriber { .. }
             | Role::SlowSubscriber { .. }
             | Role::Requester { .. }
@@ -354,8 +351,8 @@ impl Device {
         };
         let stamp = Stamp {
             due_ns,
-            sender: self.index * lanes + sequence % lanes,
-            sequence: sequence / lanes,
+            sender: self.index * topics + sequence % topics,
+            sequence: sequence / topics,
         };
         template.push(stamp, packet_id, buffer);
     }
@@ -371,7 +368,7 @@ impl Device {
 
     async fn read_all(&self, reader: &mut OwnedReadHalf<TcpStream>) {
         let capacity = match &self.role {
-            Role::Idle | Role::Publisher(_) | Role::Lanes(_) => 512,
+            Role::Idle | Role::Publisher(_) => 512,
             Role::Subscriber { .. } | Role::Responder { .. } => 64 << 10,
             Role::Requester { .. } | Role::SlowSubscriber { .. } => 4 << 10,
         };

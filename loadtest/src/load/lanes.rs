@@ -138,6 +138,8 @@ pub struct Findings {
     pub mixed: u64,
     /// Pairs torn beyond one for each change.
     pub torn: u64,
+    /// The other torn pairs.
+    pub torn_excused: u64,
     /// Turns beyond one for each change.
     pub turned: u64,
     /// Changes that the device that saw fewest saw.
@@ -169,7 +171,7 @@ impl Ledger {
     /// What is shown after each device sent so many messages on each lane, and the policy changed so often meanwhile.
     pub fn findings(&self, sent: impl Fn(usize) -> u32, changes: u32) -> Findings {
         let mut findings = Findings {
-            turns_least: u64::MAX,
+            turns_least: if self.devices.is_empty() { 0 } else { u64::MAX },
             ..Findings::default()
         };
         for (index, device) in self.devices.iter().enumerate() {
@@ -179,6 +181,7 @@ impl Ledger {
             findings.lost += u64::from(sent.saturating_sub(device.always));
             findings.mixed += u64::from(device.never);
             findings.torn += u64::from(torn.saturating_sub(changes));
+            findings.torn_excused += u64::from(torn.min(changes));
             findings.turned += u64::from(device.turns.saturating_sub(changes));
             findings.turns_least = findings.turns_least.min(device.turns.into());
         }
@@ -234,8 +237,10 @@ mod tests {
             (&[NEITHER, B], 1),
         ] {
             let found = ledger(rounds).findings(|_| rounds.len() as u32, changes);
+            assert!(found.torn_excused <= u64::from(changes));
             let found = Findings {
                 turns_least: 0,
+                torn_excused: 0,
                 ..found
             };
             assert_eq!(found, none, "{rounds:?}");
@@ -250,7 +255,7 @@ mod tests {
         let found = ledger(&[A, B, A, B]).findings(|_| 4, 1);
         assert_eq!((found.turned, found.turns_least), (2, 3), "back and forth");
         let found = ledger(&[A, BOTH, NEITHER, A]).findings(|_| 4, 1);
-        assert_eq!(found.torn, 1);
+        assert_eq!((found.torn, found.torn_excused), (1, 1));
         let found = ledger(&[A]).findings(|_| 3, 1);
         assert_eq!((found.lost, found.torn), (2, 1), "the end is missing");
     }

@@ -68,8 +68,10 @@ pub struct Plan {
     pub duration: Duration,
     /// Time before it, with the same load.
     pub warm_up: Duration,
-    /// Topic of a publisher: `{c}` is the device, `{n}` counts devices round from 0 to 63.
+    /// Topic of a publisher: `{c}` is the device, `{m}` counts devices round from 0 to 63.
     pub topics: String,
+    /// Topics that a publisher goes through in turn. Beyond one, each has a further level: its number.
+    pub topics_per_device: u32,
     /// Front of client ids.
     pub client_id_prefix: String,
     /// Credentials of every device.
@@ -100,6 +102,7 @@ impl Plan {
             duration: Duration::from_secs(10),
             warm_up: Duration::from_secs(1),
             topics: "devices/{c}/telemetry".into(),
+            topics_per_device: 1,
             client_id_prefix: "load-".into(),
             login: Login::default(),
             slow_every: 10,
@@ -113,7 +116,16 @@ impl Plan {
     pub fn topic(&self, index: u32) -> String {
         self.topics
             .replace("{c}", &index.to_string())
-            .replace("{n}", &(index % 64).to_string())
+            .replace("{m}", &(index % 64).to_string())
+    }
+
+    /// All topics of device `index`.
+    pub fn topics_of(&self, index: u32) -> Vec<String> {
+        let topic = self.topic(index);
+        match self.topics_per_device {
+            0 | 1 => vec![topic],
+            count => (0..count).map(|t| format!("{topic}/{t}")).collect(),
+        }
     }
 }
 
@@ -125,7 +137,11 @@ mod tests {
     fn topics_name_the_device() {
         let target = "unix:///x".parse().unwrap();
         let mut plan = Plan::new(Scenario::Publish, target);
-        plan.topics = "a/{c}/{n}/{other}".into();
+        plan.topics = "a/{c}/{m}/{other}".into();
         assert_eq!(plan.topic(65), "a/65/1/{other}");
+        assert_eq!(plan.topics_of(65), ["a/65/1/{other}"]);
+        plan.topics = "a/{c}".into();
+        plan.topics_per_device = 2;
+        assert_eq!(plan.topics_of(7), ["a/7/0", "a/7/1"]);
     }
 }

@@ -185,6 +185,38 @@ pub fn shown(value: f64) -> String {
     }
 }
 
+impl Report {
+    /// What makes its numbers doubtful, a sentence each.
+    pub fn warnings(&self) -> Vec<String> {
+        let value = |name: &str| self.values.get(name).copied().unwrap_or(0.0);
+        let mut warnings = Vec::new();
+        for (name, what) in [
+            (
+                "connect_failures",
+                "connections failed (enough descriptors? see ulimit -n, and the target's log)",
+            ),
+            ("broken", "connections ended before the run did"),
+            (
+                "unsent",
+                "messages or connections were due and could not be begun",
+            ),
+        ] {
+            if value(name) > 0.0 {
+                warnings.push(format!("{} {what}", value(name)));
+            }
+        }
+        let p50 = |name: &str| self.latency_us.get(name).map(|quantiles| quantiles.p50);
+        if let (Some(late), Some(seen)) = (p50("lateness"), p50(&self.primary))
+            && late > seen / 2.0
+        {
+            warnings.push(format!(
+                "the generator itself was late by {late:.0} us at the median: latencies say little"
+            ));
+        }
+        warnings
+    }
+}
+
 /// Median, quartiles and range of repeated measurements.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Spread {
@@ -242,13 +274,16 @@ pub fn flatten(json: &serde_json::Value) -> BTreeMap<String, f64> {
                 found.insert(path.to_owned(), number.as_f64().unwrap_or(f64::NAN));
             }
             serde_json::Value::Object(fields) => {
-                for (name, value) in fields {
+                // Single rounds of two runs have nothing to do with each other.
+                for (name, value) in fields.iter().filter(|(name, _)| *name != "rounds") {
                     walk(&below(name), value, found);
                 }
             }
             serde_json::Value::Array(values) => {
                 for (index, value) in values.iter().enumerate() {
-                    walk(&below(&index.to_string()), value, found);
+                    // Who is compared is known by name, whatever place he had.
+                    let label = value.get("label").and_then(serde_json::Value::as_str);
+                    walk(&below(label.unwrap_or(&index.to_string())), value, found);
                 }
             }
             serde_json::Value::Null | serde_json::Value::Bool(_) | serde_json::Value::String(_) => {
@@ -260,11 +295,49 @@ pub fn flatten(json: &serde_json::Value) -> BTreeMap<String, f64> {
     found
 }
 
-/// Two stored reports side by side: name, before, after, ratio.
+/// What was not the same when the two were measured, a line each: their numbers may not be comparable.
+fn unlike(before: &serde_json::Value, after: &serde_json::Value) -> String {
+    let settings = |json: &serde_json::Value| {
+        let mut found: BTreeMap<String, String> = BTreeMap::new();
+        let fields = json.get("settings").and_then(serde_json::Value::as_object);
+        for (name, value) in fields.into_iter().flatten() {
+            found.insert(name.clone(), value.to_string());
+        }
+        for name in ["scenario", "base"] {
+            if let Some(value) = json.get(name) {
+                found.insert(name.to_owned(), value.to_string());
+            }
+        }
+        found
+    };
+    let (before, after) = (settings(before), settings(after));
+    let names: std::collections::BTreeSet<_> = before.keys().chain(after.keys()).collect();
+    let none = "nothing".to_owned();
+    names
+        .into_iter()
+        .map(|name| {
+            (
+                name,
+                before.get(name).unwrap_or(&none),
+                after.get(name).unwrap_or(&none),
+            )
+        })
+        .filter(|(_, old, new)| old != new)
+        .map(|(name, old, new)| format!("not the same: {name} was {old} and is {new}\n"))
+        .collect()
+}
+
+/// Two stored reports side by side, without what is nothing in both: name, before, after, ratio.
 pub fn difference(before: &serde_json::Value, after: &serde_json::Value) -> String {
+    let mut text = unlike(before, after);
     let (before, after) = (flatten(before), flatten(after));
-    let mut text = format!("{:<56}{:>14}{:>14}{:>9}\n", "", "before", "after", "ratio");
-    for (name, new) in &after {
+    let _ = writeln!(
+        text,
+        "{:<56}{:>14}{:>14}{:>9}",
+        "", "before", "after", "ratio"
+    );
+    let is_nothing = |name: &String, new: f64| new == 0.0 && before.get(name) == Some(&0.0);
+    for (name, new) in after.iter().filter(|(name, new)| !is_nothing(name, **new)) {
         let line = match before.get(name) {
             Some(old) if *old != 0.0 => {
                 format!("{:>14}{:>14}{:>9.3}", shown(*old), shown(*new), new / old)
@@ -362,8 +435,10 @@ mod tests {
 
     #[test]
     fn stored_reports_are_compared_by_path() {
-        let before = serde_json::json!({"a": {"b": 2.0}, "gone": 1, "text": "x"});
-        let after = serde_json::json!({"a": {"b": 3.0}, "new": [7]});
+        let before = serde_json::json!({"a": {"b": 2.0}, "gone": 1, "text": "x", "same": 0, "settings": {"rate": "1"},
+            "subjects": [{"label": "x", "p50": 1, "rounds": [4]}, {"label": "y", "p50": 4}]});
+        let after = serde_json::json!({"a": {"b": 3.0}, "new": [7], "same": 0, "settings": {"rate": "2"},
+            "subjects": [{"label": "y", "p50": 6}]});
         let text = difference(&before, &after);
         let line = |name: &str| {
             text.lines()
@@ -376,5 +451,35 @@ mod tests {
         assert_eq!(line("a/b"), ["a/b", "2", "3", "1.500"]);
         assert_eq!(line("new/0"), ["new/0", "-", "7", "-"]);
         assert_eq!(line("gone"), ["gone", "1", "-", "-"]);
+        // By name, not by place; single rounds and what is nothing in both are left out.
+        assert_eq!(
+            line("subjects/y/p50"),
+            ["subjects/y/p50", "4", "6", "1.500"]
+        );
+        assert!(
+            !text.contains("rounds") && !line("same").contains(&"0".to_owned()),
+            "{text}"
+        );
+        assert!(text.starts_with("not the same: rate was \"1\" and is \"2\"\n"));
+    }
+
+    #[test]
+    fn what_makes_numbers_doubtful_is_said() {
+        let (mut late, mut seen) = (Latency::default(), Latency::default());
+        late.record_ns(60_000);
+        seen.record_ns(100_000);
+        let mut report = Report {
+            primary: "to_broker".into(),
+            ..Report::default()
+        };
+        report.latency("to_broker", &seen);
+        report.count("connect_failures", 0);
+        assert_eq!(report.warnings(), Vec::<String>::new());
+        report.latency("lateness", &late);
+        report.count("connect_failures", 3);
+        report.count("broken", 2);
+        let said = report.warnings();
+        assert_eq!(said.len(), 3, "{said:?}");
+        assert!(said[0].starts_with("3 connections failed"));
     }
 }

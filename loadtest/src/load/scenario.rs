@@ -129,31 +129,27 @@ impl Run<'_> {
         let template = |topic: &str, response: Option<&str>| {
             Template::new(plan.version, topic, plan.qos, plan.payload_bytes, response)
         };
+        let publisher = |topics: Vec<String>| {
+            Role::Publisher(topics.iter().map(|topic| template(topic, None)).collect())
+        };
         let publishers = || {
             devices
                 .clone()
-                .map(|index| Role::Publisher(template(&plan.topic(index), None)))
+                .map(|index| publisher(plan.topics_of(index)))
                 .collect::<Vec<_>>()
         };
-        let one = || vec![Role::Publisher(template(&plan.topic(0), None))];
+        let one = || vec![publisher(vec![plan.topic(0)])];
         match plan.scenario {
             Scenario::Idle | Scenario::ConnectStorm => {
                 (Vec::new(), devices.map(|_| Role::Idle).collect())
             }
             Scenario::Publish => (publishers(), Vec::new()),
             Scenario::PolicyChurn => {
-                let of = |index| {
-                    Lane::ALL
-                        .map(|lane| template(&lane.topic(index), None))
-                        .into()
-                };
-                (
-                    devices.map(|index| Role::Lanes(of(index))).collect(),
-                    Vec::new(),
-                )
+                let lanes = |index| publisher(Lane::ALL.map(|lane| lane.topic(index)).into());
+                (devices.map(lanes).collect(), Vec::new())
             }
             Scenario::FanIn => {
-                let filter = filter_of(&plan.topics);
+                let filter = filter_of(&plan.topics, plan.topics_per_device);
                 (publishers(), vec![Role::Subscriber { filter }])
             }
             Scenario::FanOut | Scenario::SlowReader => {
@@ -529,12 +525,14 @@ impl Costs {
 }
 
 /// The filter that takes in every topic of a pattern.
-fn filter_of(topics: &str) -> String {
+fn filter_of(topics: &str, per_device: u32) -> String {
+    let further = if per_device > 1 { "/+" } else { "" };
     topics
         .split('/')
         .map(|level| if level.contains('{') { "+" } else { level })
         .collect::<Vec<_>>()
         .join("/")
+        + further
 }
 
 fn in_window(sink: &Sink) -> u64 {
@@ -555,8 +553,9 @@ mod tests {
 
     #[test]
     fn the_filter_takes_in_every_device() {
-        assert_eq!(filter_of("devices/{c}/telemetry"), "devices/+/telemetry");
-        assert_eq!(filter_of("a/x{n}/b"), "a/+/b");
-        assert_eq!(filter_of("a"), "a");
+        assert_eq!(filter_of("devices/{c}/telemetry", 1), "devices/+/telemetry");
+        assert_eq!(filter_of("a/x{m}/b", 1), "a/+/b");
+        assert_eq!(filter_of("a", 1), "a");
+        assert_eq!(filter_of("a/{c}", 3), "a/+/+");
     }
 }

@@ -161,6 +161,11 @@ impl fmt::Display for Spec {
 }
 
 impl Spec {
+    /// True exactly when it is a program of another build.
+    pub fn is_before(&self) -> bool {
+        matches!(self, Self::Started { manner, .. } if manner.before)
+    }
+
     /// False when its program is not on this machine.
     pub fn is_installed(&self, around: &Surroundings) -> bool {
         match self {
@@ -528,7 +533,7 @@ impl Line<'_> {
             let _ = write!(
                 text,
                 "  - name: device-{device}\n    who: {{ groups: [devices] }}\n    actions: [publish]\n    \
-                 topics: [\"devices/{device}/telemetry\"]\n    decision: allow\n"
+                 topics: [\"devices/{device}/telemetry/#\"]\n    decision: allow\n"
             );
         }
         text
@@ -610,6 +615,37 @@ mod tests {
                 Err(BadSpec::Option(text.into(), option.into()))
             );
         }
+    }
+
+    #[test]
+    fn another_build_is_found_in_its_own_folder_only() {
+        let (now, before) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut around = Surroundings {
+            sink_tcp: ([127, 0, 0, 1], 1).into(),
+            sink_unix: "/s".into(),
+            core: 0,
+            rules: 1,
+            policy: None,
+            programs: now.path().into(),
+            before: Some(before.path().into()),
+        };
+        let spec: Spec = "sluice+before".parse().unwrap();
+        assert!(spec.is_before() && !spec.is_installed(&around));
+        let file = Program::Sluice.file();
+        for folder in [&now, &before] {
+            fs::write(folder.path().join(file), "").unwrap();
+        }
+        let found = |around: &Surroundings, before| {
+            let manner = Manner {
+                before,
+                ..Manner::default()
+            };
+            around.find(Program::Sluice, manner)
+        };
+        assert_eq!(found(&around, false), Some(now.path().join(file)));
+        assert_eq!(found(&around, true), Some(before.path().join(file)));
+        around.before = None;
+        assert_eq!(found(&around, true), None);
     }
 
     #[test]
