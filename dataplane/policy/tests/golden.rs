@@ -711,7 +711,7 @@ fn shadow_rules_that_match_too_many_prefixes_change_nothing() {
     let snapshot = with_rules(&(enforced + tried));
     let admin = who(&snapshot, "admin", "c");
     let classes = admit(&snapshot, &admin).classes;
-    let topic = vec!["a"; 12].join("/");
+    let topic = ["a"; 12].join("/");
     let verdict = snapshot.verdict(&classes, &vars(&admin), &publish(&topic));
     assert_eq!(verdict.decision, Decision::Deny(Denial::TooComplex));
     assert_eq!((verdict.rule, verdict.shadow), (None, None));
