@@ -50,6 +50,19 @@ fn run(scenario: Scenario, unix: bool, change: impl FnOnce(&mut Plan)) -> Case {
 }
 
 #[test]
+fn devices_go_through_several_topics_each_in_its_own_order() {
+    for scenario in [Scenario::Publish, Scenario::FanIn] {
+        let case = run(scenario, false, |plan| plan.topics_per_device = 3);
+        assert_eq!(case.number("at_broker"), 200.0);
+        assert_eq!(case.number("out_of_order"), 0.0);
+        // The one subscriber of fan-in asks for the further level, and gets everything.
+        if scenario == Scenario::FanIn {
+            assert_eq!(case.number("delivered"), 200.0);
+        }
+    }
+}
+
+#[test]
 fn publish_arrives_once_and_in_order() {
     for unix in [false, true] {
         for version in [Version::V31, Version::V311, Version::V5] {

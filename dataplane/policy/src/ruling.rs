@@ -83,8 +83,3 @@ impl Ranked {
 pub(crate) fn rule(rank: u32) -> Option<RuleId> {
     (rank != NO_RANK).then_some(RuleId(rank))
 }
-
-const _: () = assert!(
-    size_of::<Ruling>() <= 36,
-    "sessions keep a ruling beside a topic, in two cache lines"
-);

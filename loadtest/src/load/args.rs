@@ -112,7 +112,7 @@ pub struct RunArgs {
     /// Topic of a device: {c} is its number, {m} goes round from 0 to 63
     #[arg(long, default_value = "devices/{c}/telemetry")]
     pub topics: String,
-    /// Topics that a publisher goes through in turn; beyond one, each has a further level, its number
+    /// publish, fan-in: topics that each device goes through in turn; beyond one, each has a further level, its number
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub topics_per_device: u32,
     /// Front of the client ids; the number of the device follows

@@ -55,7 +55,7 @@ pub struct CompareArgs {
     /// Connections opened a second before the run
     #[arg(long, default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub connect_rate: u32,
-    /// Topics that a publisher goes through in turn; beyond one, each has a further level, its number
+    /// publish, fan-in: topics that each device goes through in turn; beyond one, each has a further level, its number
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1_000))]
     pub topics_per_device: u32,
     /// Payload
@@ -158,14 +158,9 @@ pub fn run(args: &CompareArgs) -> anyhow::Result<Comparison> {
             io::stderr(),
             "{spec} is left out: its program is neither in {} nor on the search path{}",
             around.programs.display(),
-            if spec.to_string().starts_with("glommio") {
-                " (make glommio)"
-            } else {
-                ""
-            }
+            spec.how_to_get()
         )?;
     }
-    anyhow::ensure!(!targets.is_empty(), "no target is left to be measured");
     let base = base_of(args, &targets)?;
     let mut rows: Vec<Row> = targets
         .iter()
@@ -207,7 +202,7 @@ fn base_of(args: &CompareArgs, targets: &[&Spec]) -> anyhow::Result<String> {
         }),
         None => found("nginx")
             .or_else(|| labels.first().cloned())
-            .context("there is nobody to refer to"),
+            .context("no target is left to be measured"),
     }
 }
 

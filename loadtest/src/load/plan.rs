@@ -70,7 +70,7 @@ pub struct Plan {
     pub warm_up: Duration,
     /// Topic of a publisher: `{c}` is the device, `{m}` counts devices round from 0 to 63.
     pub topics: String,
-    /// Topics that a publisher goes through in turn. Beyond one, each has a further level: its number.
+    /// publish, fan-in: topics that each device goes through in turn. Beyond one, each has a further level: its number.
     pub topics_per_device: u32,
     /// Front of client ids.
     pub client_id_prefix: String,

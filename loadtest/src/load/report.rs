@@ -196,6 +196,7 @@ impl Report {
                 "connections failed (enough descriptors? see ulimit -n, and the target's log)",
             ),
             ("broken", "connections ended before the run did"),
+            ("lost", "messages did not arrive at the broker"),
             (
                 "unsent",
                 "messages or connections were due and could not be begun",
@@ -259,7 +260,8 @@ fn part(sorted: &[f64], share: f64) -> Option<f64> {
     Some(lower + (upper - lower) * place.fract())
 }
 
-/// Every number of a stored report (of any shape this program writes) by its path, for comparing two of them.
+/// The numbers of a stored report (of any shape this program writes) by their path, for comparing two of them: those of single
+/// rounds are left out, and who has a label is named by it.
 pub fn flatten(json: &serde_json::Value) -> BTreeMap<String, f64> {
     fn walk(path: &str, value: &serde_json::Value, found: &mut BTreeMap<String, f64>) {
         let below = |name: &str| {

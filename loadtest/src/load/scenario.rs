@@ -379,6 +379,7 @@ impl Run<'_> {
             ("connections", plan.connections.to_string()),
             ("rate", plan.rate.to_string()),
             ("burst", plan.burst.to_string()),
+            ("topics_per_device", plan.topics_per_device.to_string()),
             ("payload", plan.payload_bytes.to_string()),
             ("qos", plan.qos.to_string()),
             ("version", format!("{:?}", plan.version)),

@@ -166,6 +166,17 @@ impl Spec {
         matches!(self, Self::Started { manner, .. } if manner.before)
     }
 
+    /// What to do about a program that is missing, where it is not obvious.
+    pub fn how_to_get(&self) -> &'static str {
+        match self {
+            Self::Started {
+                program: Program::Glommio,
+                ..
+            } => " (make glommio)",
+            Self::Started { .. } | Self::Given { .. } => "",
+        }
+    }
+
     /// False when its program is not on this machine.
     pub fn is_installed(&self, around: &Surroundings) -> bool {
         match self {
