@@ -371,6 +371,50 @@ fn publish(who: v1::Who, order: i64, topic: String, payload_bytes_max: Option<u6
     })
 }
 
+/// Two denies of different classes refuse the same filter. Classes are numbered as they come, so which of the two is named
+/// must not go by their numbers.
+#[test]
+fn the_rule_that_a_refusal_names_does_not_depend_on_the_order_of_changes() {
+    let rule = |order, priority, topic: &str, decision: v1::Effect, listener: Option<&str>| {
+        Kind::Rule(v1::Rule {
+            priority: Some(priority),
+            order: Some(order),
+            who: Some(v1::Who {
+                listeners: listener.map(|name| v1::Texts {
+                    values: vec![name.into()],
+                }),
+                ..v1::Who::default()
+            }),
+            actions: vec![v1::Action::Subscribe.into()],
+            topics: vec![topic.into()],
+            decision: decision.into(),
+            ..v1::Rule::default()
+        })
+    };
+    let connect = v1::Rule {
+        order: Some(9),
+        actions: vec![v1::Action::Connect.into()],
+        who: Some(v1::Who::default()),
+        decision: v1::Effect::Allow.into(),
+        ..v1::Rule::default()
+    };
+    let mut rows = frame();
+    rows.push(row("connect", Kind::Rule(connect)));
+    rows.push(row("wide", rule(0, -1, "+/b", v1::Effect::Allow, None)));
+    let mut at = Inventory::from_messages(&rows).unwrap();
+    let mut snapshot = compile_inventory(&at, Generation(1), None).unwrap();
+    let second = rule(1, 0, "b/+", v1::Effect::Deny, None);
+    let first = rule(0, 0, "a/#", v1::Effect::Deny, Some("open"));
+    for (name, kind) in [("second", second), ("first", first)] {
+        at = at.with([Change::from_message(&row(name, kind)).unwrap()]);
+        snapshot = follow(&snapshot, &at, Generation(2)).expect("a change of a rule");
+        let whole = compile_inventory(&at, Generation(2), None).unwrap();
+        assert_eq!(answers(&snapshot), answers(&whole), "after {name}");
+    }
+    let named = "+/b Deny(NotAuthorized) (Some(\"first\"), None) ExactlyOnce";
+    assert!(answers(&snapshot).iter().any(|line| line == named));
+}
+
 #[test]
 fn two_thousand_changes_leave_no_more_than_the_whole_takes() {
     let mut rows = frame();

@@ -66,8 +66,11 @@ impl<'a, 'r> Check<'a, 'r> {
         decided: &'r mut dyn FnMut(u32),
         nodes_max: u32,
     ) -> Self {
+        let mut tries: SmallVec<[&TopicTrie; 16]> = tries.collect();
+        // Classes are numbered as they come. By what they deny first, the same rules always name the same one in a refusal.
+        tries.sort_unstable_by_key(|trie| trie.deny(trie.root()));
         Self {
-            tries: tries.collect(),
+            tries,
             client_id: Level::new(bound.client_id),
             username: Level::new(bound.username),
             is_deny,
