@@ -2,7 +2,13 @@
 
 CARGO ?= cargo
 
-.PHONY: help run test ci fmt clippy build bench load glommio sim fuzz deny clean
+.PHONY: help run test ci fmt clippy build bench load glommio sim fuzz corpus deny clean
+
+# Targets of dataplane/fuzz, in the order in which `make fuzz` without a name takes them.
+FUZZ := framer decode_client decode_server topics
+fuzz_names = $(or $(NAME),$(FUZZ))
+committed = $(CURDIR)/dataplane/fuzz/tests/__fuzz__
+found = $(CURDIR)/target/fuzz/found
 
 help: ## List the targets
 	@awk -F':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,8 +48,23 @@ glommio: ## Build the forwarder on glommio beside the others, for `compare --tar
 sim: ## Simulate the shard; SEED=n replays one seed
 	$(if $(SEED),SLUICE_SIM_SEED=$(SEED)) $(CARGO) test --locked -p sluice-dataplane --test simulation -- --nocapture
 
-fuzz: ## Fuzz one decoder for a minute: make fuzz NAME=framer (needs cargo-bolero)
-	$(CARGO) bolero test -p sluice-fuzz --sanitizer NONE $(NAME) -T 60s
+fuzz: ## Fuzz for a minute each: make fuzz, make fuzz NAME=framer TIME=20m
+	@.ci/needs cargo-bolero
+	@for name in $(fuzz_names); do \
+	    echo "fuzzing $$name for $(or $(TIME),60s)"; mkdir -p $(found)/$$name || exit 1; \
+	    $(CARGO) bolero test $$name -p sluice-fuzz --sanitizer NONE -T $(or $(TIME),60s) \
+	        --corpus-dir $(found)/$$name --crashes-dir $(committed)/$$name/crashes \
+	        --engine-args=$(committed)/$$name/corpus --engine-args=-verbosity=0 --engine-args=-print_final_stats=1 || exit 1; \
+	done
+
+corpus: ## Take what `make fuzz` found and what covers new code into the committed corpus
+	@.ci/needs cargo-bolero
+	@for name in $(fuzz_names); do \
+	    mkdir -p $(found)/$$name || exit 1; \
+	    $(CARGO) bolero test $$name -p sluice-fuzz --sanitizer NONE \
+	        --corpus-dir $(committed)/$$name/corpus --crashes-dir $(found)/$$name \
+	        --engine-args=-merge=1 --engine-args=-use_counters=0 || exit 1; \
+	done
 
 deny: ## Licences, advisories, sources (needs cargo-deny)
 	$(CARGO) deny check

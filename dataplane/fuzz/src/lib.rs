@@ -3,6 +3,10 @@
 //! Owns the properties and the layout of an input (its first bytes choose version, side and cuts). Knows no engine:
 //! `tests/targets.rs` runs the functions under bolero, over the committed corpus and over random bytes.
 
+// cargo-bolero builds this library as a test too, with coverage. Only bolero brings the runtime that such a binary needs to link.
+#[cfg(test)]
+use bolero as _;
+
 mod decoder;
 mod framer;
 mod topics;
