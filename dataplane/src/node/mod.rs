@@ -9,6 +9,8 @@
 pub mod decisions;
 /// Where the endpoints of each upstream are, and which cell of the table counts for them.
 pub mod directory;
+/// Open connections, breaker and health of each upstream endpoint.
+pub mod endpoints;
 /// Bounded queues with a wake.
 pub mod mailbox;
 /// The closed lists of what control and a shard tell each other.
@@ -20,10 +22,11 @@ pub mod table;
 
 pub use decisions::{DecisionBatch, DecisionLine, DecisionSampler};
 pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
+pub use endpoints::{Dialling, EndpointState};
 pub use mailbox::{Inbox, Post, Undelivered, mailbox};
 pub use message::{
     AfterDrain, DrainOutcome, KickWho, SessionFilter, SessionInfo, SessionRef, ShardGauges,
     ShardId, ToControl, ToShard,
 };
 pub use notices::{EndedLine, FailoverLine, NoticeBatch, Notices};
-pub use table::{Address, Dialling, EndpointState, Permit, Refused, Table, TableConfig};
+pub use table::{Address, Permit, Refused, Table, TableConfig};
