@@ -25,7 +25,7 @@ pub enum Cause {
     UpstreamRefused,
     /// No upstream could be reached, or it gave no CONNACK: 3 / 0x88.
     UpstreamUnavailable,
-    /// The broker began a packet and did not finish it in time.
+    /// The broker began a packet and did not finish it in time, or did not answer.
     UpstreamStalled,
     /// The client broke the protocol.
     Violation(Violation),

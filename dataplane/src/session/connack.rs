@@ -91,7 +91,6 @@ impl Session {
         self.timers.opened(context.now);
         self.down
             .set_packet_bytes_max(self.packet_bytes_max.min(self.upward_bytes_max));
-        self.release_held(context);
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Deadline {
     KeepAlive,
     /// Nothing went upstream for the interval: send PINGREQ.
     UpstreamPing,
+    /// The broker must give an answer that the client's next packets wait for.
+    UpstreamAnswer,
 }
 
 /// The stored times.
@@ -91,16 +93,16 @@ impl Timers {
     }
 
     /// The client has one and a half times the interval [MQTT-3.1.2-22].
-    fn client_deadline(&self) -> Option<Time> {
+    fn client_deadline(&self, is_down_held: bool) -> Option<Time> {
         let interval = self.keep_alive()?;
-        (!self.is_down_held).then(|| self.heard.after(interval + interval / 2))
+        (!is_down_held).then(|| self.heard.after(interval + interval / 2))
     }
 
     /// The broker must hear something within the interval. A client that is silent itself is not covered up for: only
     /// when it sent something that we absorbed, or would have if we had read it, do we speak in its place.
-    fn ping_deadline(&self) -> Option<Time> {
+    fn ping_deadline(&self, is_down_held: bool) -> Option<Time> {
         let interval = self.keep_alive()?;
-        (self.heard > self.spoke || self.is_down_held).then(|| self.spoke.after(interval))
+        (self.heard > self.spoke || is_down_held).then(|| self.spoke.after(interval))
     }
 }
 
@@ -130,8 +132,9 @@ impl Session {
             .min_by_key(|(time, _)| *time)
     }
 
-    fn deadlines(&self) -> [Option<(Time, Deadline)>; 5] {
+    fn deadlines(&self) -> [Option<(Time, Deadline)>; 6] {
         let timers = &self.timers;
+        let is_down_held = timers.is_down_held || self.is_holding();
         let opening = match self.phase {
             Phase::Connecting => Some((timers.opening, Deadline::Connect)),
             Phase::Connack => Some((timers.opening, Deadline::Connack)),
@@ -145,16 +148,18 @@ impl Session {
         let open = self.phase == Phase::Open;
         [
             opening,
-            packet(self.down.begun(), timers.is_down_held, Deadline::Packet),
+            packet(self.down.begun(), is_down_held, Deadline::Packet),
             packet(self.up.begun(), timers.is_up_held, Deadline::UpstreamPacket),
             timers
-                .client_deadline()
+                .client_deadline(is_down_held)
                 .filter(|_| open)
                 .map(|time| (time, Deadline::KeepAlive)),
             timers
-                .ping_deadline()
+                .ping_deadline(is_down_held)
                 .filter(|_| open)
                 .map(|time| (time, Deadline::UpstreamPing)),
+            self.waits_for_answers_since()
+                .map(|since| (since.after(timers.packet_timeout), Deadline::UpstreamAnswer)),
         ]
     }
 
@@ -168,7 +173,9 @@ impl Session {
                 Deadline::Connect => self.end(context, Cause::ConnectTimeout),
                 Deadline::Connack => self.end(context, Cause::UpstreamUnavailable),
                 Deadline::Packet => self.end(context, Cause::PacketTimeout),
-                Deadline::UpstreamPacket => self.end(context, Cause::UpstreamStalled),
+                Deadline::UpstreamPacket | Deadline::UpstreamAnswer => {
+                    self.end(context, Cause::UpstreamStalled);
+                }
                 Deadline::KeepAlive => self.end(context, Cause::KeepAlive),
                 Deadline::UpstreamPing => self.ping_upstream(context),
             }

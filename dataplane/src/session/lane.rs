@@ -10,18 +10,14 @@ use sluice_wire::mqtt::{self, At, Framer, PacketKind, Step, TooLong, Version};
 use super::{Cause, Context, Output, Outputs, Phase, Session, Side};
 use crate::clock::Time;
 
-/// Reading the client pauses when it sent this much before CONNACK: enough for what a client sends ahead without
-/// waiting, small beside what a connection costs in the kernel.
-const HELD_BYTES_HIGH: usize = 4 * 1024;
+/// Packets of our own may wait for the end of the broker's PUBLISH. When they are more than this, reading of the client
+/// waits, which they answer.
+pub(super) const QUEUE_DOWN_BYTES_HIGH: usize = 64 * 1024;
 
-/// A client that sent more than this before CONNACK is ended. A pause takes effect after the turn, and until then the
-/// receive buffers of a whole shard (4 MiB) may have been filled by one client; twice that is never reached by a client
-/// that is merely fast. What is held counts in the shard's memory budget.
-const HELD_BYTES_MAX: usize = 8 << 20;
-
-/// Packets of our own that may wait for a boundary. Reached only by a peer that makes us answer thousands of times
-/// while one PUBLISH is half way in the other direction.
-const QUEUE_BYTES_MAX: usize = 64 * 1024;
+/// Packets of our own that may wait for the end of the client's PUBLISH. They answer the broker, which hears none of them
+/// before; so this is one acknowledgement for each identifier there is, and more is owed to no broker that follows
+/// the protocol.
+const QUEUE_UP_BYTES_MAX: usize = 4 * 65_535;
 
 /// What becomes of the payload of the PUBLISH that has begun.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +64,10 @@ impl Lane {
 
     pub(super) fn set_packet_bytes_max(&mut self, packet_bytes_max: u32) {
         self.framer.set_packet_bytes_max(packet_bytes_max);
+    }
+
+    pub(super) fn payload(&self) -> Payload {
+        self.payload
     }
 
     pub(super) fn begun(&self) -> Option<Time> {
@@ -206,33 +206,38 @@ impl Session {
         source.payload != Payload::Forwarding
     }
 
-    /// Takes bytes of `from` apart until they are used up, must be held, or the session ends.
-    pub(super) fn pump(&mut self, context: &mut Context<'_>, from: Side, input: &mut Input<'_>) {
+    /// Takes bytes of `from` apart until they are used up, must wait, or the session ends. Tells how many were taken:
+    /// fewer than there are exactly when the rest must wait.
+    pub(super) fn pump(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        input: &mut Input<'_>,
+    ) -> usize {
         // The framer leaves its place while it runs, so that packets borrowed from it and the session can be used together.
         let lane = self.lane(from);
         let mut framer = std::mem::replace(&mut lane.framer, Framer::new(mqtt::Side::Client, 0));
         let mut at = 0;
         let mut finished_one = false;
         loop {
-            match self.phase {
-                Phase::Ended => return,
-                Phase::Connecting | Phase::Open => {}
-                Phase::Authenticating | Phase::Dialling | Phase::Connack => {
-                    if from == Side::Downstream && !self.takes_auth() {
-                        self.hold(context, input.rest(at));
-                        break;
-                    }
-                }
+            if self.phase == Phase::Ended {
+                return input.bytes.len();
+            }
+            if self.must_wait(from) {
+                break;
             }
             let step = match framer.next(input.rest(at)) {
                 Ok(step) => step,
-                Err(violation) if self.phase == Phase::Connecting => {
-                    return self.refuse_undecodable(context, input.rest(at), violation);
+                Err(violation) => {
+                    self.undecodable(context, from, input.rest(at), violation);
+                    return input.bytes.len();
                 }
-                Err(violation) => return self.broken(context, from, violation),
             };
             match step {
-                Step::Incomplete => break,
+                Step::Incomplete => {
+                    at = input.bytes.len();
+                    break;
+                }
                 Step::Packet {
                     header,
                     bytes,
@@ -304,6 +309,22 @@ impl Session {
         if from == Side::Upstream && carry_bytes > upstream_carry_max(self.packet_bytes_max) {
             self.broken(context, from, mqtt::Violation::PacketTooLarge);
         }
+        at
+    }
+
+    /// The stream of `from` cannot be followed from these bytes on.
+    fn undecodable(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        bytes: &[u8],
+        violation: mqtt::Violation,
+    ) {
+        if self.phase == Phase::Connecting {
+            self.refuse_undecodable(context, bytes, violation);
+        } else {
+            self.broken(context, from, violation);
+        }
     }
 
     /// Carries out a route for bytes that lie in the input.
@@ -359,47 +380,6 @@ impl Session {
         }
     }
 
-    /// Keeps what the client sent ahead of CONNACK.
-    fn hold(&mut self, context: &mut Context<'_>, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
-        }
-        let rare = self.rare();
-        rare.held.extend_from_slice(bytes);
-        if rare.held.len() > HELD_BYTES_MAX {
-            return self.end(context, Cause::Overload);
-        }
-        if rare.held.len() > HELD_BYTES_HIGH && !rare.paused {
-            rare.paused = true;
-            context
-                .out
-                .list
-                .push(Output::PauseReading(Side::Downstream));
-        }
-    }
-
-    /// Gives what was held its turn, once CONNACK was passed on.
-    pub(super) fn release_held(&mut self, context: &mut Context<'_>) {
-        let Some(rare) = self.rare.as_mut() else {
-            return;
-        };
-        let mut held = std::mem::take(&mut rare.held);
-        let was_paused = std::mem::take(&mut rare.paused);
-        let is_client_finished = std::mem::take(&mut rare.is_client_finished);
-        if !held.is_empty() {
-            self.pump(context, Side::Downstream, &mut Input::held(&mut held));
-        }
-        if is_client_finished {
-            return self.end(context, Cause::ClientGone);
-        }
-        if was_paused && self.phase == Phase::Open {
-            context
-                .out
-                .list
-                .push(Output::ResumeReading(Side::Downstream));
-        }
-    }
-
     /// Writes a packet that stands in the place of a peer's. False when it cannot be written, which takes a packet that
     /// grows past what MQTT can say; the session is ended then.
     pub(super) fn encode_to(
@@ -428,15 +408,13 @@ impl Session {
             return self.sent(context, to);
         }
         let rare = self.rare();
-        let queue = match to {
-            Side::Downstream => &mut rare.queue_down,
-            Side::Upstream => &mut rare.queue_up,
-        };
-        if queue.len() + packet.len() > QUEUE_BYTES_MAX {
+        match to {
+            Side::Downstream => rare.queue_down.extend_from_slice(packet),
+            Side::Upstream if rare.queue_up.len() + packet.len() <= QUEUE_UP_BYTES_MAX => {
+                rare.queue_up.extend_from_slice(packet);
+            }
             // Not ended here: the packet that is being routed must be settled first, so that boundaries are known.
-            rare.is_queue_full = true;
-        } else {
-            queue.extend_from_slice(packet);
+            Side::Upstream => rare.is_queue_full = true,
         }
     }
 

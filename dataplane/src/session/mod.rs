@@ -26,6 +26,7 @@
 //! | `publish.rs`, `alias.rs`, `acks.rs` | messages, their topic aliases, and the acknowledgements that the proxy owns |
 //! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
 //! | `subscribe.rs` | SUBSCRIBE and its merged SUBACK |
+//! | `waiting.rs` | why reading of the client waits, and what it had sent by then |
 //! | `deadlines.rs` | keep alive and every other timer |
 //! | `close.rs` | the table of how a session ends |
 //! | `packets.rs` | the few packets that the proxy originates |
@@ -41,6 +42,7 @@ mod packets;
 mod publish;
 mod rights;
 mod subscribe;
+mod waiting;
 
 use std::net::IpAddr;
 use std::ops::Range;
@@ -56,6 +58,7 @@ use crate::metrics::{Counter, Counters};
 
 use lane::Route;
 use rights::Rights;
+use waiting::Wait;
 
 pub use close::Cause;
 pub use deadlines::Deadline;
@@ -241,12 +244,8 @@ pub struct Session {
 struct Rare {
     /// The CONNECT, until it was sent upstream.
     connect: connect::KeptConnect,
-    /// What the client sent after CONNECT and before CONNACK, from a packet boundary on.
-    held: Vec<u8>,
-    /// True exactly when `held` made us pause reading the client.
-    paused: bool,
-    /// True exactly when the client finished sending while something was held: what it sent still counts.
-    is_client_finished: bool,
+    /// What the client sent while its packets had to wait.
+    held: waiting::Held,
     /// PINGRESPs of the upstream that answer a PINGREQ of ours.
     pings_owned: u8,
     /// Originated packets that wait for a boundary, towards the client and the upstream.
@@ -269,7 +268,7 @@ impl Rare {
         let aliases = [&self.alias_up, &self.alias_down].into_iter().flatten();
         size_of::<Self>()
             + self.connect.heap_bytes()
-            + self.held.capacity()
+            + self.held.heap_bytes()
             + self.queue_down.capacity()
             + self.queue_up.capacity()
             + self.owned_up.heap_bytes()
@@ -278,11 +277,20 @@ impl Rare {
             + aliases.map(|aliases| aliases.heap_bytes()).sum::<usize>()
     }
 
+    /// Why packets of the client are not taken up.
+    fn wait(&self) -> Option<Wait> {
+        if self.subscribes.is_full() {
+            Some(Wait::Answers)
+        } else if self.queue_down.len() > lane::QUEUE_DOWN_BYTES_HIGH {
+            Some(Wait::Boundary)
+        } else {
+            None
+        }
+    }
+
     fn is_unused(&self) -> bool {
         self.connect.is_empty()
-            && self.held.is_empty()
-            && !self.paused
-            && !self.is_client_finished
+            && self.held.is_unused()
             && self.pings_owned == 0
             && self.queue_down.is_empty()
             && self.queue_up.is_empty()
@@ -376,23 +384,21 @@ impl Session {
         if side == Side::Downstream {
             self.timers.heard(context.now);
         }
-        self.pump(context, side, &mut lane::Input::lease(lease));
-        self.tidy();
+        let taken = self.pump(context, side, &mut lane::Input::lease(lease));
+        self.hold(context, lease.get(taken..).unwrap_or_default());
+        self.settle(context);
     }
 
     /// `side` finished sending or failed.
     ///
     /// A client may send CONNECT, messages and DISCONNECT in one go and leave without waiting for CONNACK. What it sent
-    /// ahead is then delivered before the session ends; one that sent nothing ahead ends here, and costs no upstream.
+    /// ahead, or while it had to wait, is then delivered before the session ends; one that sent nothing ahead ends here,
+    /// and costs no upstream.
     pub fn handle_closed(&mut self, context: &mut Context<'_>, side: Side) {
         if !self.is_current(context) {
             return;
         }
-        if side == Side::Downstream
-            && let Some(rare) = self.rare.as_mut()
-            && !rare.held.is_empty()
-        {
-            rare.is_client_finished = true;
+        if side == Side::Downstream && self.finishes_later() {
             return;
         }
         let cause = match (side, self.phase) {
@@ -414,7 +420,7 @@ impl Session {
     pub fn handle_authenticated(&mut self, context: &mut Context<'_>, outcome: AuthOutcome) {
         if self.phase == Phase::Authenticating {
             self.authenticated(context, outcome);
-            self.tidy();
+            self.settle(context);
         }
     }
 
@@ -428,14 +434,14 @@ impl Session {
         } else {
             self.end(context, Cause::UpstreamUnavailable);
         }
-        self.tidy();
+        self.settle(context);
     }
 
     /// The deadline of [`Session::poll_timeout`] has passed (or is checked early: must be harmless).
     pub fn handle_timeout(&mut self, context: &mut Context<'_>) {
         if self.is_current(context) {
             self.check_deadlines(context);
-            self.tidy();
+            self.settle(context);
         }
     }
 
@@ -443,7 +449,7 @@ impl Session {
     /// other `handle_*` sees to it by itself, so only a session that is idle needs the call.
     pub fn handle_generation(&mut self, context: &mut Context<'_>) {
         self.is_current(context);
-        self.tidy();
+        self.settle(context);
     }
 
     /// An operator ends the session (`Kicked`), we drain (`Drained`), the shard found a write stall or overload.
@@ -538,8 +544,9 @@ impl Session {
         self.rare.get_or_insert_default()
     }
 
-    /// Gives memory back that nothing uses any more.
-    fn tidy(&mut self) {
+    /// The end of a call: takes up what waited, and gives memory back that nothing uses any more.
+    fn settle(&mut self, context: &mut Context<'_>) {
+        self.take_up_held(context);
         if self.rare.as_ref().is_some_and(|rare| rare.is_unused()) {
             self.rare = None;
         }

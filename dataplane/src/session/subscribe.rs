@@ -13,10 +13,10 @@ use super::lane::Route;
 use super::{Cause, Context, Session, Side};
 use crate::metrics::Counter;
 
-/// SUBSCRIBEs that may await their SUBACK with a merge to do. A client that has more under way does not wait for answers.
+/// When so many SUBSCRIBEs await their SUBACK with a merge to do, reading of the client waits for the broker's answers.
 const PENDING_MAX: usize = 64;
 
-/// Filters in all of them.
+/// The same for the filters in all of them. The last one may go beyond it, by less than a packet has bytes.
 const PENDING_CODES_MAX: usize = 64 * 1024;
 
 /// In a list of codes: the broker's answer goes here. No SUBACK code has this value.
@@ -26,6 +26,8 @@ const FROM_BROKER: u8 = 0xff;
 #[derive(Default)]
 pub(super) struct Pending {
     list: Vec<PendingSubscribe>,
+    /// Filters in all of them.
+    codes_len: usize,
 }
 
 struct PendingSubscribe {
@@ -40,21 +42,20 @@ impl Pending {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        let codes: usize = self.list.iter().map(|entry| entry.codes.len()).sum();
-        self.list.capacity() * size_of::<PendingSubscribe>() + codes
+        self.list.capacity() * size_of::<PendingSubscribe>() + self.codes_len
     }
 
-    /// False when there is no room.
-    fn push(&mut self, packet_id: PacketId, codes: Vec<u8>) -> bool {
-        let held: usize = self.list.iter().map(|entry| entry.codes.len()).sum();
-        if self.list.len() >= PENDING_MAX || held + codes.len() > PENDING_CODES_MAX {
-            return false;
-        }
+    /// True exactly when the next packet of the client must wait.
+    pub(super) fn is_full(&self) -> bool {
+        self.list.len() >= PENDING_MAX || self.codes_len >= PENDING_CODES_MAX
+    }
+
+    fn push(&mut self, packet_id: PacketId, codes: Vec<u8>) {
+        self.codes_len += codes.len();
         self.list.push(PendingSubscribe {
             packet_id,
             codes: codes.into_boxed_slice(),
         });
-        true
     }
 
     fn take(&mut self, packet_id: PacketId) -> Option<Box<[u8]>> {
@@ -62,7 +63,9 @@ impl Pending {
             .list
             .iter()
             .position(|entry| entry.packet_id == packet_id)?;
-        Some(self.list.remove(index).codes)
+        let codes = self.list.remove(index).codes;
+        self.codes_len -= codes.len();
+        Some(codes)
     }
 }
 
@@ -98,9 +101,8 @@ impl Session {
             self.answer_subscribe(context, subscribe.packet_id, &codes);
             return Route::Absorb;
         }
-        if refused > 0 && !self.rare().subscribes.push(subscribe.packet_id, codes) {
-            self.end(context, Cause::Overload);
-            return Route::Absorb;
+        if refused > 0 {
+            self.rare().subscribes.push(subscribe.packet_id, codes);
         }
         let (packet_id, properties) = (subscribe.packet_id, subscribe.properties);
         if self.encode_to(context, Side::Upstream, |version, buffer| {

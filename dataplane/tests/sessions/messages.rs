@@ -7,7 +7,7 @@ use sluice_wire::mqtt::{
 };
 
 use crate::harness::{
-    Piece, RULES, Rig, VERSIONS, ack, bytes, connack, connect, document, properties, publish,
+    Event, Piece, RULES, Rig, VERSIONS, ack, bytes, connack, connect, document, properties, publish,
 };
 
 const QOS: [QoS; 3] = [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce];
@@ -580,27 +580,65 @@ fn what_the_proxy_says_waits_for_the_end_of_a_packet() {
     assert_eq!(rig.take_down(), expected);
 }
 
+/// A message whose first 100 bytes have been passed on from `from`; what is left of it is given back.
+fn begun_message(rig: &mut Rig, from: Side) -> Vec<u8> {
+    let long = publish("open/long", QoS::AtMostOnce, 0, &[7; 300]);
+    let long = bytes(rig.version, &Packet::Publish(long));
+    rig.bytes_from(from, &long[..100]);
+    rig.clear();
+    long[100..].to_vec()
+}
+
 #[test]
-fn what_waits_for_the_end_of_a_packet_is_bounded() {
+fn a_client_that_is_owed_many_answers_waits_for_the_end_of_the_brokers_packet() {
     let mut rig = Rig::open(Version::V5);
-    let long = bytes(
-        Version::V5,
-        &Packet::Publish(publish("open/long", QoS::AtMostOnce, 0, &[7; 300])),
-    );
-    rig.broker(&long[..100]);
-    rig.take_down();
-    let denied = bytes(
-        Version::V5,
-        &Packet::Publish(publish("secret/a", QoS::AtLeastOnce, 1, b"x")),
-    );
-    let mut sent = 0;
-    while rig.ended().is_none() && sent < 20_000 {
-        rig.client(&denied);
-        sent += 1;
+    let rest = begun_message(&mut rig, Side::Upstream);
+    let (mut sent, mut expected) = (Vec::new(), rest.clone());
+    for number in 1..=20_000 {
+        let denied = publish("secret/a", QoS::AtLeastOnce, number, b"x");
+        sent.extend(bytes(Version::V5, &Packet::Publish(denied)));
+        let told = with_code(Packet::Puback, number, 0x87);
+        expected.extend(bytes(Version::V5, &told));
     }
-    assert_eq!(rig.ended(), Some(Cause::Overload));
-    assert_eq!(sent, 64 * 1024 / 5 + 1);
-    rig.expect(&[], &[], "in mid-packet nothing is said");
+    let half = sent.len() / 2;
+    rig.client(&sent[..half]);
+    rig.client(&sent[half..]);
+    rig.expect(&[], &[], "PUBACK would land in the payload");
+    assert_eq!(rig.events, [Event::Pause(Side::Downstream)]);
+    let queued = 64 * 1024 / 5 + 1;
+    assert_eq!(rig.count(Counter::PublishDenied), queued, "no more is read");
+    rig.broker(&rest);
+    rig.expect(&expected, &[], "all of them, in order");
+    let both = [
+        Event::Pause(Side::Downstream),
+        Event::Resume(Side::Downstream),
+    ];
+    assert_eq!(rig.events, both);
+}
+
+#[test]
+fn a_broker_is_owed_one_answer_for_each_identifier_and_no_more() {
+    let mut rig = Rig::open(Version::V311);
+    let rest = begun_message(&mut rig, Side::Downstream);
+    let denied = |number| {
+        let message = publish("secret/a", QoS::AtLeastOnce, number, b"x");
+        bytes(Version::V311, &Packet::Publish(message))
+    };
+    let all: Vec<u8> = (1..=65_535).flat_map(denied).collect();
+    rig.broker(&all);
+    rig.expect(&[], &[], "PUBACK would land in the payload");
+    assert!(rig.session.heap_bytes() >= 4 * 65_535, "and is counted");
+    rig.client(&rest);
+    let answers = (1..=65_535).flat_map(|number| bytes(Version::V311, &puback(number)));
+    let expected: Vec<u8> = rest.iter().copied().chain(answers).collect();
+    rig.expect(&[], &expected, "all of them");
+
+    let mut rig = Rig::open(Version::V311);
+    begun_message(&mut rig, Side::Downstream);
+    rig.broker(&all);
+    assert_eq!(rig.ended(), None);
+    rig.broker(&denied(1));
+    assert_eq!(rig.ended(), Some(Cause::Overload), "it does not wait");
 }
 
 #[test]

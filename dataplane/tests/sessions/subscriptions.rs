@@ -1,14 +1,17 @@
 //! SUBSCRIBE filter by filter, and the SUBACK merged from two answers.
 
+use std::time::Duration;
+
 use sluice_dataplane::metrics::Counter;
-use sluice_dataplane::session::Cause;
+use sluice_dataplane::session::{Cause, Side};
 use sluice_wire::mqtt::{
     Packet, Properties, Property, PropertyId, QoS, Suback, Subscribe, SubscribeFilter,
     SubscribeFilters, Unsubscribe, UnsubscribeFilters, Version, Violation,
 };
 
 use crate::harness::{
-    RULES, Rig, VERSIONS, bytes, connect, document, id, properties, publish, suback, subscribe,
+    Event, RULES, Rig, VERSIONS, bytes, connect, document, id, properties, publish, suback,
+    subscribe,
 };
 
 const FILTERS: [(&str, QoS); 3] = [
@@ -200,20 +203,129 @@ fn a_suback_with_too_few_codes_is_not_guessed_at() {
     rig.expect(&[], &[], "nothing is passed on");
 }
 
+/// SUBSCRIBEs of one allowed and one refused filter, numbered from 1.
+fn mixed_subscribes(version: Version, count: u16) -> Vec<u8> {
+    let mixed = |number| subscribe(version, number, &FILTERS[..2]);
+    (1..=count).flat_map(mixed).collect()
+}
+
 #[test]
-fn subscribes_under_way_are_bounded() {
-    let mut rig = Rig::open(Version::V5);
-    for number in 1..=64 {
-        rig.client(&subscribe(Version::V5, number, &FILTERS));
+fn subscribes_beyond_what_is_remembered_wait_for_the_brokers_answers() {
+    for version in VERSIONS {
+        let refused = match version {
+            Version::V31 => 2,
+            Version::V311 => 0x80,
+            Version::V5 => 0x87,
+        };
+        // Few are held without a pause; many make reading pause.
+        for (count, pauses) in [(65, false), (1000, true)] {
+            let mut rig = Rig::open(version);
+            rig.client(&[&mixed_subscribes(version, count)[..], &[0xc0, 0]].concat());
+            let passed = |from: u16, to: u16| -> Vec<u8> {
+                let one = |number| subscribe(version, number, &FILTERS[..1]);
+                (from..=to).flat_map(one).collect()
+            };
+            rig.expect(&[], &passed(1, 64), "as many as are remembered");
+            assert_eq!(rig.events.contains(&Event::Pause(Side::Downstream)), pauses);
+            let last = |number| {
+                if number + 63 == count {
+                    &[0xc0, 0][..]
+                } else {
+                    &[]
+                }
+            };
+            for number in 1..=count {
+                rig.broker(&suback(version, number, &[1]));
+                let next = (number + 64).min(count + 1);
+                let next = [&passed(next, (number + 64).min(count))[..], last(number)].concat();
+                rig.expect(
+                    &suback(version, number, &[1, refused]),
+                    &next,
+                    "one for one",
+                );
+            }
+            assert_eq!(
+                rig.events.contains(&Event::Resume(Side::Downstream)),
+                pauses
+            );
+            assert_eq!(rig.ended(), None);
+        }
     }
+}
+
+#[test]
+fn filters_beyond_what_is_remembered_wait_too() {
+    let mut rig = Rig::open(Version::V5);
+    let many = [FILTERS[0], FILTERS[1]].repeat(16 * 1024);
+    for number in 1..=3 {
+        rig.client(&subscribe(Version::V5, number, &many));
+    }
+    let left = |number| subscribe(Version::V5, number, &[FILTERS[0]].repeat(16 * 1024));
+    rig.expect(&[], &[left(1), left(2)].concat(), "65,536 filters");
+    assert!(
+        rig.session.heap_bytes() > 64 * 1024,
+        "what waits is counted"
+    );
+    rig.broker(&suback(Version::V5, 1, &[1].repeat(16 * 1024)));
+    rig.expect(
+        &suback(Version::V5, 1, &[1, 0x87].repeat(16 * 1024)),
+        &left(3),
+        "room again",
+    );
+}
+
+#[test]
+fn a_broker_that_gives_no_answer_is_given_up() {
+    let limits = document("    limits: {packet_timeout: 10s}", RULES);
+    for answers in [0, 3] {
+        let mut rig = Rig::open_with(Version::V5, &limits, &connect(Version::V5, "dev"));
+        rig.client(&mixed_subscribes(Version::V5, 64));
+        rig.passes(Duration::from_secs(20));
+        assert_eq!(rig.ended(), None, "nothing waits yet");
+        rig.client(&mixed_subscribes(Version::V5, 64));
+        for number in 1..=answers {
+            rig.passes(Duration::from_secs(9));
+            rig.broker(&suback(Version::V5, number, &[1]));
+        }
+        rig.passes(Duration::from_millis(9_999));
+        assert_eq!(rig.ended(), None, "after {answers} answers");
+        rig.take_down();
+        rig.passes(Duration::from_millis(1));
+        assert_eq!(rig.take_down(), [0xe0, 1, 0x80], "the client is told");
+        assert_eq!(rig.ended(), Some(Cause::UpstreamStalled));
+    }
+}
+
+#[test]
+fn a_client_that_waits_for_answers_is_not_blamed_for_its_silence() {
+    let mut rig = Rig::open(Version::V311);
+    let many = mixed_subscribes(Version::V311, 65);
+    let (whole, part) = many.split_at(many.len() - 5);
+    rig.client(whole);
+    rig.client(part);
+    let answer = |number| suback(Version::V311, number, &[1]);
+    // Keep alive is 60 s, and a packet may take 30 s.
+    rig.passes(Duration::from_secs(29));
+    rig.broker(&answer(64));
     assert_eq!(rig.ended(), None);
-    // Those of which nothing is refused need no memory.
-    rig.client(&subscribe(Version::V5, 100, &FILTERS[..1]));
+    rig.passes(Duration::from_secs(89));
+    assert_eq!(rig.ended(), None);
+    rig.passes(Duration::from_secs(1));
+    assert_eq!(rig.ended(), Some(Cause::KeepAlive));
+}
+
+#[test]
+fn what_a_client_sent_before_it_left_is_taken_up_when_there_is_room() {
+    let mut rig = Rig::open(Version::V311);
+    let message = publish("open/a", QoS::AtMostOnce, 0, b"last");
+    let message = bytes(Version::V311, &Packet::Publish(message));
+    rig.client(&[&mixed_subscribes(Version::V311, 64)[..], &message].concat());
+    rig.closed(Side::Downstream);
     assert_eq!(rig.ended(), None);
     rig.clear();
-    rig.client(&subscribe(Version::V5, 65, &FILTERS));
-    rig.expect(&[0xe0, 1, 0x97], &[], "one too many");
-    assert_eq!(rig.ended(), Some(Cause::Overload));
+    rig.broker(&suback(Version::V311, 1, &[1]));
+    assert_eq!(rig.take_up(), message);
+    assert_eq!(rig.ended(), Some(Cause::ClientGone));
 }
 
 #[test]

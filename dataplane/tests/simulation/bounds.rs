@@ -1,5 +1,6 @@
 //! Each bound of a shard is reached, has its defined answer, and is counted.
 
+use std::num::NonZeroU16;
 use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
@@ -301,4 +302,44 @@ fn thousands_that_vanish_at_once_leave_nothing_s20() {
     }
     assert!(turns > 0);
     assert_eq!(stage.count(Counter::ConnectionsAccepted), 4500);
+}
+
+/// A client may subscribe as much as it likes at once: what the broker has not answered makes reading wait, in the ring too.
+#[test]
+fn subscribes_written_in_one_go_are_all_answered() {
+    const COUNT: u16 = 2000;
+    let mut stage = Stage::with_policy(&Options::quiet(), POLICY);
+    let (client, broker) = open(&mut stage, Version::V311, 1);
+    let filters = [("open/a", 1), ("shut/a", 1)];
+    let subscribe = |number| packets::subscribe(Version::V311, number, &filters);
+    let suback = |number, codes: &[u8]| {
+        let number = NonZeroU16::new(number).expect("from 1");
+        packets::suback(Version::V311, number, codes)
+    };
+    let sent: Vec<u8> = (1..=COUNT).flat_map(subscribe).collect();
+    let mut written = stage.network.write(client, &sent);
+    let (mut passed, mut told) = (packets::Splitter::default(), Vec::new());
+    let mut answered = 0;
+    let mut kept_most = 0;
+    while answered < COUNT {
+        kept_most = kept_most.max(stage.shard.backlog_bytes());
+        passed.add(&hear(&mut stage, broker));
+        while let Some(packet) = passed.next() {
+            answered += 1;
+            assert_eq!(packet[2..4], answered.to_be_bytes());
+            let suback = suback(answered, &[1]);
+            assert_eq!(stage.network.write(broker, &suback), suback.len());
+        }
+        told.extend(hear(&mut stage, client));
+        written += stage.network.write(client, &sent[written..]);
+    }
+    told.extend(hear(&mut stage, client));
+    let merged = |number| suback(number, &[1, 0x80]);
+    assert_eq!(told, (1..=COUNT).flat_map(merged).collect::<Vec<u8>>());
+    assert!(
+        kept_most > 4 << 10,
+        "what waits is in the budget: {kept_most}"
+    );
+    assert_eq!(stage.shard.backlog_bytes(), 0, "and was given back");
+    assert_eq!(stage.shard.sessions(), 1);
 }
