@@ -179,6 +179,7 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
     let operations = OperationsApi::new(
         gate.clone(),
         fleet.clone(),
+        releases.in_force(),
         Arc::clone(&readiness),
         args.data_dir.clone(),
         clock::unix_now(),

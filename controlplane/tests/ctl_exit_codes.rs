@@ -77,6 +77,7 @@ fn releasing(watches: Vec<Vec<Option<NodesResponse>>>) -> Script {
             ..ApplyResponse::default()
         },
         release: ReleaseResponse {
+            warnings: Vec::new(),
             generation: Some(generation(7, GenerationState::Released)),
         },
         watches: watches.into(),
@@ -690,6 +691,12 @@ fn doctor_goes_stage_by_stage() {
         "{}",
         healthy.out
     );
+    let mut warned = script(&[("a", Active, 7)]);
+    warned.status.warnings = vec!["user `locked` cannot log in".into()];
+    let warned = run(warned, &["doctor"]);
+    assert_eq!(warned.code, 0);
+    let line = "WARN  policy   user `locked` cannot log in";
+    assert!(warned.out.contains(line), "{}", warned.out);
     for (nodes, exit) in [
         (vec![("a", Rejected, 6), ("b", Offline, 6)], 1),
         (vec![("a", Active, 7), ("b", Offline, 6)], 3),

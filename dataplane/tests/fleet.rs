@@ -10,6 +10,8 @@ mod control_plane;
 mod harness;
 #[path = "fleet/secure.rs"]
 mod secure;
+#[path = "fleet/stored.rs"]
+mod stored;
 
 use std::net::SocketAddr;
 use std::path::Path;

@@ -17,6 +17,7 @@ use crate::auth::Gate;
 use crate::domain::{AuditRecord, Role, UnixMillis};
 use crate::fleet::Fleet;
 use crate::readiness::Readiness;
+use crate::release::InForce;
 
 /// Requests hold a name and a few numbers.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
@@ -37,6 +38,7 @@ const COPY_SUFFIX: &str = ".part";
 pub struct OperationsApi {
     gate: Gate,
     fleet: Fleet,
+    in_force: InForce,
     readiness: Arc<Readiness>,
     data_dir: PathBuf,
     started_at: UnixMillis,
@@ -48,6 +50,7 @@ impl OperationsApi {
     pub fn new(
         gate: Gate,
         fleet: Fleet,
+        in_force: InForce,
         readiness: Arc<Readiness>,
         data_dir: PathBuf,
         started_at: UnixMillis,
@@ -56,6 +59,7 @@ impl OperationsApi {
         Self {
             gate,
             fleet,
+            in_force,
             readiness,
             data_dir,
             started_at,
@@ -80,6 +84,7 @@ impl Operations for OperationsApi {
         let heads = store.heads().await.map_err(|error| status(&error))?;
         let store_bytes = store.size_bytes().await.map_err(|error| status(&error))?;
         let counts = self.fleet.counts();
+        let in_force = self.in_force.borrow().clone();
         Ok(Response::new(wire::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store: store.id().0.to_vec(),
@@ -95,6 +100,7 @@ impl Operations for OperationsApi {
             role: role_to_wire(caller.role).into(),
             is_tls: caller.is_tls,
             caller: caller.name,
+            warnings: in_force.map_or_else(Vec::new, |in_force| in_force.warnings.to_vec()),
         }))
     }
 

@@ -59,8 +59,9 @@ struct Stage {
 }
 
 /// The stages, in order.
-const STAGES: [&str; 11] = [
-    "address", "tcp", "tls", "health", "token", "role", "store", "clock", "nodes", "offline", "lag",
+const STAGES: [&str; 12] = [
+    "address", "tcp", "tls", "health", "token", "role", "store", "clock", "policy", "nodes",
+    "offline", "lag",
 ];
 
 #[derive(Default)]
@@ -338,6 +339,7 @@ async fn ask(connection: &Connection, report: &mut Report) {
     report.ok("role", access::role(status.role()));
     report.0.push(store(&status));
     report.0.push(clock);
+    report.0.push(policy(&status));
     let mut client = connection.nodes();
     match connection
         .call(client.list(ListNodesRequest::default()))
@@ -386,6 +388,21 @@ fn clock(server: Option<u64>, here: u64) -> Stage {
         detail,
         "let both follow a time server",
     )
+}
+
+/// What is in force says what an operator should know.
+fn policy(status: &StatusResponse) -> Stage {
+    if status.warnings.is_empty() {
+        return stage(
+            "policy",
+            Finding::Ok,
+            "nothing to say about what is in force",
+            "",
+        );
+    }
+    let advice =
+        "correct the document and apply it; `sluicectl history` says where this one came from";
+    stage("policy", Finding::Warn, status.warnings.join("; "), advice)
 }
 
 /// Rejected, offline, late.

@@ -64,7 +64,7 @@ pub(super) async fn apply(
     if let Value::Object(fields) = &mut json {
         fields.insert("generation".into(), render::generation_json(&generation));
     }
-    let text = text + &render::released_text(&generation);
+    let text = text + &render::released_text(&generation, &[]);
     wait_if_asked(connection, &args.wait, &generation, (text, json), out).await
 }
 
@@ -92,7 +92,8 @@ async fn release_applied(
             render::number(&generation)
         ));
     }
-    released
+    // A document has been warned about when it was applied.
+    released.map(|(generation, _)| generation)
 }
 
 /// `release`.
@@ -104,8 +105,9 @@ pub(super) async fn release(
     check_nodes(connection, &args.wait).await?;
     let heads = heads(connection).await?;
     let is_only_waited_for = args.wait.wait && heads.released == args.generation;
-    let generation = if is_only_waited_for {
-        in_force(connection, &args.wait, args.generation).await?
+    let (generation, warnings) = if is_only_waited_for {
+        let generation = in_force(connection, &args.wait, args.generation).await?;
+        (generation, Vec::new())
     } else {
         let request = ReleaseRequest {
             generation: args.generation,
@@ -114,19 +116,20 @@ pub(super) async fn release(
         };
         send_release(connection, request).await?
     };
-    answer(connection, &args.wait, &generation, out).await
+    answer(connection, &args.wait, (&generation, &warnings), out).await
 }
 
 async fn send_release(
     connection: &Connection,
     request: ReleaseRequest,
-) -> Result<Generation, Failure> {
+) -> Result<(Generation, Vec<String>), Failure> {
     let mut client = connection.policies();
     let answer = connection
         .call(client.release(request))
         .await
         .map_err(|status| Failure::from_status(&status))?;
-    answer.generation.ok_or_else(incomplete)
+    let generation = answer.generation.ok_or_else(incomplete)?;
+    Ok((generation, answer.warnings))
 }
 
 /// The generation that is in force, to wait for it again.
@@ -179,17 +182,18 @@ pub(super) async fn rollback(
         .await
         .map_err(|status| Failure::from_status(&status))?;
     let generation = rolled_back.generation.ok_or_else(incomplete)?;
-    answer(connection, &args.wait, &generation, out).await
+    let done = (&generation, &*rolled_back.warnings);
+    answer(connection, &args.wait, done, out).await
 }
 
 async fn answer(
     connection: &Connection,
     args: &WaitArgs,
-    generation: &Generation,
+    (generation, warnings): (&Generation, &[String]),
     out: &mut Out,
 ) -> Result<Answer, Failure> {
-    let text = render::released_text(generation);
-    let json = json!({ "generation": render::generation_json(generation) });
+    let text = render::released_text(generation, warnings);
+    let json = json!({ "generation": render::generation_json(generation), "warnings": warnings });
     wait_if_asked(connection, args, generation, (text, json), out).await
 }
 

@@ -152,6 +152,8 @@ impl Releases {
             id: generation.id,
             rows: trial.rows.clone(),
             features: Arc::new(trial.features.clone()),
+            // A document with a stored hash that is none is refused.
+            warnings: Arc::default(),
         });
         gauge!("sluice_control_generation", "which" => "newest").set(number as f64);
         if let Err(error) = self.inner.store.prune(author.at).await {

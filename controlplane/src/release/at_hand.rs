@@ -19,6 +19,8 @@ pub(super) struct Rows {
     pub(super) rows: Inventory,
     /// What a node needs for them.
     pub(super) features: Arc<HashSet<String>>,
+    /// See [`super::Released`].
+    pub(super) warnings: Arc<[String]>,
 }
 
 /// See the module documentation.

@@ -54,6 +54,8 @@ pub struct Released {
     pub rows: Inventory,
     /// The features that its rows name: a node that lacks one must not get it.
     pub features: Arc<HashSet<String>>,
+    /// What an operator should know about its rows, which may be older than this version.
+    pub warnings: Arc<[String]>,
     /// When it was released, or read from the store at start: where lag is counted from.
     pub since: Instant,
 }
@@ -350,13 +352,22 @@ impl Releases {
     }
 
     fn publish(&self, rows: Rows) {
-        let Rows { id, rows, features } = rows;
+        let Rows {
+            id,
+            rows,
+            features,
+            warnings,
+        } = rows;
         info!(generation = id.number, rows = rows.len(), "in force");
+        for warning in warnings.iter() {
+            warn!(generation = id.number, "{warning}");
+        }
         gauge!("sluice_control_generation", "which" => "released").set(id.number as f64);
         let before = self.inner.in_force.send_replace(Some(Arc::new(Released {
             id,
             rows,
             features,
+            warnings,
             since: Instant::now(),
         })));
         if let Some(before) = before {
@@ -364,6 +375,7 @@ impl Releases {
                 id: before.id,
                 rows: before.rows.clone(),
                 features: Arc::clone(&before.features),
+                warnings: Arc::clone(&before.warnings),
             });
         }
     }
@@ -441,10 +453,14 @@ impl Releases {
     }
 
     async fn with_features(&self, id: GenerationId, rows: Inventory) -> Result<Rows, Failed> {
-        let read = self.slow(move || trial::features_of(&rows).map(|features| (features, rows)));
-        let (features, rows) = read.await??;
-        let features = Arc::new(features);
-        Ok(Rows { id, rows, features })
+        let read = self.slow(move || trial::look_through(&rows).map(|found| (found, rows)));
+        let ((features, warnings), rows) = read.await??;
+        Ok(Rows {
+            id,
+            rows,
+            features: Arc::new(features),
+            warnings,
+        })
     }
 
     /// Work too slow for the runtime's threads and too small for a line. It changes nothing.

@@ -2,10 +2,12 @@
 //!
 //! Slow and pure; runs where the [`desk`](super::desk) puts it. Nothing of it is kept but the rows.
 
+use std::sync::Arc;
+
 use foldhash::{HashSet, HashSetExt};
 use sluice_policy::fleet::{BadRow, Change, Inventory, ROW_BYTES_MAX};
 use sluice_policy::rows::Rows;
-use sluice_policy::{Generation, Position, Snapshot, compile_rows, convert};
+use sluice_policy::{Generation, LockedOut, Position, Snapshot, compile_rows, convert};
 use sluice_proto::Message;
 use sluice_proto::v1;
 
@@ -105,14 +107,16 @@ fn places(rows: &Rows) -> impl Iterator<Item = Position> {
         .chain(rules)
 }
 
-/// What stored rows need of a node.
-pub(super) fn features_of(rows: &Inventory) -> Result<HashSet<String>, Failed> {
-    let mut features = HashSet::new();
+/// What stored rows need of a node, and what an operator should know about them: they may have been stored by a version that
+/// took for a password hash what is none.
+pub(super) fn look_through(rows: &Inventory) -> Result<(HashSet<String>, Arc<[String]>), Failed> {
+    let (mut features, mut locked_out) = (HashSet::new(), LockedOut::default());
     for (_, row) in rows.iter() {
         let row = v1::Row::decode(row.clone()).map_err(|_| unreadable())?;
+        convert::note_locked_out(&row, &mut locked_out);
         note_features(&mut features, row.features);
     }
-    Ok(features)
+    Ok((features, locked_out.warnings().into()))
 }
 
 fn note_features(features: &mut HashSet<String>, named: Vec<String>) {

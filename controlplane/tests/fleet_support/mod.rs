@@ -106,6 +106,7 @@ impl Plane {
             id,
             rows: self.rows.clone(),
             features: Arc::new(features.iter().map(|word| (*word).to_owned()).collect()),
+            warnings: Arc::default(),
             since: tokio::time::Instant::now(),
         };
         self.in_force.send_replace(Some(Arc::new(released)));

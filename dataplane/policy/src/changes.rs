@@ -15,7 +15,7 @@ use crate::rows::Rows;
 use crate::rulebook::Rulebook;
 use crate::snapshot::Origin;
 use crate::users::Users;
-use crate::validate::{self, Ground, Uses};
+use crate::validate::{self, Ground, Source, Uses};
 use crate::{Generation, RULES_MAX, Snapshot, compile, crowd};
 
 /// So many changes are always made one by one; more only while they are few beside all rows.
@@ -46,7 +46,7 @@ pub(crate) fn whole(
         groups: rows.groups.clone(),
         ..Rows::default()
     };
-    let mut model = validate::check(rows, &mut problems);
+    let mut model = validate::check(rows, Source::Stored, &mut problems);
     let mut ground = Ground::new(&places, &model);
     let mut reader = RowReader::default();
     let rules = inventory

@@ -13,9 +13,10 @@ use crate::rows::{QosOver, Retain, Rows};
 use crate::rulebook::Rulebook;
 use crate::snapshot::{Frame, Numbers, Outcome};
 use crate::users::Users;
+use crate::validate::{self, Source};
 use crate::{
     Balance, Generation, Listener, ListenerId, Snapshot, Upstream, UpstreamId, crowd, digest,
-    document, validate,
+    document,
 };
 
 /// Compiles a YAML document. `file` is only for the messages; `previous` is the snapshot in use, whose numbers of
@@ -28,28 +29,40 @@ pub fn compile(
 ) -> Result<Snapshot, Errors> {
     let mut problems = Problems::default();
     let rows = document::read(document, &mut problems);
-    compile_noted(rows, file, generation, previous, problems)
+    compile_noted(rows, Source::Document, file, generation, previous, problems)
 }
 
-/// Compiles rows, wherever they come from.
+/// Compiles rows of a document.
 pub fn compile_rows(
     rows: Rows,
     file: &str,
     generation: Generation,
     previous: Option<&Snapshot>,
 ) -> Result<Snapshot, Errors> {
-    compile_noted(rows, file, generation, previous, Problems::default())
+    let problems = Problems::default();
+    compile_noted(rows, Source::Document, file, generation, previous, problems)
+}
+
+/// Compiles rows that were stored.
+pub(crate) fn compile_stored(
+    rows: Rows,
+    generation: Generation,
+    previous: Option<&Snapshot>,
+) -> Result<Snapshot, Errors> {
+    let problems = Problems::default();
+    compile_noted(rows, Source::Stored, "", generation, previous, problems)
 }
 
 fn compile_noted(
     rows: Rows,
+    source: Source,
     file: &str,
     generation: Generation,
     previous: Option<&Snapshot>,
     mut problems: Problems,
 ) -> Result<Snapshot, Errors> {
     // Checked even when reading found problems, so that one run reports everything.
-    let model = validate::check(rows, &mut problems);
+    let model = validate::check(rows, source, &mut problems);
     let model = problems.finish(file, model)?;
     let mut problems = Problems::default();
     match build(model, generation, previous, &mut problems) {

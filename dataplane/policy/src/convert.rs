@@ -16,15 +16,17 @@ use sluice_proto::{
     v1::{self, RowKind, row::Kind},
 };
 
+use crate::compile::compile_stored;
 use crate::fleet::Inventory;
+use crate::password::Verifier;
+use crate::problem::Problems;
 use crate::rows::{
     DrainWills, GroupRow, LimitsRow, ListenerRow, Located, Mode, QosOver, Retain, Rows, RuleRow,
     Text, UpstreamAuth, UpstreamRow, UserRow, WhoRow,
 };
-use crate::{
-    Action, Balance, Effect, FEATURES, Generation, OnDeny, Position, Snapshot, changes,
-    compile_rows, validate,
-};
+use crate::users::LockedOut;
+use crate::validate::{self, Source};
+use crate::{Action, Balance, Effect, FEATURES, Generation, OnDeny, Position, Snapshot, changes};
 
 use problems::Notes;
 pub use problems::{Refused, RowProblem, Wrong};
@@ -73,12 +75,14 @@ pub fn compile_messages(
 ) -> Result<Snapshot, Refused> {
     let (rows, mut notes) = Reader::read(messages);
     let result = if notes.problems.is_empty() {
-        compile_rows(rows, "", generation, previous)
+        compile_stored(rows, generation, previous)
     } else {
-        match validate(rows, "") {
-            Ok(_) => return Err(notes.refused()),
-            Err(errors) => Err(errors),
+        let mut problems = Problems::default();
+        validate::check(rows, Source::Stored, &mut problems);
+        if problems.is_empty() {
+            return Err(notes.refused());
         }
+        Err(problems.into_errors(""))
     };
     result.map_err(|errors| {
         notes.take(&errors);
@@ -104,6 +108,21 @@ pub fn compile_inventory(
         messages.push(v1::Row::decode(row.clone()).map_err(|_| Refused::unreadable(key))?);
     }
     compile_messages(messages, generation, previous)
+}
+
+/// Notes the user of a stored row who cannot log in with what is stored as password hash.
+pub fn note_locked_out(row: &v1::Row, locked_out: &mut LockedOut) {
+    let Some(Kind::User(user)) = &row.kind else {
+        return;
+    };
+    if let Some(text) = user
+        .password_hash
+        .as_ref()
+        .filter(|_| user.enabled.unwrap_or(true))
+        && let Err(error) = Verifier::parse(text)
+    {
+        locked_out.note(row.name.as_str().into(), error);
+    }
 }
 
 /// Reads rows one by one, for those who have no use for what is wrong.

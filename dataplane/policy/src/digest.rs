@@ -8,7 +8,8 @@ use std::time::Duration;
 use crate::Endpoint;
 use crate::filter::TopicFilter;
 use crate::model::{
-    ClientIdBinding, ListenerModel, Model, RuleModel, UpstreamModel, UserModel, VersionSet, WhoPart,
+    ClientIdBinding, ListenerModel, Model, Password, RuleModel, UpstreamModel, UserModel,
+    VersionSet, WhoPart,
 };
 
 /// Hex of the digest.
@@ -133,7 +134,11 @@ fn upstream(out: &mut Writer, row: &UpstreamModel) {
 
 fn user(out: &mut Writer, row: &UserModel) {
     out.text(&row.name);
-    out.0.update(&row.verifier.digest());
+    let digest = match &row.password {
+        Password::Hash(verifier) => verifier.digest(),
+        Password::Broken { digest, .. } => *digest,
+    };
+    out.0.update(&digest);
     out.texts(&row.groups);
     out.option(row.client_id.as_ref(), |out, binding| match binding {
         ClientIdBinding::Exactly(value) => {

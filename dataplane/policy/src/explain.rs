@@ -105,8 +105,8 @@ impl Snapshot {
         let recognised = match verdict::recognise(self, who) {
             Ok(recognised) => recognised,
             Err(refusal) => {
-                explanation.connect = refusal_text(refusal).into();
-                explanation.reason = format!("the session may not open: {}", refusal_text(refusal));
+                explanation.connect = self.stranger(who, refusal);
+                explanation.reason = format!("the session may not open: {}", explanation.connect);
                 return explanation;
             }
         };
@@ -156,6 +156,17 @@ impl Snapshot {
         }
         self.pass_over(&mut explanation, who, &recognised, question);
         explanation
+    }
+
+    /// Why a session is refused before any rule is asked.
+    fn stranger(&self, who: &Who<'_>, refusal: Refusal) -> String {
+        let locked_out = self.users.locked_out();
+        match who.username.and_then(|name| locked_out.why(name)) {
+            Some(error) if refusal == Refusal::Credentials => {
+                format!("the stored `password_hash` of this user cannot be used: {error}")
+            }
+            Some(_) | None => refusal_text(refusal).into(),
+        }
     }
 
     fn decided_by(&self, explanation: &mut Explanation, rule: Option<RuleId>) {

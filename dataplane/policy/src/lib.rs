@@ -40,6 +40,7 @@ pub use password::{
 pub use problem::{Errors, PROBLEMS_MAX, Position, Problem};
 pub use ruling::Ruling;
 pub use snapshot::*;
+pub use users::LockedOut;
 pub use validate::{
     ENDPOINTS_MAX, LISTENERS_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX, RULES_MAX, validate,
 };

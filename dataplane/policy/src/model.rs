@@ -10,7 +10,7 @@ use regex::Regex;
 use sluice_wire::mqtt::{QoS, Version};
 
 use crate::filter::TopicFilter;
-use crate::password::Verifier;
+use crate::password::{HashError, Verifier};
 use crate::rows::{Mode, QosOver, Retain};
 use crate::{Balance, Effect, Endpoint, Limits, OnDeny};
 
@@ -69,11 +69,25 @@ pub struct UpstreamModel {
 #[allow(missing_docs)]
 pub struct UserModel {
     pub name: Box<str>,
-    pub verifier: Verifier,
+    pub password: Password,
     /// Sorted names, from the user row and the group rows.
     pub groups: Vec<Box<str>>,
     pub client_id: Option<ClientIdBinding>,
     pub enabled: bool,
+}
+
+/// What is stored of a user's password.
+#[derive(Clone, Debug)]
+pub enum Password {
+    /// Its hash.
+    Hash(Verifier),
+    /// What an earlier version took for a hash. No password is right, and the user cannot log in.
+    Broken {
+        /// What is wrong with it.
+        error: HashError,
+        /// Of what is stored.
+        digest: [u8; 32],
+    },
 }
 
 /// The client ids a user may come with.

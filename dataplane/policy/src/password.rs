@@ -85,10 +85,17 @@ pub(crate) enum Kind {
 pub enum HashError {
     /// It looks like none of the formats, probably a password in plain text.
     NotAHash,
+    /// There is a hash, and something else before it, after it or in it.
+    NotOnlyAHash(&'static str),
     /// The format is known but not supported.
     Unsupported(&'static str),
     /// The format is right, the contents are not.
-    Malformed(&'static str),
+    Malformed {
+        /// Which format.
+        format: &'static str,
+        /// What is wrong with it.
+        what: &'static str,
+    },
     /// Verifying would cost more than allowed.
     TooCostly {
         /// Which parameter.
@@ -105,14 +112,26 @@ impl fmt::Display for HashError {
                 "not a password hash; never write the password itself here: store the output of \
                  `sluice-dataplane hash-password` (argon2id), a bcrypt hash, or a `$7$` hash of mosquitto_passwd",
             ),
+            Self::NotOnlyAHash(what) => f.write_str(what),
             Self::Unsupported(what) => write!(f, "{what} hashes are not supported; use argon2id, bcrypt or `$7$`"),
-            Self::Malformed(what) => write!(f, "broken {what} hash"),
+            Self::Malformed { format, what } => write!(f, "broken {format} hash: {what}"),
             Self::TooCostly { what, max } => write!(f, "{what} is out of range; at most {max}"),
         }
     }
 }
 
 impl std::error::Error for HashError {}
+
+impl HashError {
+    /// True exactly for what an earlier version may have stored as a hash. It looked for the format behind the first `$`,
+    /// so that a locked account (`!$7$...`) was open.
+    pub(crate) fn may_be_stored(&self) -> bool {
+        match self {
+            Self::NotOnlyAHash(_) | Self::Malformed { .. } => true,
+            Self::NotAHash | Self::Unsupported(_) | Self::TooCostly { .. } => false,
+        }
+    }
+}
 
 impl fmt::Debug for Verifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -123,6 +142,9 @@ impl fmt::Debug for Verifier {
 impl Verifier {
     /// Reads a stored hash.
     pub fn parse(text: &str) -> Result<Self, HashError> {
+        if let Some(what) = besides_a_hash(text) {
+            return Err(HashError::NotOnlyAHash(what));
+        }
         let method = match text.split('$').nth(1) {
             Some("argon2id") => argon2id(text)?,
             Some("argon2i" | "argon2d") => {
@@ -136,7 +158,7 @@ impl Verifier {
             Some(_) | None => return Err(HashError::NotAHash),
         };
         Ok(Self {
-            digest: blake3::derive_key("sluice stored verifier digest", text.as_bytes()),
+            digest: digest(text),
             method,
         })
     }
@@ -260,13 +282,80 @@ fn argon2_into(cost: Cost, password: &[u8], salt: &[u8], out: &mut [u8]) -> bool
         .is_ok()
 }
 
+/// Of what is stored, whether it is a hash or not.
+pub(crate) fn digest(stored: &str) -> [u8; 32] {
+    blake3::derive_key("sluice stored verifier digest", stored.as_bytes())
+}
+
+/// How a hash begins, that of a method we do not have included.
+const BEGINNINGS: &[&str] = &[
+    "$argon2", "$2a$", "$2b$", "$2x$", "$2y$", "$7$", "$6$", "$5$", "$1$",
+];
+
+/// What stands beside a hash or in it although it is none of it. `None`: the text is only a hash, or there is none in it.
+fn besides_a_hash(text: &str) -> Option<&'static str> {
+    const LOCKED: &str =
+        "a locked account (`!` or `*`): use `enabled: false`, and give only the hash";
+    if !text.is_empty() && text.chars().all(|c| matches!(c, '!' | '*')) {
+        return Some(LOCKED);
+    }
+    let begins = |(at, _): &(usize, &str)| {
+        let rest = text.get(*at..).unwrap_or_default();
+        BEGINNINGS.iter().any(|start| rest.starts_with(start))
+    };
+    let (at, _) = text.match_indices('$').find(begins)?;
+    let (before, hash) = text.split_at(at);
+    if before.contains(':') {
+        return Some("it looks like a line of a password file: give only the part after the colon");
+    }
+    if before.contains(['!', '*']) {
+        return Some(LOCKED);
+    }
+    if !before.is_empty() {
+        return Some(if before.trim().is_empty() {
+            "white space before the hash"
+        } else {
+            "text before the hash; a hash begins with `$`"
+        });
+    }
+    let after = hash.trim_start_matches(|c: char| !c.is_whitespace());
+    match after.chars().next() {
+        _ if !after.trim().is_empty() => Some("white space in the hash"),
+        Some('\r') => Some("a carriage return after the hash"),
+        Some('\n') => Some("a line feed after the hash"),
+        Some(_) => Some("white space after the hash"),
+        None if !hash.bytes().all(|byte| byte.is_ascii_graphic()) => {
+            Some("a character that no hash has")
+        }
+        None => None,
+    }
+}
+
+const CUT_SHORT: &str = "it is cut short";
+const NOT_BASE64: &str =
+    "its salt or its end is not the base64 that it should be; it may be cut short";
+
+/// A number as the formats write it: digits only.
+fn number(digits: &str) -> Option<u32> {
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| is_number)
+}
+
 fn argon2id(text: &str) -> Result<Method, HashError> {
-    const BROKEN: HashError = HashError::Malformed("argon2id");
-    let phc = PasswordHash::new(text).map_err(|_| BROKEN)?;
+    let broken = |what| HashError::Malformed {
+        format: "argon2id",
+        what,
+    };
+    // `$argon2id$v=19$m=...,t=...,p=...$salt$hash`; the version may be left out.
+    if text.split('$').count() < 5 {
+        return Err(broken(CUT_SHORT));
+    }
+    let phc = PasswordHash::new(text)
+        .map_err(|_| broken("its parameters or its base64 are wrong; it may be cut short"))?;
     if phc.version.is_some_and(|version| version != 0x13) {
         return Err(HashError::Unsupported("argon2id version 16"));
     }
-    let params = Params::try_from(&phc).map_err(|_| BROKEN)?;
+    let params = Params::try_from(&phc).map_err(|_| broken("its parameters are wrong"))?;
     let cost = Cost {
         memory_kib: params.m_cost(),
         passes: params.t_cost(),
@@ -291,11 +380,16 @@ fn argon2id(text: &str) -> Result<Method, HashError> {
         ARGON2_LANES_MAX,
     )?;
     let (Some(salt), Some(hash)) = (phc.salt, phc.hash) else {
-        return Err(BROKEN);
+        return Err(broken(CUT_SHORT));
     };
     // Shorter ones are legal in the format, and found by trying.
-    if hash.as_bytes().len() < 16 || salt.len() < argon2::MIN_SALT_LEN {
-        return Err(BROKEN);
+    if hash.as_bytes().len() < 16 {
+        return Err(broken(
+            "its end has fewer than 16 bytes; it may be cut short",
+        ));
+    }
+    if salt.len() < argon2::MIN_SALT_LEN {
+        return Err(broken("its salt is too short"));
     }
     // What the library itself refuses (too little memory for the lanes) must not become a user who can never log in.
     Params::new(
@@ -304,7 +398,7 @@ fn argon2id(text: &str) -> Result<Method, HashError> {
         cost.lanes,
         Some(hash.as_bytes().len()),
     )
-    .map_err(|_| BROKEN)?;
+    .map_err(|_| broken("its parameters do not go together"))?;
     Ok(Method::Argon2id {
         cost,
         salt: (*salt).into(),
@@ -312,14 +406,26 @@ fn argon2id(text: &str) -> Result<Method, HashError> {
     })
 }
 
+/// `$2b$<cost>$<salt and hash>`, 60 characters.
 fn bcrypt(text: &str) -> Result<Method, HashError> {
-    let parts: bcrypt::HashParts = text.parse().map_err(|_| HashError::Malformed("bcrypt"))?;
-    let cost = parts.get_cost();
-    if cost < 4 {
-        return Err(HashError::Malformed("bcrypt"));
+    let broken = |what| HashError::Malformed {
+        format: "bcrypt",
+        what,
+    };
+    match text.len() {
+        ..60 => return Err(broken("it has fewer than 60 characters: it is cut short")),
+        60 => {}
+        61.. => return Err(broken("it has more than 60 characters")),
     }
+    let cost = text.split('$').nth(2).filter(|cost| cost.len() == 2);
+    let cost = cost
+        .and_then(number)
+        .filter(|cost| *cost >= 4)
+        .ok_or_else(|| broken("its cost is not a number of two digits from 04 on"))?;
+    // What the parser takes, the verifier takes as well.
+    let parsed: Result<bcrypt::HashParts, _> = text.parse();
+    parsed.map_err(|_| broken(NOT_BASE64))?;
     bounded("the bcrypt cost", cost, BCRYPT_COST_MAX)?;
-    // The parser accepts what the verifier does not (a damaged checksum); asking once is the only way to know.
     Ok(Method::Bcrypt {
         cost,
         text: text.into(),
@@ -328,18 +434,27 @@ fn bcrypt(text: &str) -> Result<Method, HashError> {
 
 /// `$7$<rounds>$<salt>$<hash>`, both base64 with padding.
 fn mosquitto(text: &str) -> Result<Method, HashError> {
-    const BROKEN: HashError = HashError::Malformed("`$7$`");
-    let mut parts = text.split('$').skip(2);
-    let (Some(rounds), Some(salt), Some(hash), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(BROKEN);
+    let broken = |what| HashError::Malformed {
+        format: "`$7$`",
+        what,
     };
-    let rounds: u32 = rounds.parse().map_err(|_| BROKEN)?;
-    let salt = STANDARD.decode(salt).map_err(|_| BROKEN)?;
-    let hash = STANDARD.decode(hash).map_err(|_| BROKEN)?;
-    if rounds == 0 || salt.is_empty() || salt.len() > 256 || hash.len() != 64 {
-        return Err(BROKEN);
+    let mut parts = text.split('$').skip(2);
+    let (Some(rounds), Some(salt), Some(hash)) = (parts.next(), parts.next(), parts.next()) else {
+        return Err(broken(CUT_SHORT));
+    };
+    if parts.next().is_some() {
+        return Err(broken("something follows its end"));
+    }
+    let rounds = number(rounds)
+        .filter(|rounds| *rounds > 0)
+        .ok_or_else(|| broken("its rounds are not a number from 1 on"))?;
+    let decode = |part| STANDARD.decode(part).map_err(|_| broken(NOT_BASE64));
+    let (salt, hash) = (decode(salt)?, decode(hash)?);
+    if salt.is_empty() || salt.len() > 256 {
+        return Err(broken("its salt has not 1 to 256 bytes"));
+    }
+    if hash.len() != 64 {
+        return Err(broken("its end has not 64 bytes; it may be cut short"));
     }
     bounded("the number of `$7$` rounds", rounds, PBKDF2_ROUNDS_MAX)?;
     Ok(Method::Pbkdf2Sha512 {
@@ -404,73 +519,182 @@ mod tests {
     #[test]
     fn bad_hashes_are_refused_with_their_reason() {
         let table = [
-            ("hunter2", HashError::NotAHash),
-            ("", HashError::NotAHash),
-            ("$", HashError::NotAHash),
-            ("$9$whatever", HashError::NotAHash),
+            (
+                "hunter2",
+                "not a password hash; never write the password itself here",
+            ),
+            ("", "not a password hash"),
+            ("$", "not a password hash"),
+            ("pa$$word", "not a password hash"),
+            ("$9$whatever", "not a password hash"),
             (
                 "$6$abc$def",
-                HashError::Unsupported("salted SHA-512 (`$6$`)"),
+                "salted SHA-512 (`$6$`) hashes are not supported",
             ),
             (
                 "$argon2i$v=19$m=8192,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA",
-                HashError::Unsupported("argon2i and argon2d"),
+                "argon2i and argon2d hashes are not supported",
+            ),
+            (
+                "$argon2id$v=19$m=8192,t=1,p=1",
+                "broken argon2id hash: it is cut short",
             ),
             (
                 "$argon2id$v=19$m=8192,t=1,p=1$c2FsdHNhbHQ",
-                HashError::Malformed("argon2id"),
+                "broken argon2id hash: it is cut short",
             ),
             (
                 "$argon2id$v=19$m=8192,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNo",
-                HashError::Malformed("argon2id"),
+                "broken argon2id hash: its end has fewer than 16 bytes",
+            ),
+            (
+                "$argon2id$v=19$m=8192,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA$",
+                "broken argon2id hash: its parameters or its base64 are wrong",
             ),
             (
                 "$argon2id$v=16$m=8192,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA",
-                HashError::Unsupported("argon2id version 16"),
+                "argon2id version 16 hashes are not supported",
             ),
             (
                 "$argon2id$v=19$m=4194304,t=1,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA",
-                HashError::TooCostly {
-                    what: "argon2id memory (m, in KiB)",
-                    max: ARGON2_MEMORY_KIB_MAX,
-                },
+                "argon2id memory (m, in KiB) is out of range; at most 65536",
             ),
             (
                 "$argon2id$v=19$m=8192,t=99,p=1$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA",
-                HashError::TooCostly {
-                    what: "the number of argon2id passes (t)",
-                    max: ARGON2_PASSES_MAX,
-                },
+                "the number of argon2id passes (t) is out of range; at most 10",
             ),
             (
                 "$argon2id$v=19$m=8192,t=1,p=99$c2FsdHNhbHQ$aGFzaGhhc2hoYXNoaGFzaA",
-                HashError::TooCostly {
-                    what: "the number of argon2id lanes (p)",
-                    max: ARGON2_LANES_MAX,
-                },
+                "the number of argon2id lanes (p) is out of range; at most 16",
             ),
-            ("$2b$04$short", HashError::Malformed("bcrypt")),
             (
-                "$2b$04$aaaaaaaaaaaaaaaaaaaaa\u{a3}aaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
-                HashError::Malformed("bcrypt"),
+                "$2b$04$short",
+                "broken bcrypt hash: it has fewer than 60 characters",
             ),
-            ("$7$101$AAAA", HashError::Malformed("`$7$`")),
-            ("$7$0$AAAA$AAAA", HashError::Malformed("`$7$`")),
-            ("$7$x$AAAA$AAAA", HashError::Malformed("`$7$`")),
+            (
+                "$2b$04$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOe!",
+                "broken bcrypt hash: its salt or its end is not the base64",
+            ),
+            (
+                "$2b$+4$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW",
+                "broken bcrypt hash: its cost is not a number of two digits",
+            ),
+            (
+                "$2b$03$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW",
+                "broken bcrypt hash: its cost is not a number of two digits from 04 on",
+            ),
+            (
+                "$2b$04$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW$",
+                "broken bcrypt hash: it has more than 60 characters",
+            ),
+            ("$7$101$AAAA", "broken `$7$` hash: it is cut short"),
+            (
+                "$7$0$AAAA$AAAA",
+                "broken `$7$` hash: its rounds are not a number",
+            ),
+            (
+                "$7$x$AAAA$AAAA",
+                "broken `$7$` hash: its rounds are not a number",
+            ),
+            (
+                "$7$+1$AAAA$AAAA",
+                "broken `$7$` hash: its rounds are not a number",
+            ),
+            (
+                "$7$101$AAA$AAAA",
+                "broken `$7$` hash: its salt or its end is not the base64",
+            ),
+            (
+                "$7$101$$AAAA",
+                "broken `$7$` hash: its salt has not 1 to 256 bytes",
+            ),
+            (
+                "$7$101$AAAA$AAAA",
+                "broken `$7$` hash: its end has not 64 bytes",
+            ),
+            (
+                "$7$101$AAAA$AAAA$",
+                "broken `$7$` hash: something follows its end",
+            ),
         ];
         for (text, expected) in table {
-            assert_eq!(Verifier::parse(text).map(|_| ()), Err(expected), "{text}");
+            assert_refused(text, expected);
         }
         let costly = mosquitto_hash(b"x", 1).replacen("$7$1$", "$7$2000000$", 1);
-        assert!(matches!(
-            Verifier::parse(&costly),
-            Err(HashError::TooCostly { .. })
-        ));
+        assert_refused(&costly, "the number of `$7$` rounds is out of range");
         let costly = bcrypt::hash("x", 4).unwrap().replacen("$04$", "$31$", 1);
-        assert!(matches!(
-            Verifier::parse(&costly),
-            Err(HashError::TooCostly { .. })
-        ));
+        assert_refused(&costly, "the bcrypt cost is out of range; at most 14");
+    }
+
+    #[track_caller]
+    fn assert_refused(text: &str, expected: &str) {
+        let error = Verifier::parse(text).map(|_| ()).unwrap_err().to_string();
+        assert!(error.starts_with(expected), "{text:?}: {error}");
+    }
+
+    /// Each of them was read as the hash that is in it, where that was `$7$`: a locked account was open.
+    #[test]
+    fn what_stands_beside_a_hash_is_named_and_never_passed_over() {
+        const LOCKED: &str = "a locked account (`!` or `*`): use `enabled: false`";
+        const LINE: &str =
+            "it looks like a line of a password file: give only the part after the colon";
+        let hashes = [
+            hash_password(b"secret").unwrap(),
+            bcrypt::hash("secret", 4).unwrap(),
+            mosquitto_hash(b"secret", 101),
+            "$6$salt$hash".to_owned(),
+        ];
+        let table = [
+            ("!", "", LOCKED),
+            ("!!", "", LOCKED),
+            ("*", "", LOCKED),
+            (" !", "", LOCKED),
+            ("*LK*", "", LOCKED),
+            ("user:", "", LINE),
+            ("user:!", "", LINE),
+            (":", "", LINE),
+            (" ", "", "white space before the hash"),
+            ("\r\n", "", "white space before the hash"),
+            ("x", "", "text before the hash; a hash begins with `$`"),
+            ("$", "", "text before the hash"),
+            ("\u{feff}", "", "text before the hash"),
+            ("", "\r", "a carriage return after the hash"),
+            ("", "\r\n", "a carriage return after the hash"),
+            ("", "\n", "a line feed after the hash"),
+            ("", " ", "white space after the hash"),
+            ("", "\t", "white space after the hash"),
+            ("", " # made in May", "white space in the hash"),
+            ("", "\0", "a character that no hash has"),
+            ("", "\u{200b}", "a character that no hash has"),
+        ];
+        for hash in hashes {
+            for (before, after, expected) in table {
+                assert_refused(&format!("{before}{hash}{after}"), expected);
+            }
+        }
+        for text in ["!", "*", "!!"] {
+            assert_refused(text, LOCKED);
+        }
+    }
+
+    #[test]
+    fn a_hash_that_is_cut_short_anywhere_is_refused() {
+        let hashes = [
+            hash_password(b"secret").unwrap(),
+            bcrypt::hash("secret", 4).unwrap(),
+            mosquitto_hash(b"secret", 101),
+        ];
+        for hash in hashes {
+            for len in 0..hash.len() {
+                let cut = &hash[..len];
+                // An argon2id hash says nothing about its length: one of 16 bytes and more is as good.
+                let Ok(verifier) = Verifier::parse(cut) else {
+                    continue;
+                };
+                assert!(matches!(verifier.kind(), Kind::Argon2id { .. }), "{len}");
+                assert!(!verifier.verify(b"secret"), "{len}");
+            }
+        }
     }
 
     #[test]
@@ -479,10 +703,16 @@ mod tests {
         let verifier = Verifier::parse(&text).unwrap();
         let salt = text.split('$').nth(3).unwrap();
         assert!(!format!("{verifier:?}").contains(salt));
-        let error = Verifier::parse("my-secret").unwrap_err();
-        assert!(
-            !error.to_string().contains("my-secret") && !format!("{error:?}").contains("my-secret")
-        );
+        for bad in [
+            "my-secret",
+            "my-secret:$7$1$AAAA",
+            "$2b$my-secret",
+            "!$7$my-secret",
+        ] {
+            let error = Verifier::parse(bad).unwrap_err();
+            let shown = format!("{error} {error:?}");
+            assert!(!shown.contains("my-secret"), "{shown}");
+        }
     }
 
     #[test]

@@ -529,13 +529,12 @@ impl Snapshot {
             .get(self.frame.upstream_numbers.place(id.0)?)
     }
 
-    /// What an operator should know although it is no error: one sentence each, in document order.
+    /// What an operator should know although it is no error: one sentence each, upstreams first.
     pub fn warnings(&self) -> Vec<String> {
-        self.frame
-            .upstreams
-            .iter()
-            .filter_map(Upstream::warning)
-            .collect()
+        let upstreams = self.frame.upstreams.iter();
+        let mut warnings: Vec<String> = upstreams.filter_map(Upstream::warning).collect();
+        warnings.extend(self.users.locked_out().warnings());
+        warnings
     }
 
     /// The enabled user of that name.

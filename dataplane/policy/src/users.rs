@@ -4,10 +4,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::User;
-use crate::model::UserModel;
-use crate::password::{Kind, Verifier};
+use crate::model::{Password, UserModel};
+use crate::password::{HashError, Kind, Verifier};
 use crate::tables::shared::Sharded;
+use crate::{User, document};
+
+/// How many users a warning names.
+const NAMED_MAX: usize = 20;
 
 /// See the file's header.
 #[derive(Clone, Debug)]
@@ -17,6 +20,8 @@ pub(crate) struct Users {
     kinds: Arc<BTreeMap<Kind, usize>>,
     /// Users who may come with some client ids only.
     bound: usize,
+    /// Enabled ones who are not there, because what is stored as their password hash is none.
+    locked_out: Arc<LockedOut>,
     dummy_verifier: Verifier,
 }
 
@@ -27,6 +32,7 @@ impl Users {
             by_name: Sharded::with_capacity(users.len()),
             kinds: Arc::default(),
             bound: 0,
+            locked_out: Arc::default(),
             dummy_verifier: Verifier::dummy(),
         };
         for user in users {
@@ -59,14 +65,27 @@ impl Users {
         &self.dummy_verifier
     }
 
+    /// Users whose stored hashes are none.
+    pub(crate) fn locked_out(&self) -> &LockedOut {
+        &self.locked_out
+    }
+
     /// Puts a user in, or another one under the name. [`Self::settle`] must follow.
     pub(crate) fn set(&mut self, user: UserModel) {
         if !user.enabled {
             return self.remove(&user.name);
         }
+        let verifier = match user.password {
+            Password::Hash(verifier) => verifier,
+            Password::Broken { error, .. } => {
+                self.remove(&user.name);
+                Arc::make_mut(&mut self.locked_out).note(user.name, error);
+                return;
+            }
+        };
         let user = User {
             name: user.name,
-            verifier: user.verifier,
+            verifier,
             groups: user.groups.into(),
             client_id: user.client_id,
         };
@@ -79,6 +98,9 @@ impl Users {
     }
 
     fn replace(&mut self, name: &str, user: Option<Arc<User>>) {
+        if self.locked_out.by_name.contains_key(name) {
+            Arc::make_mut(&mut self.locked_out).by_name.remove(name);
+        }
         let after = user.clone();
         let before = self
             .by_name
@@ -108,5 +130,39 @@ impl Users {
             .max_by_key(|(kind, count)| (**count, **kind));
         self.dummy_verifier =
             most.map_or_else(Verifier::dummy, |(kind, _)| Verifier::dummy_of(*kind));
+    }
+}
+
+/// Users who cannot log in because of what is stored as their password hash.
+#[derive(Clone, Debug, Default)]
+pub struct LockedOut {
+    by_name: BTreeMap<Box<str>, HashError>,
+}
+
+impl LockedOut {
+    pub(crate) fn note(&mut self, name: Box<str>, error: HashError) {
+        self.by_name.insert(name, error);
+    }
+
+    pub(crate) fn why(&self, name: &str) -> Option<&HashError> {
+        self.by_name.get(name)
+    }
+
+    /// A sentence for each, in the order of their names; for many, the rest is only counted.
+    pub fn warnings(&self) -> Vec<String> {
+        let named = self.by_name.iter().take(NAMED_MAX);
+        let mut warnings: Vec<String> = named
+            .map(|(name, error)| {
+                let name = document::shown(name);
+                format!(
+                    "user `{name}` cannot log in: the stored `password_hash` cannot be used: {error}"
+                )
+            })
+            .collect();
+        let more = self.by_name.len() - warnings.len();
+        if more > 0 {
+            warnings.push(format!("{more} more users cannot log in for such reasons"));
+        }
+        warnings
     }
 }

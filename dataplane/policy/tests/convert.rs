@@ -4,8 +4,12 @@
 
 use proptest::prelude::*;
 use proptest::sample::subsequence;
-use sluice_policy::convert::{Refused, Wrong, compile_messages, from_messages, to_messages};
-use sluice_policy::{Generation, PROBLEMS_MAX, Snapshot, compile, parse};
+use sluice_policy::convert::{
+    Refused, Wrong, compile_inventory, compile_messages, from_messages, note_locked_out,
+    to_messages,
+};
+use sluice_policy::fleet::Inventory;
+use sluice_policy::{Generation, LockedOut, PROBLEMS_MAX, Snapshot, compile, parse};
 use sluice_proto::Message;
 use sluice_proto::v1::{self, RowKind, row::Kind};
 
@@ -334,6 +338,134 @@ fn problems_are_bounded_and_the_rest_is_counted() {
     assert!(refused.to_string().ends_with("and 5 more problems"));
 }
 
+// --- what an earlier version stored
+
+fn user(name: &str, password_hash: &str) -> v1::Row {
+    v1::Row {
+        name: name.into(),
+        kind: Some(Kind::User(v1::User {
+            password_hash: Some(password_hash.into()),
+            ..v1::User::default()
+        })),
+        ..v1::Row::default()
+    }
+}
+
+fn users(of: impl IntoIterator<Item = (&'static str, String)>) -> Vec<v1::Row> {
+    let mut rows = messages(SMALL);
+    rows.extend(of.into_iter().map(|(name, hash)| user(name, &hash)));
+    rows
+}
+
+/// However the rows become a snapshot, the user of a broken hash is not in it and is named, and all else is as before.
+#[test]
+fn a_stored_row_with_a_broken_hash_locks_its_user_out_and_nothing_else() {
+    let broken = [
+        (
+            "locked",
+            format!("!{HASH}"),
+            "a locked account (`!` or `*`)",
+        ),
+        (
+            "starred",
+            format!("*{HASH}"),
+            "a locked account (`!` or `*`)",
+        ),
+        (
+            "line",
+            format!("line:{HASH}"),
+            "it looks like a line of a password file",
+        ),
+        (
+            "returned",
+            format!("{HASH}\r"),
+            "a carriage return after the hash",
+        ),
+        ("cut", HASH[..40].to_owned(), "broken `$7$` hash"),
+    ];
+    let named = |(name, hash, _): &(&'static str, String, &str)| (*name, hash.clone());
+    let mut rows = users(broken.iter().map(named));
+    rows.push(user("good", HASH));
+    let mut disabled = user("off", &format!("!{HASH}"));
+    if let Some(Kind::User(user)) = &mut disabled.kind {
+        user.enabled = Some(false);
+    }
+    rows.push(disabled);
+
+    let whole = Inventory::from_messages(&rows).unwrap();
+    let before = Inventory::from_messages(&users([("good", HASH.to_owned())])).unwrap();
+    let before = compile_inventory(&before, Generation(1), None).unwrap();
+    let snapshots = [
+        compiled(rows.clone()).unwrap(),
+        compile_inventory(&whole, Generation(2), None).unwrap(),
+        compile_inventory(&whole, Generation(2), Some(&before)).unwrap(),
+    ];
+    let mut noted = LockedOut::default();
+    rows.iter().for_each(|row| note_locked_out(row, &mut noted));
+    for snapshot in &snapshots {
+        let warnings = snapshot.warnings();
+        assert_eq!(warnings, noted.warnings());
+        assert_eq!(warnings.len(), broken.len(), "{warnings:#?}");
+        for (name, _, why) in &broken {
+            assert!(snapshot.user(name).is_none(), "{name}");
+            let start = format!(
+                "user `{name}` cannot log in: the stored `password_hash` cannot be used: {why}"
+            );
+            assert!(
+                warnings.iter().any(|text| text.starts_with(&start)),
+                "{start} {warnings:#?}"
+            );
+        }
+        assert!(snapshot.user("good").is_some() && snapshot.user("off").is_none());
+    }
+
+    // Another hash, and the user is there; no row, and nothing is said any more.
+    let mended = rows
+        .into_iter()
+        .filter(|row| row.name != "cut")
+        .map(|row| match &*row.name {
+            "locked" => user("locked", HASH),
+            _ => row,
+        });
+    let mended = Inventory::from_messages(&mended.collect::<Vec<_>>()).unwrap();
+    let mended = compile_inventory(&mended, Generation(3), Some(&snapshots[2])).unwrap();
+    assert!(mended.user("locked").is_some());
+    assert_eq!(mended.warnings().len(), broken.len() - 2);
+}
+
+#[test]
+fn warnings_about_locked_out_users_are_bounded() {
+    let many = (0..25).map(|n| user(&format!("u{n:02}"), &format!("!{HASH}")));
+    let mut rows = messages(SMALL);
+    rows.extend(many);
+    let warnings = compiled(rows).unwrap().warnings();
+    assert_eq!(warnings.len(), 21);
+    assert!(warnings[19].starts_with("user `u19`"), "{warnings:#?}");
+    assert_eq!(warnings[20], "5 more users cannot log in for such reasons");
+}
+
+/// No version has stored these, so one that does not know them is too old for the rows.
+#[test]
+fn a_stored_row_with_what_was_never_a_hash_is_refused() {
+    for hash in [
+        "hunter2",
+        "$9$later$format",
+        "$6$salt$hash",
+        "$2b$31$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW",
+    ] {
+        let rows = users([("u", hash.to_owned())]);
+        let refused = compiled(rows.clone()).unwrap_err();
+        let inventory = Inventory::from_messages(&rows).unwrap();
+        let again = compile_inventory(&inventory, Generation(1), None).unwrap_err();
+        for refused in [refused, again] {
+            assert_eq!(
+                (refused.problems()[0].field, refused.problems().len()),
+                ("password_hash", 1)
+            );
+        }
+    }
+}
+
 // --- documents
 
 /// Documents that are right, with any of the settings given or left out.
@@ -343,7 +475,7 @@ fn document() -> impl Strategy<Value = String> {
         "default: allow",
         "on_deny: close",
     ]);
-    let users = prop::collection::vec(user(), 0..3);
+    let users = prop::collection::vec(user_of_document(), 0..3);
     let rules = prop::collection::vec(one_rule(), 0..7);
     (top, row_of(LISTENER), limits(), row_of(UPSTREAM), users, rules).prop_map(
         |(top, listener, limits, upstream, users, rules)| {
@@ -407,7 +539,7 @@ fn limits() -> impl Strategy<Value = String> {
     .prop_map(|keys| keys.join(", "))
 }
 
-fn user() -> impl Strategy<Value = String> {
+fn user_of_document() -> impl Strategy<Value = String> {
     let binding = prop::sample::select(vec![
         "",
         "client_id: 'c-${username}', ",

@@ -169,6 +169,18 @@ fn what_is_refused_and_what_it_is_called() {
         ),
         ("users: [{name: a}]", "user `a`: `password_hash` is missing"),
         (
+            "users: [{name: a, password_hash: \"!$7$1$AAAA$AAAA\"}]",
+            "p.yaml:1:34: user `a`: a locked account (`!` or `*`): use `enabled: false`",
+        ),
+        (
+            "users: [{name: a, password_hash: \"a:$7$1$AAAA$AAAA\", enabled: false}]",
+            "user `a`: it looks like a line of a password file: give only the part after the colon",
+        ),
+        (
+            "users: [{name: a, password_hash: \"$7$1$AAAA$AAAA\\r\"}]",
+            "user `a`: a carriage return after the hash",
+        ),
+        (
             "upstreams: [{name: a}]",
             "upstream `a`: from 1 to 64 `endpoints`",
         ),

@@ -128,7 +128,7 @@ impl Policies for Desk {
         let expected = required(request.expected_released, "expected_released")?;
         let author = author(caller, request.comment)?;
         let released = self.releases.release(request.generation, expected, author);
-        released_answer(released.await)
+        released_answer(released.await, &self.releases)
     }
 
     async fn rollback(
@@ -140,7 +140,7 @@ impl Policies for Desk {
         let expected = required(request.expected_released, "expected_released")?;
         let author = author(caller, request.comment)?;
         let released = self.releases.rollback(request.generation, expected, author);
-        released_answer(released.await)
+        released_answer(released.await, &self.releases)
     }
 
     async fn history(
@@ -185,11 +185,15 @@ impl Policies for Desk {
 #[allow(clippy::result_large_err)] // tonic's own error, here and below
 fn released_answer(
     released: Result<Generation, Failed>,
+    releases: &Releases,
 ) -> Result<Response<ReleaseResponse>, Status> {
     let generation = released.map_err(|failed| failure(&failed))?;
     // It was in force when the store answered.
     let number = generation.id.number;
+    let in_force = releases.in_force().borrow().clone();
+    let in_force = in_force.filter(|in_force| in_force.id == generation.id);
     Ok(Response::new(ReleaseResponse {
+        warnings: in_force.map_or_else(Vec::new, |in_force| in_force.warnings.to_vec()),
         generation: Some(answers::generation(generation, number, clock::unix_now())),
     }))
 }

@@ -47,9 +47,11 @@ pub(crate) fn status_text(status: &StatusResponse, now: u64) -> String {
             ),
         ),
     ];
+    let warnings = status.warnings.iter();
     lines
-        .iter()
-        .map(|(name, value)| format!("{name:<9} {}\n", clean(value)))
+        .into_iter()
+        .chain(warnings.map(|warning| ("warning", warning.clone())))
+        .map(|(name, value)| format!("{name:<9} {}\n", clean(&value)))
         .collect()
 }
 
@@ -57,6 +59,7 @@ pub(crate) fn status_text(status: &StatusResponse, now: u64) -> String {
 pub(crate) fn status_json(status: &StatusResponse) -> Value {
     json!({
         "version": status.version,
+        "warnings": status.warnings,
         "store": hex(&status.store),
         "started_unix_ms": status.started_unix_ms,
         "newest": status.newest,
@@ -149,6 +152,7 @@ mod tests {
             caller: "ops".into(),
             role: Role::Admin.into(),
             is_tls: false,
+            warnings: vec!["user `x` cannot log in".into()],
         };
         let expected = "\
 version   0.1.0
@@ -159,6 +163,7 @@ newest    generation 7
 nodes     3 members, 2 connected, 1 active, 1 rejected
 store     abababababababababababababababab, 4.0 KiB
 caller    ops (admin), no TLS
+warning   user `x` cannot log in
 ";
         assert_eq!(status_text(&status, 1_000_000_060_000), expected);
         // A clock that is behind the server's does no harm.

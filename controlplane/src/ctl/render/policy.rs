@@ -113,12 +113,12 @@ pub(crate) fn summary_json(summary: &DiffSummary) -> Value {
 }
 
 /// What a release or a rollback made of it.
-pub(crate) fn released_text(generation: &Generation) -> String {
+pub(crate) fn released_text(generation: &Generation, warnings: &[String]) -> String {
     let number = number(generation);
     let origin = generation.rollback_of.map_or_else(String::new, |of| {
         format!(", with the rows of generation {of}")
     });
-    format!("generation {number} is in force{origin}\n")
+    remarks(warnings, &[]) + &format!("generation {number} is in force{origin}\n")
 }
 
 /// Generations, newest first.

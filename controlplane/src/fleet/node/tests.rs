@@ -183,6 +183,7 @@ impl World {
             id,
             rows,
             features: Arc::new(features.iter().map(|word| (*word).to_owned()).collect()),
+            warnings: Arc::default(),
             since: self.now,
         });
         self.in_force = Some(Arc::clone(&released));

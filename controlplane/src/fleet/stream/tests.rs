@@ -137,6 +137,7 @@ impl Wire {
             id,
             rows,
             features: Arc::default(),
+            warnings: Arc::default(),
             since: Instant::now(),
         })));
         id

@@ -1,5 +1,6 @@
 //! Releasing over a real store: lifetimes, callers who go away, a store in trouble, and the bounds.
 
+mod stored;
 mod troubled;
 
 use std::sync::atomic::Ordering;

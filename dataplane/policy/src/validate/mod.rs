@@ -17,8 +17,10 @@ use regex::{Regex, RegexBuilder};
 use sluice_wire::mqtt::Version;
 
 use crate::document::shown;
-use crate::model::{ClientIdBinding, Model, Pattern, RuleModel, UserModel, VersionSet, WhoPart};
-use crate::password::Verifier;
+use crate::model::{
+    ClientIdBinding, Model, Password, Pattern, RuleModel, UserModel, VersionSet, WhoPart,
+};
+use crate::password::{self, Verifier};
 use crate::problem::{Errors, Position, Problems};
 use crate::rows::{GroupRow, Located, Rows, RuleRow, Text, UserRow};
 use crate::{Effect, FEATURES, OnDeny, units};
@@ -37,17 +39,27 @@ const PATTERN_COMPILED_BYTES_MAX: usize = 256 << 10;
 const NAME_BYTES_MAX: usize = 128;
 const MQTT_STRING_BYTES_MAX: usize = 65_535;
 
-/// Checks rows. `file` is only for the messages.
+/// Where rows come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A document: everything that is wrong with it is refused.
+    Document,
+    /// A store, the fleet or a disk, where they were once good. What an earlier version took for a password hash and is none
+    /// locks its user out and is no problem: else a node could not start, nor a fleet go back.
+    Stored,
+}
+
+/// Checks rows of a document. `file` is only for the messages.
 pub fn validate(rows: Rows, file: &str) -> Result<Model, Errors> {
     let mut problems = Problems::default();
-    let model = check(rows, &mut problems);
+    let model = check(rows, Source::Document, &mut problems);
     problems.finish(file, model)
 }
 
 /// Checks what can be checked and notes every problem. The model is only meaningful when none was noted.
-pub(crate) fn check(rows: Rows, problems: &mut Problems) -> Model {
+pub(crate) fn check(rows: Rows, source: Source, problems: &mut Problems) -> Model {
     rule_names(rows.rules.iter().map(|row| &row.name), problems);
-    Checker::new(&rows, problems).document(rows)
+    Checker::new(&rows, source, problems).document(rows)
 }
 
 fn rule_names<'a>(names_of: impl Iterator<Item = &'a Text>, problems: &mut Problems) {
@@ -112,7 +124,7 @@ impl Ground {
     /// Of a document that has been checked; rules and users are still to be counted.
     pub(crate) fn new(rows: &Rows, model: &Model) -> Self {
         let mut problems = Problems::default();
-        let mut checker = Checker::new(rows, &mut problems);
+        let mut checker = Checker::new(rows, Source::Stored, &mut problems);
         let members = Arc::new(checker.members(&rows.groups));
         let mut ground = Self {
             listeners: checker.listeners,
@@ -196,6 +208,7 @@ impl Ground {
 
     fn checker<'p>(&self, problems: &'p mut Problems) -> Checker<'p> {
         Checker {
+            source: Source::Stored,
             upstreams: Names::new(),
             listeners: Arc::clone(&self.listeners),
             groups: Arc::clone(&self.groups),
@@ -209,8 +222,9 @@ impl Ground {
 }
 
 impl<'p> Checker<'p> {
-    fn new(rows: &Rows, problems: &'p mut Problems) -> Self {
+    fn new(rows: &Rows, source: Source, problems: &'p mut Problems) -> Self {
         Checker {
+            source,
             upstreams: names(
                 rows.upstreams.iter().map(|row| &row.name),
                 "upstream",
@@ -290,6 +304,7 @@ fn names<'a>(
 }
 
 struct Checker<'p> {
+    source: Source,
     upstreams: Names,
     listeners: Arc<Names>,
     groups: Arc<Names>,
@@ -380,16 +395,7 @@ impl Checker<'_> {
     }
 
     fn user(&mut self, row: UserRow, members: &HashMap<Box<str>, Vec<Box<str>>>) -> UserModel {
-        let verifier = match &row.password_hash {
-            Some(text) => Verifier::parse(&text.value).unwrap_or_else(|error| {
-                self.problem(text, format!("user `{}`: {error}", shown(&row.name.value)));
-                Verifier::dummy()
-            }),
-            None => {
-                self.missing(row.at, "user", &row.name, "password_hash");
-                Verifier::dummy()
-            }
-        };
+        let password = self.password(&row);
         for group in &row.groups {
             self.known_group(group);
         }
@@ -410,10 +416,28 @@ impl Checker<'_> {
         };
         UserModel {
             name: row.name.value,
-            verifier,
+            password,
             groups,
             client_id,
             enabled: row.enabled.is_none_or(|located| located.value),
+        }
+    }
+
+    fn password(&mut self, row: &UserRow) -> Password {
+        let Some(text) = &row.password_hash else {
+            self.missing(row.at, "user", &row.name, "password_hash");
+            return Password::Hash(Verifier::dummy());
+        };
+        let error = match Verifier::parse(&text.value) {
+            Ok(verifier) => return Password::Hash(verifier),
+            Err(error) => error,
+        };
+        if self.source == Source::Document || !error.may_be_stored() {
+            self.problem(text, format!("user `{}`: {error}", shown(&row.name.value)));
+        }
+        Password::Broken {
+            error,
+            digest: password::digest(&text.value),
         }
     }
 
