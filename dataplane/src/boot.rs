@@ -29,6 +29,7 @@ use crate::logging::{self, LogControl};
 use crate::metrics::Counters;
 use crate::node::{
     DecisionSampler, Inbox, Post, ShardId, Table, TableConfig, ToControl, ToShard, mailbox,
+    strangers_share,
 };
 use crate::ring::{self, Decision, Engine, EngineChoice, RingConfig};
 use crate::shard::{Shard, ShardLimits, ShardParts};
@@ -109,11 +110,7 @@ async fn control_thread(
             args.admin
         )
     })?;
-    let table = Arc::new(Table::new(&TableConfig {
-        connections_max: sessions_max,
-        seed: random_u64()?,
-        ..TableConfig::default()
-    }));
+    let table = Arc::new(Table::new(&table_config(args, sessions_max, random_u64()?)));
     let policy = PolicyHandle::default();
 
     let (exits_in, exits) = mpsc::unbounded_channel();
@@ -295,6 +292,26 @@ fn auth_threads() -> u16 {
     u16::try_from(cpus).unwrap_or(1)
 }
 
+/// Strangers leave a quarter of the places alone, whatever was asked for.
+fn table_config(args: &RunArgs, connections_max: u32, seed: u64) -> TableConfig {
+    let share = strangers_share(connections_max);
+    let wanted = args.strangers_max.map_or(share, NonZeroU32::get);
+    if wanted > share {
+        tracing::warn!(
+            strangers_max = share,
+            wanted,
+            "--strangers-max is lowered to three quarters of the connections there may be"
+        );
+    }
+    TableConfig {
+        connections_max,
+        strangers_max: wanted.min(share),
+        strangers_per_address_max: args.strangers_per_address_max.get(),
+        seed,
+        ..TableConfig::default()
+    }
+}
+
 /// The kernel spreads connections over the shards as it likes, so each must be able to hold all of them, and all that
 /// wait for a password: whom there is no room for is the pool's to say, which is fair between addresses and lets a
 /// remembered password in at once. A shard gives up on a password a little after the pool would have said that it is late.
@@ -303,6 +320,7 @@ fn shard_limits(args: &RunArgs, sessions_max: u32) -> ShardLimits {
         sessions_max,
         authenticating_max: sessions_max,
         authenticate_timeout: args.auth_deadline.0 + AUTH_GRACE,
+        strangers_grace: args.strangers_grace.0,
         ..ShardLimits::default()
     }
 }
@@ -472,6 +490,39 @@ mod tests {
         ] {
             assert_eq!(sessions_in(descriptors, wanted), expected, "{descriptors}");
         }
+    }
+
+    /// The arguments of a start with these flags.
+    fn args(flags: &[&str]) -> Result<RunArgs, clap::Error> {
+        #[derive(clap::Parser)]
+        struct Start {
+            #[command(flatten)]
+            run: RunArgs,
+        }
+        let flags = ["test"].iter().chain(flags);
+        <Start as clap::Parser>::try_parse_from(flags).map(|start| start.run)
+    }
+
+    #[test]
+    fn strangers_leave_places_alone_whatever_is_asked_for() {
+        for (flags, places, expected) in [
+            (&[][..], 100_000, (75_000, 6_000)),
+            (&[], 9_488, (7_116, 6_000)),
+            (&["--strangers-max", "10"], 9_488, (10, 6_000)),
+            (&["--strangers-max", "9488"], 9_488, (7_116, 6_000)),
+            (&["--strangers-per-address-max", "9"], 12, (9, 9)),
+        ] {
+            let config = table_config(&args(flags).unwrap(), places, 0);
+            let shares = (config.strangers_max, config.strangers_per_address_max);
+            assert_eq!((shares, config.connections_max), (expected, places));
+        }
+        for (grace, expected) in [("0s", true), ("1h", true), ("61m", false), ("2", false)] {
+            let args = args(&["--strangers-grace", grace]);
+            assert_eq!(args.is_ok(), expected, "{grace}");
+        }
+        let (defaults, nothing_said) = (ShardLimits::default(), args(&[]).unwrap());
+        let limits = shard_limits(&nothing_said, 1);
+        assert_eq!(limits.strangers_grace, defaults.strangers_grace);
     }
 
     #[test]

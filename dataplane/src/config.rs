@@ -78,6 +78,32 @@ pub struct RunArgs {
     )]
     pub connections_max: NonZeroU32,
 
+    /// Of these, connections whose CONNECT has not come. The default, and the most, is three quarters. When so many are
+    /// open, the oldest one of the address with most of them gives way to a newcomer.
+    #[arg(long, env = "SLUICE_STRANGERS_MAX", value_name = "N")]
+    pub strangers_max: Option<NonZeroU32>,
+
+    /// The same for one client address (IPv6: a /64); never more than three quarters of all of them. Raise it when more
+    /// devices than this behind one address connect within a moment.
+    #[arg(
+        long,
+        env = "SLUICE_STRANGERS_PER_ADDRESS_MAX",
+        value_name = "N",
+        default_value = "6000"
+    )]
+    pub strangers_per_address_max: NonZeroU32,
+
+    /// How long a connection may take to send its CONNECT before it may have to give way; where nothing is short, the
+    /// `connect_timeout` of its listener rules alone. At most 1h.
+    #[arg(
+        long,
+        env = "SLUICE_STRANGERS_GRACE",
+        value_name = "TIME",
+        default_value = "2s",
+        value_parser = grace
+    )]
+    pub strangers_grace: Span,
+
     /// Time over which a drain (SIGTERM) spreads the end of the open sessions, for example `30s`.
     #[arg(
         long,
@@ -152,6 +178,14 @@ pub struct RunArgs {
     pub decision_log_sample: u32,
 }
 
+fn grace(text: &str) -> Result<Span, BadValue> {
+    let span: Span = text.parse()?;
+    if span.0 > Duration::from_secs(3600) {
+        return Err(BadValue::Grace);
+    }
+    Ok(span)
+}
+
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -190,6 +224,9 @@ pub enum BadValue {
     /// Not a time with a unit.
     #[error("expected a whole number with a unit (ms, s, m, h), at most 24h, like `30s`")]
     Span,
+    /// A grace that is no grace any more.
+    #[error("expected a time of at most 1h, like `2s`")]
+    Grace,
 }
 
 impl FromStr for ShardCount {

@@ -107,6 +107,8 @@ counters! {
     /// Sessions ended; the cause of that name.
     EndedConnectTimeout => "sluice_sessions_ended_total" { "cause": "connect_timeout" };
     /// Sessions ended; the cause of that name.
+    EndedGaveWay => "sluice_sessions_ended_total" { "cause": "gave_way" };
+    /// Sessions ended; the cause of that name.
     EndedPacketTimeout => "sluice_sessions_ended_total" { "cause": "packet_timeout" };
     /// Sessions ended; the cause of that name.
     EndedKeepAlive => "sluice_sessions_ended_total" { "cause": "keep_alive" };
@@ -134,6 +136,14 @@ counters! {
     RefusedListener => "sluice_connections_refused_total" { "reason": "listener_full" };
     /// Connections closed at once: the limit of the address.
     RefusedAddress => "sluice_connections_refused_total" { "reason": "address_full" };
+    /// Connections closed at once: so many others of the node have sent no CONNECT, and none may give way yet.
+    RefusedStrangersNode => "sluice_connections_refused_total" { "reason": "strangers_node" };
+    /// Connections closed at once: the same for the listener.
+    RefusedStrangersListener => "sluice_connections_refused_total" { "reason": "strangers_listener" };
+    /// Connections closed at once: the same for the address.
+    RefusedStrangersAddress => "sluice_connections_refused_total" { "reason": "strangers_address" };
+    /// Connections closed before their CONNECT came, to make room for another.
+    StrangersGaveWay => "sluice_strangers_gave_way_total" {};
     /// Connections closed at once: there is no policy yet.
     RefusedNoPolicy => "sluice_connections_refused_total" { "reason": "no_policy" };
     /// Accepting failed: no descriptor, no memory, no slot.

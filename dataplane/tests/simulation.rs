@@ -26,6 +26,8 @@ mod notices;
 mod packets;
 #[path = "simulation/stage.rs"]
 mod stage;
+#[path = "simulation/strangers.rs"]
+mod strangers;
 
 use std::collections::BTreeSet;
 use std::panic::catch_unwind;

@@ -12,7 +12,7 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
 use crate::clock;
 use crate::control::fleet::LinkState;
-use crate::control::observe::{Observed, ShardView, resident_bytes};
+use crate::control::observe::{Crowd, Observed, ShardView, resident_bytes};
 use crate::metrics::Counter;
 
 /// Upper bounds of the added-latency buckets, in microseconds.
@@ -159,22 +159,79 @@ fn fleet(page: &Page<'_>, observed: &Observed) {
 }
 
 fn connections(page: &Page<'_>, observed: &Observed) {
-    let name = "sluice_connections";
-    page.describe_gauge(name, "Client connections open, by listener.");
-    for (listener, count) in &observed.connections_by_listener {
-        page.gauge(name, &[("listener", listener)], f64::from(*count));
+    type Read = fn(&Crowd) -> u32;
+    let by_listener: [(&str, &str, Read); 4] = [
+        (
+            "sluice_connections",
+            "Client connections open, by listener.",
+            |crowd| crowd.connections,
+        ),
+        (
+            "sluice_connections_limit",
+            "Most client connections, by listener; the node's where the listener has no limit.",
+            |crowd| crowd.connections_max,
+        ),
+        (
+            "sluice_listener_strangers",
+            "Client connections whose CONNECT has not come, by listener.",
+            |crowd| crowd.strangers,
+        ),
+        (
+            "sluice_listener_strangers_limit",
+            "Most client connections whose CONNECT has not come, by listener.",
+            |crowd| crowd.strangers_max,
+        ),
+    ];
+    for (name, help, read) in by_listener {
+        page.describe_gauge(name, help);
+        for (listener, crowd) in &observed.connections_by_listener {
+            page.gauge(name, &[("listener", listener)], f64::from(read(crowd)));
+        }
     }
-    let name = "sluice_connections_open";
-    page.describe_gauge(name, "Client connections open on this node.");
-    page.gauge(name, &[], f64::from(observed.connections));
+    let node = &observed.connections;
+    for (name, help, value) in [
+        (
+            "sluice_connections_open",
+            "Client connections open on this node.",
+            node.connections,
+        ),
+        (
+            "sluice_connections_open_limit",
+            "Most client connections of this node.",
+            node.connections_max,
+        ),
+        (
+            "sluice_strangers",
+            "Client connections of this node whose CONNECT has not come.",
+            node.strangers,
+        ),
+        (
+            "sluice_strangers_limit",
+            "Most client connections of this node whose CONNECT has not come.",
+            node.strangers_max,
+        ),
+        (
+            "sluice_strangers_per_address_limit",
+            "Most client connections of one address whose CONNECT has not come.",
+            observed.strangers_per_address_max,
+        ),
+    ] {
+        page.describe_gauge(name, help);
+        page.gauge(name, &[], f64::from(value));
+    }
 }
 
 fn shards(page: &Page<'_>, observed: &Observed) {
     type Read = fn(&ShardView) -> f64;
-    let gauges: [(&str, &str, Read); 6] = [
+    let gauges: [(&str, &str, Read); 7] = [
         ("sluice_sessions", "Sessions open, by shard.", |view| {
             f64::from(view.sessions)
         }),
+        (
+            "sluice_sessions_limit",
+            "Most sessions, by shard.",
+            |view| f64::from(view.sessions_max),
+        ),
         (
             "sluice_sessions_connected",
             "Sessions with an upstream connection, by shard.",

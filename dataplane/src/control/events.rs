@@ -89,7 +89,10 @@ impl Control {
                 gauges,
             } => self.reported(shard, request, latency, gauges),
             ToControl::Decisions { shard, batch } => logging::decisions(shard.0, &batch),
-            ToControl::Notices { shard, batch } => logging::notices(shard.0, &batch),
+            ToControl::Notices { shard, batch } => {
+                logging::notices(shard.0, &batch);
+                self.crowding.add(&batch.turned_away);
+            }
             ToControl::Drained { shard, outcome } => {
                 tracing::info!(
                     shard = shard.0,
@@ -114,6 +117,9 @@ impl Control {
             link.flush();
         }
         self.pool.expire();
+        if let Some(seen) = self.crowding.take(clock::monotonic()) {
+            crowding::tell(&seen);
+        }
         if self.ticks.is_multiple_of(TICKS_PER_PURGE) {
             self.pool.purge();
         }

@@ -27,6 +27,7 @@ pub mod apply;
 pub mod auth;
 /// From a document to a snapshot, off this thread.
 pub mod compile;
+mod crowding;
 mod events;
 /// The way to a control plane.
 pub mod fleet;
@@ -224,6 +225,7 @@ pub struct Control {
     resolved: Resolved,
     health: Health,
     outages: outages::Outages,
+    crowding: crowding::Crowding,
     notifier: Notifier,
     policy_file: Option<PathBuf>,
     fleet: Option<fleet::Shared>,
@@ -401,6 +403,7 @@ impl Control {
             shards: shards.collect(),
             health: Health::new(Arc::clone(&parts.table)),
             outages: outages::Outages::default(),
+            crowding: crowding::Crowding::default(),
             table: parts.table,
             exits: parts.exits,
             pool,

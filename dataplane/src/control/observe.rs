@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use sluice_policy::Snapshot;
+use sluice_policy::{Listener, Snapshot};
 
 use super::apply::PolicyStatus;
 use super::auth::PoolGauges;
@@ -34,9 +34,11 @@ pub struct Observed {
     /// Each endpoint in use.
     pub endpoints: Vec<EndpointView>,
     /// Connections of the node, by the table.
-    pub connections: u32,
-    /// Connections by listener name.
-    pub connections_by_listener: Vec<(Box<str>, u32)>,
+    pub connections: Crowd,
+    /// The same by listener name.
+    pub connections_by_listener: Vec<(Box<str>, Crowd)>,
+    /// Most strangers of one address.
+    pub strangers_per_address_max: u32,
     /// The password pool.
     pub auth: PoolGauges,
     /// Added latency in microseconds, all shards; `None` until one has reported.
@@ -51,6 +53,19 @@ pub struct Observed {
     pub not_ready: Vec<String>,
 }
 
+/// How many connections there are, how many of them are strangers (their CONNECT has not come), and how many there may be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Crowd {
+    /// Connections.
+    pub connections: u32,
+    /// Most connections.
+    pub connections_max: u32,
+    /// Of the connections, strangers.
+    pub strangers: u32,
+    /// Most strangers.
+    pub strangers_max: u32,
+}
+
 /// A shard as seen from outside.
 #[derive(Clone, Debug, Serialize)]
 pub struct ShardView {
@@ -62,6 +77,8 @@ pub struct ShardView {
     pub generation: Option<u64>,
     /// Sessions open.
     pub sessions: u32,
+    /// Most sessions.
+    pub sessions_max: u32,
     /// Sessions with an upstream connection.
     pub connected: u32,
     /// Bytes in backlogs.
@@ -106,12 +123,34 @@ impl ShardView {
             engine,
             generation,
             sessions: gauges.sessions,
+            sessions_max: gauges.sessions_max,
             connected: gauges.connected,
             backlog_bytes: gauges.backlog_bytes,
             authenticating: gauges.authenticating,
             loop_lag_micros: gauges.loop_lag_micros,
             silent_for_ms: u64::try_from(silent_for.as_millis()).unwrap_or(u64::MAX),
         }
+    }
+}
+
+/// The connections of the node.
+pub(super) fn crowd(table: &Table) -> Crowd {
+    Crowd {
+        connections: table.connections(),
+        connections_max: table.connections_max(),
+        strangers: table.strangers(),
+        strangers_max: table.strangers_max(),
+    }
+}
+
+/// The connections of a listener. One without a limit of its own has the node's.
+pub(super) fn crowd_of(table: &Table, listener: &Listener) -> Crowd {
+    let connections_max = listener.limits.connections_max;
+    Crowd {
+        connections: table.connections_of(listener.id),
+        connections_max: connections_max.min(table.connections_max()),
+        strangers: table.strangers_of(listener.id),
+        strangers_max: table.strangers_max_of(connections_max),
     }
 }
 

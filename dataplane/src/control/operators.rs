@@ -414,11 +414,9 @@ impl Control {
         let listeners = self.apply.listening();
         Observed {
             policy,
-            connections: self.table.connections(),
-            connections_by_listener: listeners
-                .iter()
-                .map(|open| (open.name.clone(), self.table.connections_of(open.id())))
-                .collect(),
+            connections: observe::crowd(&self.table),
+            connections_by_listener: self.crowds(),
+            strangers_per_address_max: self.table.strangers_per_address_max_of(u32::MAX),
             listeners,
             shards,
             endpoints,
@@ -433,6 +431,14 @@ impl Control {
             fleet: self.fleet.as_ref().map(fleet::Shared::view),
             not_ready,
         }
+    }
+
+    /// Of each listener of the policy in force.
+    fn crowds(&self) -> Vec<(Box<str>, observe::Crowd)> {
+        let snapshot = self.apply.snapshot();
+        let rows = snapshot.iter().flat_map(|snapshot| snapshot.listeners());
+        rows.map(|row| (row.name.clone(), observe::crowd_of(&self.table, row)))
+            .collect()
     }
 
     fn latency(&self) -> Option<hdrhistogram::Histogram<u64>> {

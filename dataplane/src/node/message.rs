@@ -234,6 +234,8 @@ pub struct SessionInfo {
 pub struct ShardGauges {
     /// Sessions open (closing ones included).
     pub sessions: u32,
+    /// Most sessions.
+    pub sessions_max: u32,
     /// Sessions whose CONNECT was accepted by the upstream path (an upstream connection exists).
     pub connected: u32,
     /// Bytes in backlogs.

@@ -5,6 +5,8 @@
 //! as a message. Nothing here does I/O or reads a clock. It sits above `session`, whose questions it carries, and below
 //! `shard` and `control`, which are its two users.
 
+/// Counts by client address.
+pub mod addresses;
 /// The sampled decision log on its way to the control thread.
 pub mod decisions;
 /// Where the endpoints of each upstream are, and which cell of the table counts for them.
@@ -19,7 +21,10 @@ pub mod message;
 pub mod notices;
 /// Counts that hold for the whole node.
 pub mod table;
+/// Connections that were turned away, for one line of the log.
+pub mod turned_away;
 
+pub use addresses::Address;
 pub use decisions::{DecisionBatch, DecisionLine, DecisionSampler};
 pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
 pub use endpoints::{Dialling, EndpointState};
@@ -29,4 +34,7 @@ pub use message::{
     ShardId, ToControl, ToShard,
 };
 pub use notices::{EndedLine, FailoverLine, NoticeBatch, Notices};
-pub use table::{Address, Permit, Refused, Table, TableConfig};
+pub use table::{
+    Permit, Refused, STRANGERS_PER_ADDRESS, Scope, Table, TableConfig, strangers_share,
+};
+pub use turned_away::TurnedAway;

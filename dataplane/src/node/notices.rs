@@ -1,5 +1,6 @@
 //! What a shard tells the log about single sessions, on its way to the control thread, which writes it: how each session
-//! ended, when somebody wants to know, and which kept MQTT sessions were sent to another endpoint than their own.
+//! ended, when somebody wants to know, which kept MQTT sessions were sent to another endpoint than their own, and how many
+//! connections were turned away.
 //!
 //! Travels as sampled decisions do: a small batch at the end of a turn, bounded in lines and in bytes; what does not fit
 //! is counted. Names, addresses and causes only: no payload, no secret.
@@ -7,8 +8,11 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::addresses::Address;
 use super::decisions::shortened;
+use super::turned_away::TurnedAway;
 use crate::clock::Time;
+use crate::metrics::Counter;
 use crate::session::Cause;
 
 /// Ended sessions of one batch; more of one turn are counted only.
@@ -18,6 +22,8 @@ pub const ENDED_MAX: usize = 128;
 pub const FAILOVERS_MAX: usize = 8;
 /// The time that [`FAILOVERS_MAX`] is for.
 pub const FAILOVER_WINDOW: Duration = Duration::from_secs(1);
+/// Connections turned away are told of at most this often, unless something else is told anyway.
+pub const TURNED_AWAY_WINDOW: Duration = Duration::from_secs(1);
 
 /// One ended session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -56,6 +62,8 @@ pub struct NoticeBatch {
     pub failovers: Vec<FailoverLine>,
     /// Failovers beyond the rate, or that found no room.
     pub failovers_left_off: u32,
+    /// Connections that were closed at accept, or gave way to another.
+    pub turned_away: TurnedAway,
 }
 
 /// What a shard notes until the end of its turn.
@@ -64,6 +72,7 @@ pub struct Notices {
     batch: NoticeBatch,
     window_began: Option<Time>,
     in_window: usize,
+    told_turned_away: Option<Time>,
 }
 
 impl Notices {
@@ -108,10 +117,25 @@ impl Notices {
         });
     }
 
-    /// What was noted since the last call; `None` when nothing was. Counts alone wait for the next line.
-    pub fn take(&mut self) -> Option<NoticeBatch> {
-        let is_empty = self.batch.ended.is_empty() && self.batch.failovers.is_empty();
-        (!is_empty).then(|| std::mem::take(&mut self.batch))
+    /// A connection was closed for this reason.
+    pub fn turned_away(&mut self, reason: Counter, address: Address) {
+        self.batch.turned_away.note(reason, address);
+    }
+
+    /// What was noted since the last call; `None` when nothing was. Counts alone wait for the next line, and those of
+    /// connections turned away until they were not told of for a while.
+    pub fn take(&mut self, now: Time) -> Option<NoticeBatch> {
+        let has_lines = !self.batch.ended.is_empty() || !self.batch.failovers.is_empty();
+        let is_over = |told: Time| now.since(told) >= TURNED_AWAY_WINDOW;
+        let has_counts =
+            !self.batch.turned_away.is_empty() && self.told_turned_away.is_none_or(is_over);
+        if !has_lines && !has_counts {
+            return None;
+        }
+        if !self.batch.turned_away.is_empty() {
+            self.told_turned_away = Some(now);
+        }
+        Some(std::mem::take(&mut self.batch))
     }
 
     /// The batch found no room in the mailbox: its lines count as left off.
@@ -123,6 +147,7 @@ impl Notices {
         let failovers = lost(batch.failovers.len(), batch.failovers_left_off);
         self.batch.ended_left_off = self.batch.ended_left_off.saturating_add(ended);
         self.batch.failovers_left_off = self.batch.failovers_left_off.saturating_add(failovers);
+        self.batch.turned_away.merge(&batch.turned_away);
     }
 }
 
@@ -134,6 +159,7 @@ mod tests {
     use super::*;
 
     const PEER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    const NOW: Time = Time(0);
 
     fn end(notices: &mut Notices, client_id: &str) {
         let open_for = Duration::from_secs(1);
@@ -143,12 +169,12 @@ mod tests {
     #[test]
     fn ended_sessions_are_bounded_and_what_is_left_off_is_said() {
         let mut notices = Notices::default();
-        assert_eq!(notices.take(), None);
+        assert_eq!(notices.take(NOW), None);
         let long = "é".repeat(TEXT_BYTES_MAX);
         for _ in 0..ENDED_MAX + 3 {
             end(&mut notices, &long);
         }
-        let batch = notices.take().expect("lines");
+        let batch = notices.take(NOW).expect("lines");
         assert_eq!((batch.ended.len(), batch.ended_left_off), (ENDED_MAX, 3));
         assert!(
             batch
@@ -157,9 +183,9 @@ mod tests {
                 .all(|line| line.client_id.len() == TEXT_BYTES_MAX)
         );
         notices.undelivered(&batch);
-        assert_eq!(notices.take(), None, "a count waits for a line");
+        assert_eq!(notices.take(NOW), None, "a count waits for a line");
         end(&mut notices, "next");
-        let next = notices.take().expect("a line");
+        let next = notices.take(NOW).expect("a line");
         assert_eq!(next.ended_left_off as usize, ENDED_MAX + 3);
     }
 
@@ -169,13 +195,36 @@ mod tests {
         let mut told = 0;
         for turn in 0..100 {
             notices.failover(Time(turn), "c", "brokers", "tcp://b:1883");
-            told += notices.take().map_or(0, |batch| batch.failovers.len());
+            told += notices.take(NOW).map_or(0, |batch| batch.failovers.len());
         }
         assert_eq!(told, FAILOVERS_MAX);
         let later = Time(0).after(FAILOVER_WINDOW);
         notices.failover(later, "c", "brokers", "tcp://b:1883");
-        let batch = notices.take().expect("a new window");
+        let batch = notices.take(NOW).expect("a new window");
         assert_eq!(batch.failovers.len(), 1);
         assert_eq!(batch.failovers_left_off as usize, 100 - FAILOVERS_MAX);
+    }
+
+    #[test]
+    fn connections_turned_away_are_added_up_for_a_second_and_none_is_lost() {
+        let mut notices = Notices::default();
+        let mut told = Vec::new();
+        let away = |notices: &mut Notices| {
+            notices.turned_away(Counter::RefusedNode, Address::from(PEER));
+        };
+        for millis in (0..2_500).step_by(100) {
+            away(&mut notices);
+            let now = NOW.after(Duration::from_millis(millis));
+            told.extend(notices.take(now).map(|batch| batch.turned_away.total()));
+        }
+        assert_eq!(told, [1, 10, 10]);
+        let now = NOW.after(Duration::from_secs(10));
+        let batch = notices.take(now).expect("the rest");
+        assert_eq!(batch.turned_away.total(), 4);
+        notices.undelivered(&batch);
+        away(&mut notices);
+        let later = now.after(TURNED_AWAY_WINDOW);
+        let batch = notices.take(later).expect("again");
+        assert_eq!(batch.turned_away.total(), 5);
     }
 }

@@ -1,8 +1,13 @@
-//! Counts that hold for the whole node: connections in all, by listener and by address, and a cell for each upstream
-//! endpoint (see `endpoints.rs`).
+//! Counts that hold for the whole node: connections in all, by listener and by address, the same for strangers, and a
+//! cell for each upstream endpoint (see `endpoints.rs`).
 //!
-//! A fixed table of padded atomics, allocated once. Touched when a connection opens or closes, is dialled or probed;
-//! never per packet. It holds no limits: those come with the snapshot, and the caller passes them in.
+//! A fixed table of padded atomics, allocated once. Touched when a connection opens or closes, when its CONNECT has come,
+//! when an endpoint is dialled or probed; never per packet. Limits of listeners come with the snapshot, and the caller
+//! passes them in.
+//!
+//! A stranger is a connection whose CONNECT has not come. Strangers are counted twice, among all connections and apart:
+//! they may hold three quarters of the places at most, whether of the node or of a listener, so that connections that say
+//! nothing never take the last ones.
 //!
 //! # Invariants
 //!
@@ -10,24 +15,29 @@
 //!   race for the last place may both be refused, never both be admitted.
 //! - **What was counted is given back exactly once.** [`Table::admit`] returns a [`Permit`] that names the cells; the
 //!   holder gives it to [`Table::release`].
-//! - **No address is ever forgotten while it is connected.** The address part evicts nothing. When a bucket is full, further
-//!   addresses of that bucket are counted together, as if they were one: the limit then refuses too early, never too late.
+//! - **No address is ever forgotten while it is connected.** The address part evicts nothing (see `addresses.rs`).
 
-use std::hash::{BuildHasher, Hasher};
-use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use foldhash::quality::FixedState;
 use sluice_policy::ListenerId;
 
+use super::addresses::{Address, Addresses};
 use super::directory::EndpointCell;
 use super::endpoints::EndpointState;
+
+/// Strangers of one address unless the node is told otherwise: a fleet of 5,000 behind one address reconnects at once,
+/// and some more.
+pub const STRANGERS_PER_ADDRESS: u32 = 6_000;
 
 /// Sizes of the table. All are bounds.
 #[derive(Clone, Debug)]
 pub struct TableConfig {
     /// Connections of the node.
     pub connections_max: u32,
+    /// Of these, strangers.
+    pub strangers_max: u32,
+    /// Strangers of one address.
+    pub strangers_per_address_max: u32,
     /// Listeners ever numbered by this process; connections on others are refused.
     pub listeners_max: u16,
     /// Addresses counted apart at once, rounded up to a power of two.
@@ -40,14 +50,22 @@ pub struct TableConfig {
 
 impl Default for TableConfig {
     fn default() -> Self {
+        let connections_max = 100_000;
         Self {
-            connections_max: 100_000,
+            connections_max,
+            strangers_max: strangers_share(connections_max),
+            strangers_per_address_max: STRANGERS_PER_ADDRESS,
             listeners_max: 256,
             addresses_max: 1 << 17,
             endpoints_max: 1024,
             seed: 0,
         }
     }
+}
+
+/// What strangers may hold of so many places: three quarters, one at least.
+pub fn strangers_share(places: u32) -> u32 {
+    places - places / 4
 }
 
 /// One cache line, so that two shards counting different things do not slow each other down.
@@ -58,67 +76,77 @@ struct Padded<T>(T);
 /// The table.
 pub struct Table {
     connections_max: u32,
-    connections: Padded<AtomicU32>,
-    listeners: Box<[Padded<AtomicU32>]>,
-    addresses: Box<[Bucket]>,
-    hasher: FixedState,
+    strangers_max: u32,
+    strangers_per_address_max: u32,
+    connections: Counts,
+    strangers: Counts,
     endpoints: Box<[Padded<EndpointState>]>,
     /// Written when the log level changes, read when a session ends.
     logs_ended: Padded<AtomicBool>,
 }
 
-/// What is counted as one address: an IPv4 address, or the /64 of an IPv6 address (a household or a server is given a
-/// whole /64, so counting single addresses would limit nobody).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Address(u64);
+/// One thing counted three ways.
+struct Counts {
+    node: Padded<AtomicU32>,
+    listeners: Box<[Padded<AtomicU32>]>,
+    addresses: Addresses,
+}
+
+/// The three limits of a thing counted three ways.
+#[derive(Clone, Copy)]
+struct Limits {
+    node: u32,
+    listener: u32,
+    address: u32,
+}
 
 /// A place taken by one connection. Not `Clone`: it is given back once.
 #[derive(Debug, PartialEq, Eq)]
 #[must_use = "a permit that is dropped is a connection counted for ever"]
 pub struct Permit {
     listener: ListenerId,
-    /// Index of the address cell; `SHARED` is added for the shared one of the bucket.
+    /// Cell of the address.
     address: u32,
+    /// Cell of the address among strangers; `None` once it is none.
+    stranger: Option<u32>,
+}
+
+impl Permit {
+    /// True exactly while the connection counts as a stranger.
+    pub fn is_stranger(&self) -> bool {
+        self.stranger.is_some()
+    }
 }
 
 /// Why a connection gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refused {
-    /// The node holds as many as it may.
-    Node,
-    /// The listener does (or is not in the table).
-    Listener,
-    /// The address does.
-    Address,
+    /// So many connections are open already.
+    Connections(Scope),
+    /// So many connections have not sent their CONNECT.
+    Strangers(Scope),
 }
 
-/// Cells of one bucket. A cell is a fingerprint (40 bits) over a count (24 bits); 0 is free.
-const BUCKET_CELLS: usize = 8;
-const COUNT_BITS: u32 = 24;
-const COUNT_MASK: u64 = (1 << COUNT_BITS) - 1;
-/// Cell number, within a bucket, of the count that addresses without a cell of their own share.
-const SHARED: u32 = BUCKET_CELLS as u32;
-/// Cell numbers per bucket, the shared one included, as a power of two.
-const BUCKET_STRIDE: u32 = 16;
-
-#[derive(Default)]
-#[repr(align(64))]
-struct Bucket {
-    cells: [AtomicU64; BUCKET_CELLS],
-    shared: AtomicU32,
+/// Whose limit it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// The node's.
+    Node,
+    /// The listener's (or it is not in the table).
+    Listener,
+    /// The address'.
+    Address,
 }
 
 impl Table {
     /// A table of these sizes, all zero.
     pub fn new(config: &TableConfig) -> Self {
-        let buckets = config.addresses_max.div_ceil(BUCKET_CELLS as u32).max(1);
-        let buckets = buckets.next_power_of_two().min(1 << 24) as usize;
         Self {
             connections_max: config.connections_max,
-            connections: Padded::default(),
-            listeners: many(usize::from(config.listeners_max)),
-            addresses: many(buckets),
-            hasher: FixedState::with_seed(config.seed),
+            strangers_max: config.strangers_max,
+            strangers_per_address_max: config.strangers_per_address_max,
+            connections: Counts::new(config),
+            strangers: Counts::new(config),
             endpoints: many(usize::from(config.endpoints_max)),
             logs_ended: Padded::default(),
         }
@@ -134,7 +162,7 @@ impl Table {
         self.logs_ended.0.load(Ordering::Relaxed)
     }
 
-    /// Takes a place for one connection, or says which limit is reached.
+    /// Takes a place for one connection, a stranger so far, or says which limit is reached.
     pub fn admit(
         &self,
         listener: ListenerId,
@@ -142,69 +170,96 @@ impl Table {
         address: Address,
         address_max: u32,
     ) -> Result<Permit, Refused> {
-        if !take(&self.connections.0, self.connections_max) {
-            return Err(Refused::Node);
-        }
-        let Some(of_listener) = self.listeners.get(usize::from(listener.0)) else {
-            give_back(&self.connections.0);
-            return Err(Refused::Listener);
+        let limits = Limits {
+            node: self.connections_max,
+            listener: listener_max,
+            address: address_max,
         };
-        if !take(&of_listener.0, listener_max) {
-            give_back(&self.connections.0);
-            return Err(Refused::Listener);
-        }
-        match self.take_address(address, address_max) {
-            Some(address) => Ok(Permit { listener, address }),
-            None => {
-                give_back(&of_listener.0);
-                give_back(&self.connections.0);
-                Err(Refused::Address)
+        let cell = self
+            .connections
+            .take(listener, address, limits)
+            .map_err(Refused::Connections)?;
+        let limits = Limits {
+            node: self.strangers_max,
+            listener: self.strangers_max_of(listener_max),
+            address: self.strangers_per_address_max_of(listener_max),
+        };
+        match self.strangers.take(listener, address, limits) {
+            Ok(stranger) => Ok(Permit {
+                listener,
+                address: cell,
+                stranger: Some(stranger),
+            }),
+            Err(scope) => {
+                self.connections.give_back(listener, cell);
+                Err(Refused::Strangers(scope))
             }
         }
     }
 
-    /// Gives a place back.
-    #[allow(clippy::needless_pass_by_value)] // taking the permit is the point: it cannot be given back twice
-    pub fn release(&self, permit: Permit) {
-        give_back(&self.connections.0);
-        if let Some(of_listener) = self.listeners.get(usize::from(permit.listener.0)) {
-            give_back(&of_listener.0);
+    /// Its CONNECT has come: no stranger any more.
+    pub fn introduced(&self, permit: &mut Permit) {
+        if let Some(cell) = permit.stranger.take() {
+            self.strangers.give_back(permit.listener, cell);
         }
-        self.release_address(permit.address);
+    }
+
+    /// Gives a place back.
+    pub fn release(&self, mut permit: Permit) {
+        self.introduced(&mut permit);
+        self.connections.give_back(permit.listener, permit.address);
     }
 
     /// Connections of the node.
     pub fn connections(&self) -> u32 {
-        self.connections.0.load(Ordering::Relaxed)
+        self.connections.node.0.load(Ordering::Relaxed)
+    }
+
+    /// Most connections of the node.
+    pub fn connections_max(&self) -> u32 {
+        self.connections_max
     }
 
     /// Connections of a listener.
     pub fn connections_of(&self, listener: ListenerId) -> u32 {
-        self.listeners
-            .get(usize::from(listener.0))
-            .map_or(0, |count| count.0.load(Ordering::Relaxed))
+        self.connections.of(listener)
     }
 
     /// Connections counted for an address; the shared count when it has no cell of its own.
     pub fn connections_from(&self, address: Address) -> u32 {
-        let (bucket, fingerprint) = self.place(address);
-        let Some(bucket) = self.addresses.get(bucket) else {
-            return 0;
-        };
-        match bucket.count(fingerprint) {
-            0 => bucket.shared.load(Ordering::Relaxed),
-            count => count,
-        }
+        self.connections.addresses.of(address)
+    }
+
+    /// Strangers of the node.
+    pub fn strangers(&self) -> u32 {
+        self.strangers.node.0.load(Ordering::Relaxed)
+    }
+
+    /// Most strangers of the node.
+    pub fn strangers_max(&self) -> u32 {
+        self.strangers_max
+    }
+
+    /// Strangers of a listener.
+    pub fn strangers_of(&self, listener: ListenerId) -> u32 {
+        self.strangers.of(listener)
+    }
+
+    /// Most strangers of a listener that takes so many connections.
+    pub fn strangers_max_of(&self, listener_max: u32) -> u32 {
+        strangers_share(listener_max).min(self.strangers_max)
+    }
+
+    /// Most strangers of one address that come in through such a listener: one address alone never takes all that there
+    /// are for strangers.
+    pub fn strangers_per_address_max_of(&self, listener_max: u32) -> u32 {
+        strangers_share(self.strangers_max_of(listener_max)).min(self.strangers_per_address_max)
     }
 
     /// True exactly when nothing at all is counted: no connection, no address, no connection to an endpoint.
     pub fn is_empty(&self) -> bool {
-        self.connections() == 0
-            && self
-                .listeners
-                .iter()
-                .all(|count| count.0.load(Ordering::Relaxed) == 0)
-            && self.addresses.iter().all(Bucket::is_empty)
+        self.connections.is_empty()
+            && self.strangers.is_empty()
             && self.endpoints.iter().all(|endpoint| endpoint.0.open() == 0)
     }
 
@@ -219,127 +274,60 @@ impl Table {
     pub fn endpoint_cells(&self) -> usize {
         self.endpoints.len()
     }
+}
 
-    fn place(&self, address: Address) -> (usize, u64) {
-        let mut hasher = self.hasher.build_hasher();
-        hasher.write_u64(address.0);
-        let hash = hasher.finish();
-        let bucket = hash as usize & (self.addresses.len() - 1);
-        // Never 0, so that a taken cell differs from a free one even with a count of 0.
-        (bucket, (hash >> COUNT_BITS) | 1)
-    }
-
-    fn take_address(&self, address: Address, max: u32) -> Option<u32> {
-        let (number, fingerprint) = self.place(address);
-        let bucket = self.addresses.get(number)?;
-        let base = u32::try_from(number).ok()?.checked_mul(BUCKET_STRIDE)?;
-        match bucket.add(fingerprint) {
-            Some(cell) => {
-                if bucket.count(fingerprint) > max {
-                    bucket.subtract(cell);
-                    return None;
-                }
-                Some(base + cell)
-            }
-            None => take(&bucket.shared, max).then_some(base + SHARED),
+impl Counts {
+    fn new(config: &TableConfig) -> Self {
+        Self {
+            node: Padded::default(),
+            listeners: many(usize::from(config.listeners_max)),
+            addresses: Addresses::new(config.addresses_max, config.seed),
         }
     }
 
-    fn release_address(&self, address: u32) {
-        let Some(bucket) = self.addresses.get((address / BUCKET_STRIDE) as usize) else {
-            return;
+    /// Counts one and tells the cell of its address, or whose limit is reached.
+    fn take(&self, listener: ListenerId, address: Address, limits: Limits) -> Result<u32, Scope> {
+        if !take(&self.node.0, limits.node) {
+            return Err(Scope::Node);
+        }
+        let of_listener = self.listeners.get(usize::from(listener.0));
+        let Some(of_listener) = of_listener.filter(|count| take(&count.0, limits.listener)) else {
+            give_back(&self.node.0);
+            return Err(Scope::Listener);
         };
-        match address % BUCKET_STRIDE {
-            SHARED => give_back(&bucket.shared),
-            cell => bucket.subtract(cell),
+        self.addresses.take(address, limits.address).ok_or_else(|| {
+            give_back(&of_listener.0);
+            give_back(&self.node.0);
+            Scope::Address
+        })
+    }
+
+    fn give_back(&self, listener: ListenerId, address: u32) {
+        give_back(&self.node.0);
+        if let Some(of_listener) = self.listeners.get(usize::from(listener.0)) {
+            give_back(&of_listener.0);
         }
-    }
-}
-
-impl From<IpAddr> for Address {
-    fn from(address: IpAddr) -> Self {
-        match address.to_canonical() {
-            IpAddr::V4(v4) => Self(u64::from(u32::from(v4))),
-            // Global unicast begins with 2 or 3, link-local with fe80: no /64 collides with an IPv4 address except ::/96,
-            // which is not routed.
-            IpAddr::V6(v6) => Self(prefix(v6)),
-        }
-    }
-}
-
-fn prefix(address: Ipv6Addr) -> u64 {
-    match u64::try_from(u128::from(address) >> 64) {
-        // ::1 and other addresses of ::/64 share one count that no IPv4 address has.
-        Ok(0) | Err(_) => u64::MAX,
-        Ok(prefix) => prefix,
-    }
-}
-
-impl Bucket {
-    /// Adds one for the fingerprint and tells the cell; `None` when it has no cell and none is free.
-    fn add(&self, fingerprint: u64) -> Option<u32> {
-        loop {
-            let found = self.cells.iter().zip(0_u32..).find_map(|(cell, number)| {
-                let seen = cell.load(Ordering::Acquire);
-                (seen >> COUNT_BITS == fingerprint).then_some((cell, number, seen))
-            });
-            let free = || {
-                self.cells.iter().zip(0_u32..).find_map(|(cell, number)| {
-                    let seen = cell.load(Ordering::Acquire);
-                    (seen == 0).then_some((cell, number, fingerprint << COUNT_BITS))
-                })
-            };
-            let taken = found.is_some();
-            let (cell, number, seen) = found.or_else(free)?;
-            if seen & COUNT_MASK == COUNT_MASK {
-                return None; // 16 million of one address: the shared count then refuses them
-            }
-            let expected = if taken { seen } else { 0 };
-            if cell
-                .compare_exchange(expected, seen + 1, Ordering::AcqRel, Ordering::Acquire)
-                .is_ok()
-            {
-                return Some(number);
-            }
-        }
+        self.addresses.release(address);
     }
 
-    fn subtract(&self, number: u32) {
-        let Some(cell) = self.cells.get(number as usize) else {
-            return;
-        };
-        let _ = cell.fetch_update(Ordering::AcqRel, Ordering::Acquire, |seen| {
-            debug_assert!(seen & COUNT_MASK > 0, "a place given back twice");
-            Some(if seen & COUNT_MASK <= 1 { 0 } else { seen - 1 })
-        });
-    }
-
-    /// The sum over the cells of the fingerprint: two shards that meet an address for the first time at once may have
-    /// given it two cells.
-    fn count(&self, fingerprint: u64) -> u32 {
-        self.cells
-            .iter()
-            .map(|cell| cell.load(Ordering::Acquire))
-            .filter(|seen| seen >> COUNT_BITS == fingerprint)
-            .map(|seen| (seen & COUNT_MASK) as u32)
-            .fold(0, u32::saturating_add)
+    fn of(&self, listener: ListenerId) -> u32 {
+        self.listeners
+            .get(usize::from(listener.0))
+            .map_or(0, |count| count.0.load(Ordering::Relaxed))
     }
 
     fn is_empty(&self) -> bool {
-        self.shared.load(Ordering::Relaxed) == 0
-            && self
-                .cells
-                .iter()
-                .all(|cell| cell.load(Ordering::Relaxed) == 0)
+        let is_zero = |count: &Padded<AtomicU32>| count.0.load(Ordering::Relaxed) == 0;
+        is_zero(&self.node) && self.listeners.iter().all(is_zero) && self.addresses.is_empty()
     }
 }
 
-fn many<T: Default>(count: usize) -> Box<[T]> {
+pub(super) fn many<T: Default>(count: usize) -> Box<[T]> {
     std::iter::repeat_with(T::default).take(count).collect()
 }
 
 /// Counts one, and takes it back when that is over the limit.
-fn take(count: &AtomicU32, max: u32) -> bool {
+pub(super) fn take(count: &AtomicU32, max: u32) -> bool {
     let before = count.fetch_add(1, Ordering::AcqRel);
     if before >= max {
         give_back(count);
@@ -355,7 +343,7 @@ pub(super) fn give_back(count: &AtomicU32) {
 
 #[cfg(test)]
 mod tests {
-    use std::net::Ipv4Addr;
+    use std::net::{IpAddr, Ipv4Addr};
     use std::sync::Arc;
 
     use super::*;
@@ -366,10 +354,12 @@ mod tests {
     fn small() -> Table {
         Table::new(&TableConfig {
             connections_max: 64,
+            strangers_max: 64,
             listeners_max: 2,
             addresses_max: 1,
             endpoints_max: 1,
             seed: 7,
+            ..TableConfig::default()
         })
     }
 
@@ -380,10 +370,16 @@ mod tests {
     #[test]
     fn each_limit_refuses_by_its_own_name_and_gives_everything_back() {
         let cases: [(u32, u32, u32, ListenerId, Refused); 4] = [
-            (1, MANY, MANY, L, Refused::Node),
-            (MANY, 1, MANY, L, Refused::Listener),
-            (MANY, MANY, 1, L, Refused::Address),
-            (MANY, MANY, MANY, ListenerId(9), Refused::Listener),
+            (1, MANY, MANY, L, Refused::Connections(Scope::Node)),
+            (MANY, 1, MANY, L, Refused::Connections(Scope::Listener)),
+            (MANY, MANY, 1, L, Refused::Connections(Scope::Address)),
+            (
+                MANY,
+                MANY,
+                MANY,
+                ListenerId(9),
+                Refused::Connections(Scope::Listener),
+            ),
         ];
         for (node, listener, address, second, expected) in cases {
             let table = Table::new(&TableConfig {
@@ -410,10 +406,16 @@ mod tests {
         // Two more addresses share one count of 2, whichever they are.
         permits.push(table.admit(L, MANY, v4(100), 2).unwrap());
         permits.push(table.admit(L, MANY, v4(101), 2).unwrap());
-        assert_eq!(table.admit(L, MANY, v4(102), 2), Err(Refused::Address));
+        assert_eq!(
+            table.admit(L, MANY, v4(102), 2),
+            Err(Refused::Connections(Scope::Address))
+        );
         // Those with a cell of their own are still counted exactly.
         permits.push(table.admit(L, MANY, v4(0), 2).unwrap());
-        assert_eq!(table.admit(L, MANY, v4(0), 2), Err(Refused::Address));
+        assert_eq!(
+            table.admit(L, MANY, v4(0), 2),
+            Err(Refused::Connections(Scope::Address))
+        );
         for permit in permits {
             table.release(permit);
         }
@@ -421,18 +423,47 @@ mod tests {
     }
 
     #[test]
-    fn ipv6_is_counted_by_its_64_bit_prefix_and_mapped_ipv4_as_ipv4() {
-        let cases = [
-            ("2001:db8::1", "2001:db8::ffff", true),
-            ("2001:db8:0:1::1", "2001:db8:0:2::1", false),
-            ("::ffff:10.0.0.1", "10.0.0.1", true),
-            ("10.0.0.1", "10.0.0.2", false),
-            ("::1", "0.0.0.0", false),
+    fn strangers_have_a_share_of_node_listener_and_address_and_leave_it_with_their_connect() {
+        const S: fn(Scope) -> Refused = Refused::Strangers;
+        // Node, listener, strangers of an address; how many strangers of one address, then of others, are let in.
+        let cases: [(u32, u32, u32, u32, u32, Refused); 4] = [
+            (8, MANY, MANY, 5, 1, S(Scope::Node)),
+            (MANY, 8, MANY, 5, 1, S(Scope::Listener)),
+            (MANY, MANY, 2, 2, 100, S(Scope::Address)),
+            (1, MANY, MANY, 1, 0, Refused::Connections(Scope::Node)),
         ];
-        for (one, other, same) in cases {
-            let one = Address::from(one.parse::<IpAddr>().unwrap());
-            let other = Address::from(other.parse::<IpAddr>().unwrap());
-            assert_eq!(one == other, same);
+        for (node, listener, address, of_one, of_others, refused) in cases {
+            let table = Table::new(&TableConfig {
+                connections_max: node,
+                strangers_max: strangers_share(node),
+                strangers_per_address_max: address,
+                ..TableConfig::default()
+            });
+            let mut permits = Vec::new();
+            let mut come = |last: u8| {
+                let permit = table.admit(L, listener, v4(last), MANY)?;
+                permits.push(permit);
+                Ok(())
+            };
+            let of_first = (0..of_one).map(|_| come(1)).collect::<Result<Vec<()>, _>>();
+            assert!(of_first.is_ok(), "{refused:?}");
+            if of_others > 0 {
+                assert_eq!(come(1), Err(S(Scope::Address)), "{refused:?}");
+            }
+            for last in 2..2 + of_others {
+                assert_eq!(come(last as u8), Ok(()), "{refused:?} {last}");
+            }
+            if of_others < 100 {
+                assert_eq!(come(200), Err(refused));
+            }
+            for permit in &mut permits {
+                table.introduced(permit);
+                table.introduced(permit); // once is what counts
+            }
+            assert_eq!((table.strangers(), table.strangers_of(L)), (0, 0));
+            assert_eq!(table.connections(), of_one + of_others);
+            permits.drain(..).for_each(|permit| table.release(permit));
+            assert!(table.is_empty(), "{refused:?}");
         }
     }
 

@@ -43,6 +43,8 @@ pub enum Cause {
     Busy,
     /// No CONNECT in time.
     ConnectTimeout,
+    /// No CONNECT yet, and another connection needed the place.
+    GaveWay,
     /// A packet once begun was not finished in time.
     PacketTimeout,
     /// Keep alive ran out: 0x8d.
@@ -94,7 +96,7 @@ impl Cause {
             | Self::UpstreamDisconnect
             | Self::UpstreamRefused => Farewell::SILENT,
             // Nothing was said yet, or nothing is taken any more.
-            Self::ConnectTimeout | Self::WriteStall => Farewell::SILENT,
+            Self::ConnectTimeout | Self::GaveWay | Self::WriteStall => Farewell::SILENT,
             Self::UpstreamGone
             | Self::UpstreamUnavailable
             | Self::UpstreamStalled
@@ -144,6 +146,7 @@ impl Cause {
             | Self::ListenerGone
             | Self::Busy
             | Self::ConnectTimeout
+            | Self::GaveWay
             | Self::PacketTimeout
             | Self::KeepAlive
             | Self::WriteStall
@@ -171,6 +174,7 @@ impl Cause {
             Self::ListenerGone => Counter::EndedListenerGone,
             Self::Busy => Counter::EndedBusy,
             Self::ConnectTimeout => Counter::EndedConnectTimeout,
+            Self::GaveWay => Counter::EndedGaveWay,
             Self::PacketTimeout => Counter::EndedPacketTimeout,
             Self::KeepAlive => Counter::EndedKeepAlive,
             Self::WriteStall => Counter::EndedWriteStall,
@@ -330,6 +334,7 @@ impl Session {
             | Cause::ListenerGone
             | Cause::Busy
             | Cause::ConnectTimeout
+            | Cause::GaveWay
             | Cause::PacketTimeout
             | Cause::KeepAlive
             | Cause::WriteStall

@@ -14,6 +14,7 @@ use crate::session::{Cause, Session, Side};
 
 use super::leg::{Chain, Closing, Leg, Reading};
 use super::slots::Waiting;
+use super::strangers::Stranger;
 use super::{Core, Turn};
 
 /// How long a peer may take to send its FIN.
@@ -174,6 +175,9 @@ impl<R: Ring> Core<R> {
         if let Some(mut open) = self.slots.remove(slot) {
             self.budget.removed(open.kept_bytes);
             if let Some(permit) = open.permit.take() {
+                if permit.is_stranger() {
+                    self.forget(Stranger::new(slot, &open));
+                }
                 self.table.release(permit);
             }
         }

@@ -43,6 +43,7 @@ impl<R: Ring> Core<R> {
                 let until = turn.now.after(self.limits.authenticate_timeout);
                 open.waiting = Some(Box::new(Waiting::Password(until)));
                 self.authenticating += 1;
+                self.introduce(slot);
                 None
             }
             Err(Undelivered::Full(_) | Undelivered::Gone(_)) => {
@@ -77,6 +78,7 @@ impl<R: Ring> Core<R> {
         kept: bool,
     ) -> Option<Follow> {
         self.dials = self.dials.wrapping_add(1);
+        self.introduce(slot);
         let open = self.slots.get_mut(slot)?;
         open.waiting = Some(Box::new(Waiting::Dial(Dial::new(upstream, key).kept(kept))));
         self.attempt(turn, slot)

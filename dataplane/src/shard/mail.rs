@@ -144,7 +144,7 @@ impl<R: Ring> Core<R> {
 
     /// The same for what the log is told of single sessions.
     pub(super) fn post_notices(&mut self) {
-        let Some(batch) = self.notices.take() else {
+        let Some(batch) = self.notices.take(self.ring.now()) else {
             return;
         };
         let (shard, batch) = (self.shard, Box::new(batch));
@@ -225,6 +225,7 @@ impl<R: Ring> Core<R> {
     fn report(&mut self, request: u64) {
         let gauges = ShardGauges {
             sessions: self.slots.open(),
+            sessions_max: self.limits.sessions_max,
             connected: self.connected,
             backlog_bytes: self.budget.bytes(),
             authenticating: self.authenticating,

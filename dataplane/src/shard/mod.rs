@@ -27,6 +27,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `accept.rs` | new connections, and why they are refused |
+//! | `strangers.rs` | connections that have not said who they are, and which gives way |
 //! | `dispatch.rs` | event to session, outputs to operations, the flush |
 //! | `pressure.rs`, `backlog.rs` | what sockets do not take: backlogs, holding back, budgets, stalls |
 //! | `connect.rs` | the way to the upstream; parked passwords |
@@ -53,6 +54,7 @@ mod outbox;
 mod pressure;
 mod random;
 mod slots;
+mod strangers;
 mod sweep;
 mod timers;
 
@@ -80,6 +82,7 @@ use outbox::Outbox;
 use pressure::Budget;
 use random::Random;
 use slots::Slots;
+use strangers::Strangers;
 use sweep::Sweep;
 use timers::Wheel;
 
@@ -97,6 +100,8 @@ pub struct ShardLimits {
     pub authenticating_max: u32,
     /// How long a password may take.
     pub authenticate_timeout: Duration,
+    /// A stranger is left alone for so long; after it, it may have to give way to a newcomer.
+    pub strangers_grace: Duration,
 }
 
 impl Default for ShardLimits {
@@ -107,6 +112,7 @@ impl Default for ShardLimits {
             loop_lag_max: Duration::from_millis(250),
             authenticating_max: 512,
             authenticate_timeout: Duration::from_secs(20),
+            strangers_grace: Duration::from_secs(2),
         }
     }
 }
@@ -149,6 +155,7 @@ struct Core<R: Ring> {
     directory: Arc<Directory>,
     counters: Arc<Counters>,
     slots: Slots,
+    strangers: Strangers,
     /// By socket index: whose it is. Verified against the leg, so stale entries are harmless.
     owners: Vec<Owner>,
     wheel: Wheel,
@@ -204,6 +211,7 @@ impl<R: Ring> Shard<R> {
             core: Core {
                 shard: parts.shard,
                 slots: Slots::new(parts.limits.sessions_max),
+                strangers: Strangers::new(parts.limits.strangers_grace),
                 budget: Budget::new(parts.limits.backlog_bytes_max),
                 limits: parts.limits,
                 ring,

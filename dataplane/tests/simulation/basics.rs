@@ -155,6 +155,13 @@ fn every_reason_to_refuse_a_connection_is_counted_and_its_place_comes_back() {
         1,
         "3 for each address"
     );
+    for (number, client) in one.iter().take(3).enumerate() {
+        say(
+            &mut stage,
+            *client,
+            &connect(Version::V5, &format!("c{number}")),
+        );
+    }
     let two: Vec<Peer> = (0..3).map(|_| knock(&mut stage, 2)).collect();
     assert_eq!(
         stage.count(Counter::RefusedListener),

@@ -21,7 +21,7 @@ use crate::control::auth::PoolGauges;
 use crate::control::compile::Refusal;
 use crate::control::fleet::advice::Way;
 use crate::control::fleet::disk::Identity;
-use crate::control::observe::Observed;
+use crate::control::observe::{Crowd, Observed};
 use crate::control::{Command, SessionPage};
 use crate::node::{KickWho, SessionInfo, SessionRef};
 
@@ -108,8 +108,9 @@ fn observed() -> Observed {
         listeners: Vec::new(),
         shards: Vec::new(),
         endpoints: Vec::new(),
-        connections: 0,
+        connections: Crowd::default(),
         connections_by_listener: Vec::new(),
+        strangers_per_address_max: 0,
         auth: PoolGauges::default(),
         latency: None,
         counters: Vec::new(),
