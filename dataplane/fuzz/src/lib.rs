@@ -9,10 +9,12 @@ use bolero as _;
 
 mod decoder;
 mod framer;
+mod session;
 mod topics;
 
 pub use decoder::{decode_client, decode_server};
 pub use framer::framer;
+pub use session::session;
 pub use topics::topics;
 
 use sluice_wire::mqtt::Version;
