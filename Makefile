@@ -5,7 +5,7 @@ CARGO ?= cargo
 .PHONY: help run test ci fmt clippy build bench load glommio sim fuzz corpus deny clean
 
 # Targets of dataplane/fuzz, in the order in which `make fuzz` without a name takes them.
-FUZZ := framer decode_client decode_server topics session
+FUZZ := framer decode_client decode_server topics document session
 fuzz_names = $(or $(NAME),$(FUZZ))
 committed = $(CURDIR)/dataplane/fuzz/tests/__fuzz__
 found = $(CURDIR)/target/fuzz/found

@@ -8,11 +8,13 @@
 use bolero as _;
 
 mod decoder;
+mod document;
 mod framer;
 mod session;
 mod topics;
 
 pub use decoder::{decode_client, decode_server};
+pub use document::document;
 pub use framer::framer;
 pub use session::session;
 pub use topics::topics;

@@ -47,16 +47,25 @@ fn session() {
         .for_each(sluice_fuzz::session);
 }
 
+#[test]
+fn document() {
+    bolero::check!()
+        .with_iterations(ITERATIONS)
+        .with_max_len(INPUT_BYTES_MAX)
+        .for_each(sluice_fuzz::document);
+}
+
 /// bolero passes over a corpus that it does not find in silence; this replays it by its path, and with every cut.
 #[test]
 fn the_corpus_is_there_and_replays() {
     type Target = fn(&[u8]);
-    let targets: [(&str, Target); 5] = [
+    let targets: [(&str, Target); 6] = [
         ("framer", sluice_fuzz::framer),
         ("decode_client", sluice_fuzz::decode_client),
         ("decode_server", sluice_fuzz::decode_server),
         ("topics", sluice_fuzz::topics),
         ("session", sluice_fuzz::session),
+        ("document", sluice_fuzz::document),
     ];
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/__fuzz__");
     for (name, target) in targets {
