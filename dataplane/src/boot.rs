@@ -151,13 +151,7 @@ async fn control_thread(
         table,
         exits,
         auth_threads: args.auth_threads.unwrap_or_else(auth_threads),
-        auth_limits: auth::Limits {
-            queue_max: args.auth_queue.get() as usize,
-            waiters_max: sessions_max as usize,
-            deadline: args.auth_deadline.0,
-            cache_entries_max: args.auth_cache as usize,
-            cache_lifetime: args.auth_cache_time.0,
-        },
+        auth_limits: auth_limits(args, sessions_max),
         auth_secret_key: random().context("randomness from the kernel")?,
         policy_file: args.policy.clone(),
         fleet: member.as_ref().map(fleet::Member::shared),
@@ -309,6 +303,21 @@ fn table_config(args: &RunArgs, connections_max: u32, seed: u64) -> TableConfig 
         strangers_per_address_max: args.strangers_per_address_max.get(),
         seed,
         ..TableConfig::default()
+    }
+}
+
+/// Sessions that wait for a password have the share of the places that strangers have, and one address what one address
+/// has of it: whatever is claimed, some places are left to others.
+fn auth_limits(args: &RunArgs, sessions_max: u32) -> auth::Limits {
+    let waiters_max = strangers_share(sessions_max);
+    auth::Limits {
+        queue_max: args.auth_queue.get() as usize,
+        waiters_max: waiters_max as usize,
+        waiters_per_address_max: strangers_share(waiters_max) as usize,
+        deadline: args.auth_deadline.0,
+        cache_entries_max: args.auth_cache as usize,
+        cache_lifetime: args.auth_cache_time.0,
+        known_entries_max: args.auth_known as usize,
     }
 }
 

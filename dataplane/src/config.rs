@@ -155,6 +155,16 @@ pub struct RunArgs {
     )]
     pub auth_cache_time: Span,
 
+    /// Verified passwords remembered for a month (as keyed digests), so that devices that were here before are ahead of
+    /// first logins and of guesses when checks have to wait. 0 turns it off.
+    #[arg(
+        long,
+        env = "SLUICE_AUTH_KNOWN",
+        value_name = "N",
+        default_value = "100000"
+    )]
+    pub auth_known: u32,
+
     /// Form of the log on standard error.
     #[arg(long, env = "SLUICE_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -339,11 +339,32 @@ fn auth(page: &Page<'_>, observed: &Observed) {
         "Password hashes computed; a check answered from the cache computes none.",
     );
     page.counter(name, &[], auth.hashes);
+    let name = "sluice_auth_failures_total";
+    page.describe_counter(
+        name,
+        "Sessions refused by a password check: a wrong password, or a user that does not exist.",
+    );
+    page.counter(name, &[], auth.failures);
     for (name, help, value) in [
         (
             "sluice_auth_queue",
             "Password checks waiting for a thread.",
             auth.queue_len,
+        ),
+        (
+            "sluice_auth_queue_places",
+            "What these take of the queue: a place for each 512 bytes of user name and password.",
+            auth.queue_places,
+        ),
+        (
+            "sluice_auth_queue_places_limit",
+            "Places of the queue.",
+            auth.queue_places_max,
+        ),
+        (
+            "sluice_auth_known_entries",
+            "Verified passwords remembered, as digests, for their place in the queue.",
+            auth.known_len,
         ),
         (
             "sluice_auth_waiters",

@@ -120,6 +120,9 @@ impl Control {
         if let Some(seen) = self.crowding.take(clock::monotonic()) {
             crowding::tell(&seen);
         }
+        if let Some(seen) = self.pool.guessing() {
+            auth::tell(&seen);
+        }
         if self.ticks.is_multiple_of(TICKS_PER_PURGE) {
             self.pool.purge();
         }

@@ -6,15 +6,22 @@
 //!
 //! A client may claim a user name and a password of 64 KiB each, and everything that waits is memory: the queue is
 //! bounded in places, and a long claim takes many.
+//!
+//! What was verified once is remembered twice, as the same digest: for minutes, to be let in without a hash, and for
+//! weeks, to be ahead of those that never were. The second memory says nothing about a user by its name alone: to a
+//! guess, a user that logs in every day from the same address is a user like any other, existing or not.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
 use sluice_policy::Verifier;
 use zeroize::Zeroizing;
 
+use super::PoolGauges;
 use super::cache::{Cache, Key};
+use super::guesses::{Guesses, Guessing};
+use super::queue::{Name, Place, Queue};
 use super::shares::Shares;
 use crate::clock::Time;
 use crate::node::Address;
@@ -24,6 +31,9 @@ use crate::session::AuthOutcome;
 /// with the usual queue of 4,096 places, strangers hold at most 2 MiB, not half a gigabyte.
 pub(super) const PLACE_BYTES: usize = 512;
 
+/// How long a success keeps its place in the queue.
+const KNOWN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
+
 /// Bounds of the pool. All are reached by a test.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -31,12 +41,16 @@ pub struct Limits {
     pub queue_max: usize,
     /// Sessions waiting for an answer, over all checks.
     pub waiters_max: usize,
+    /// Of these, those of one address: many may wait for one check, which takes one place of the queue.
+    pub waiters_per_address_max: usize,
     /// Longest wait of one session.
     pub deadline: Duration,
     /// Successes remembered.
     pub cache_entries_max: usize,
     /// How long.
     pub cache_lifetime: Duration,
+    /// Successes remembered for their place in the queue, for a month each.
+    pub known_entries_max: usize,
 }
 
 /// A password to check.
@@ -69,14 +83,25 @@ pub(super) struct Desk<O> {
     limits: Limits,
     secret_key: [u8; 32],
     cache: Cache,
+    /// What was right once, for its place in the queue.
+    known: Cache,
+    guesses: Guesses,
     flights: HashMap<Key, Flight<O>>,
-    queue: FairQueue,
-    waiters_len: usize,
+    queue: Queue,
+    waiters: Waiters,
+}
+
+/// How many wait.
+#[derive(Default)]
+struct Waiters {
+    len: usize,
+    by_address: Shares,
 }
 
 /// One check and all who wait for it.
 struct Flight<O> {
     address: Address,
+    name: Name,
     waiters: Vec<Waiter<O>>,
     /// `None` exactly while a thread works on it.
     check: Option<Check>,
@@ -84,6 +109,7 @@ struct Flight<O> {
 
 struct Waiter<O> {
     origin: O,
+    address: Address,
     deadline: Time,
 }
 
@@ -92,11 +118,13 @@ impl<O> Desk<O> {
     pub(super) fn new(limits: Limits, secret_key: [u8; 32]) -> Self {
         Self {
             cache: Cache::new(limits.cache_entries_max, limits.cache_lifetime),
+            known: Cache::new(limits.known_entries_max, KNOWN_LIFETIME),
+            guesses: Guesses::default(),
             limits,
             secret_key,
             flights: HashMap::new(),
-            queue: FairQueue::default(),
-            waiters_len: 0,
+            queue: Queue::default(),
+            waiters: Waiters::default(),
         }
     }
 
@@ -114,30 +142,37 @@ impl<O> Desk<O> {
             answers.push((origin, AuthOutcome::Verified));
             return false;
         }
-        if self.waiters_len >= self.limits.waiters_max {
-            answers.push((origin, AuthOutcome::Busy));
-            return false;
-        }
+        let address = Address::from(address);
         let waiter = Waiter {
             origin,
+            address,
             deadline: now.after(self.limits.deadline),
         };
         if let Some(flight) = self.flights.get_mut(&key) {
-            flight.waiters.push(waiter);
-            self.waiters_len += 1;
+            if self.waiters.has_room(&self.limits, address) {
+                flight.waiters.push(waiter);
+                self.waiters.came(address);
+            } else {
+                answers.push((waiter.origin, AuthOutcome::Busy));
+            }
             return false;
         }
-        let address = Address::from(address);
-        // The longest takes all of a short queue: it waits for a quiet moment, not for ever.
-        let places = check.places().min(self.limits.queue_max.max(1));
-        if !self.make_room(address, places, answers) {
+        let place = Place {
+            address,
+            name: self.name(&check.user),
+            is_known: self.known.contains(now, &key),
+            // The longest takes all of a short queue: it waits for a quiet moment, not for ever.
+            places: check.places().min(self.limits.queue_max.max(1)),
+        };
+        if !self.make_room(place, answers) {
             answers.push((waiter.origin, AuthOutcome::Busy));
             return false;
         }
-        self.queue.push(address, Queued { key, places });
-        self.waiters_len += 1;
+        self.queue.push(place, key);
+        self.waiters.came(address);
         let flight = Flight {
             address,
+            name: place.name,
             waiters: vec![waiter],
             check: Some(check),
         };
@@ -151,7 +186,7 @@ impl<O> Desk<O> {
             let Some(flight) = self.flights.get_mut(&key) else {
                 continue;
             };
-            self.waiters_len -= answer_late(now, &mut flight.waiters, answers);
+            self.waiters.answer_late(now, &mut flight.waiters, answers);
             if flight.waiters.is_empty() {
                 self.flights.remove(&key);
                 continue;
@@ -174,64 +209,80 @@ impl<O> Desk<O> {
         let Some(flight) = self.flights.remove(key) else {
             return;
         };
-        self.waiters_len -= flight.waiters.len();
         let outcome = match verified {
             Some(true) => {
                 // Also when all who waited have given up: they come back, and then it costs nothing.
                 self.cache.insert(now, *key, flight.address);
+                self.known.insert(now, *key, flight.address);
                 AuthOutcome::Verified
             }
-            Some(false) => AuthOutcome::Refused,
+            Some(false) => {
+                let sessions = flight.waiters.len();
+                self.guesses.note(flight.address, flight.name, sessions);
+                AuthOutcome::Refused
+            }
             None => AuthOutcome::Busy,
         };
-        let origins = flight.waiters.into_iter().map(|waiter| waiter.origin);
-        answers.extend(origins.map(|origin| (origin, outcome)));
+        self.waiters.answer(flight.waiters, outcome, answers);
     }
 
     /// Answers those whose deadline has passed; for a tick of a fraction of the deadline.
     pub(super) fn expire(&mut self, now: Time, answers: &mut Vec<(O, AuthOutcome)>) {
         for flight in self.flights.values_mut() {
-            self.waiters_len -= answer_late(now, &mut flight.waiters, answers);
+            self.waiters.answer_late(now, &mut flight.waiters, answers);
         }
     }
 
     /// Gives back the memory of outlived cache entries; for a slow tick.
     pub(super) fn purge(&mut self, now: Time) {
         self.cache.purge(now);
+        self.known.purge(now);
     }
 
-    /// Checks waiting for a thread, sessions waiting for an answer, successes remembered.
-    pub(super) fn lens(&self) -> (usize, usize, usize) {
-        (self.queue.len(), self.waiters_len, self.cache.len())
+    /// What there is to say about guessing since the last time; `None` while that was just now, or nothing was guessed.
+    pub(super) fn guessing(&mut self, now: Time) -> Option<Guessing> {
+        self.guesses.take(now)
     }
 
-    /// Longest queue gives way: the newest checks of the address that holds most places are answered Busy until there is
-    /// room, unless the address that asks would hold as much itself.
-    fn make_room(
-        &mut self,
-        address: Address,
-        places: usize,
-        answers: &mut Vec<(O, AuthOutcome)>,
-    ) -> bool {
-        while self.queue.places + places > self.limits.queue_max {
-            let Some((largest, held)) = self.queue.shares.largest() else {
-                return false;
-            };
-            if self.queue.shares.of(address) + places > held.saturating_sub(1) {
-                return false;
-            }
-            let Some(flight) = self
-                .queue
-                .pop_newest(largest)
-                .and_then(|key| self.flights.remove(&key))
-            else {
-                return false;
-            };
-            self.waiters_len -= flight.waiters.len();
-            let origins = flight.waiters.into_iter().map(|waiter| waiter.origin);
-            answers.extend(origins.map(|origin| (origin, AuthOutcome::Busy)));
+    /// What it holds.
+    pub(super) fn gauges(&self) -> PoolGauges {
+        PoolGauges {
+            hashes: 0,
+            failures: self.guesses.failures(),
+            queue_len: self.queue.len(),
+            queue_places: self.queue.places(),
+            queue_places_max: self.limits.queue_max,
+            waiters_len: self.waiters.len,
+            cache_len: self.cache.len(),
+            known_len: self.known.len(),
         }
-        true
+    }
+
+    /// Makes others give way, who are answered Busy, until there is room for this one; false when it has to itself.
+    fn make_room(&mut self, place: Place, answers: &mut Vec<(O, AuthOutcome)>) -> bool {
+        loop {
+            let is_full = self.queue.places() + place.places > self.limits.queue_max;
+            let gives_way = if self.waiters.of(place.address) >= self.limits.waiters_per_address_max
+            {
+                self.queue.give_way_at_home(place)
+            } else if is_full || self.waiters.len >= self.limits.waiters_max {
+                self.queue.give_way(place)
+            } else {
+                return true;
+            };
+            let Some(flight) = gives_way.and_then(|key| self.flights.remove(&key)) else {
+                return false;
+            };
+            self.waiters
+                .answer(flight.waiters, AuthOutcome::Busy, answers);
+        }
+    }
+
+    /// For the turns of names: tells nothing about the name outside of this process.
+    fn name(&self, user: &str) -> Name {
+        let digest = blake3::keyed_hash(&self.secret_key, user.as_bytes());
+        let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
+        Name(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
     }
 
     /// Covers all that is verified: the user, the secret and the digest of what is stored.
@@ -249,80 +300,44 @@ impl<O> Desk<O> {
     }
 }
 
-/// Answers Busy to those whose deadline has passed and returns how many they were. Waiters are in order of deadline.
-fn answer_late<O>(
-    now: Time,
-    waiters: &mut Vec<Waiter<O>>,
-    answers: &mut Vec<(O, AuthOutcome)>,
-) -> usize {
-    let late = waiters
-        .iter()
-        .take_while(|waiter| waiter.deadline <= now)
-        .count();
-    let origins = waiters.drain(..late).map(|waiter| waiter.origin);
-    answers.extend(origins.map(|origin| (origin, AuthOutcome::Busy)));
-    late
-}
-
-/// First in, first out within an address; addresses take turns.
-#[derive(Default)]
-struct FairQueue {
-    by_address: HashMap<Address, VecDeque<Queued>>,
-    turns: VecDeque<Address>,
-    /// Of the places.
-    shares: Shares,
-    len: usize,
-    places: usize,
-}
-
-/// A check in the queue, and the places it takes there.
-struct Queued {
-    key: Key,
-    places: usize,
-}
-
-impl FairQueue {
-    fn len(&self) -> usize {
-        self.len
+impl Waiters {
+    fn of(&self, address: Address) -> usize {
+        self.by_address.of(address)
     }
 
-    fn push(&mut self, address: Address, queued: Queued) {
-        self.shares.add(address, queued.places);
+    fn has_room(&self, limits: &Limits, address: Address) -> bool {
+        self.len < limits.waiters_max && self.of(address) < limits.waiters_per_address_max
+    }
+
+    fn came(&mut self, address: Address) {
         self.len += 1;
-        self.places += queued.places;
-        let list = self.by_address.entry(address).or_default();
-        if list.is_empty() {
-            self.turns.push_back(address);
-        }
-        list.push_back(queued);
+        self.by_address.add(address, 1);
     }
 
-    fn pop(&mut self) -> Option<Key> {
-        let address = self.turns.pop_front()?;
-        let list = self.by_address.get_mut(&address)?;
-        let queued = list.pop_front()?;
-        if list.is_empty() {
-            self.by_address.remove(&address);
-        } else {
-            self.turns.push_back(address);
+    fn answer<O>(
+        &mut self,
+        waiters: impl IntoIterator<Item = Waiter<O>>,
+        outcome: AuthOutcome,
+        answers: &mut Vec<(O, AuthOutcome)>,
+    ) {
+        for waiter in waiters {
+            self.len -= 1;
+            self.by_address.take(waiter.address, 1);
+            answers.push((waiter.origin, outcome));
         }
-        Some(self.popped(address, &queued))
     }
 
-    fn pop_newest(&mut self, address: Address) -> Option<Key> {
-        let list = self.by_address.get_mut(&address)?;
-        let queued = list.pop_back()?;
-        if list.is_empty() {
-            self.by_address.remove(&address);
-            self.turns.retain(|&waiting| waiting != address);
-        }
-        Some(self.popped(address, &queued))
-    }
-
-    fn popped(&mut self, address: Address, queued: &Queued) -> Key {
-        self.shares.take(address, queued.places);
-        self.len -= 1;
-        self.places -= queued.places;
-        queued.key
+    /// Answers Busy to those whose deadline has passed. Waiters are in order of deadline.
+    fn answer_late<O>(
+        &mut self,
+        now: Time,
+        waiters: &mut Vec<Waiter<O>>,
+        answers: &mut Vec<(O, AuthOutcome)>,
+    ) {
+        let late = waiters
+            .iter()
+            .take_while(|waiter| waiter.deadline <= now)
+            .count();
+        self.answer(waiters.drain(..late), AuthOutcome::Busy, answers);
     }
 }

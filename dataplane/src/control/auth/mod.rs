@@ -14,12 +14,15 @@ use crate::session::AuthOutcome;
 
 mod cache;
 mod desk;
+mod guesses;
+mod queue;
 mod shares;
 #[cfg(test)]
 mod tests;
 
 use desk::Desk;
 pub use desk::{Check, Limits};
+pub use guesses::Guessing;
 
 /// What verifies: the check in, true when the password is right. Slow on purpose.
 pub type Verify = dyn Fn(&Check) -> bool + Send + Sync;
@@ -37,12 +40,20 @@ pub struct Pool<O: Send + 'static> {
 pub struct PoolGauges {
     /// Hashes computed since the start.
     pub hashes: u64,
+    /// Sessions whose password was wrong, or whose user does not exist, since the start.
+    pub failures: u64,
     /// Checks waiting for a thread.
     pub queue_len: usize,
+    /// What they take of the queue.
+    pub queue_places: usize,
+    /// What there is of it.
+    pub queue_places_max: usize,
     /// Sessions waiting for an answer.
     pub waiters_len: usize,
     /// Successes remembered.
     pub cache_len: usize,
+    /// Successes remembered for their place in the queue.
+    pub known_len: usize,
 }
 
 struct Shared<O> {
@@ -118,16 +129,29 @@ impl<O: Send + 'static> Pool<O> {
         self.shared.lock().desk.purge(clock::monotonic());
     }
 
+    /// What the log should say about guessing, at most once a second.
+    pub fn guessing(&self) -> Option<Guessing> {
+        self.shared.lock().desk.guessing(clock::monotonic())
+    }
+
     /// What there is to say about it.
     pub fn gauges(&self) -> PoolGauges {
-        let (queue_len, waiters_len, cache_len) = self.shared.lock().desk.lens();
         PoolGauges {
             hashes: self.shared.hashes.load(Ordering::Relaxed),
-            queue_len,
-            waiters_len,
-            cache_len,
+            ..self.shared.lock().desk.gauges()
         }
     }
+}
+
+/// Writes the line. What the names were is not logged: a client may claim anything, its password included.
+pub(super) fn tell(seen: &Guessing) {
+    tracing::warn!(
+        failures = seen.failures,
+        most_from = %seen.address,
+        of_address = seen.of_address,
+        names = seen.names,
+        "passwords are guessed: these checks failed within a second"
+    );
 }
 
 impl<O: Send + 'static> Drop for Pool<O> {

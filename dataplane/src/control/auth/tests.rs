@@ -17,9 +17,11 @@ fn limits() -> Limits {
     Limits {
         queue_max: 4,
         waiters_max: 64,
+        waiters_per_address_max: 64,
         deadline: DEADLINE,
         cache_entries_max: 16,
         cache_lifetime: Duration::from_secs(60),
+        known_entries_max: 16,
     }
 }
 
@@ -66,6 +68,12 @@ impl Bench {
     fn finish(&mut self, now: Time, work: &Work, verified: Option<bool>) {
         self.desk
             .finish(now, &work.key, verified, &mut self.answers);
+    }
+
+    /// Checks waiting, sessions waiting, successes remembered.
+    fn lens(&self) -> (usize, usize, usize) {
+        let gauges = self.desk.gauges();
+        (gauges.queue_len, gauges.waiters_len, gauges.cache_len)
     }
 
     fn answers(&mut self) -> Vec<(u32, AuthOutcome)> {
@@ -136,7 +144,7 @@ fn refusals_are_not_remembered_and_an_unknown_user_is_worked_on_like_a_known_one
             assert_eq!(bench.answers(), [(round, AuthOutcome::Refused)]);
         }
     }
-    assert_eq!(bench.desk.lens(), (0, 0, 0));
+    assert_eq!(bench.lens(), (0, 0, 0));
 }
 
 #[test]
@@ -198,7 +206,7 @@ fn a_long_claim_takes_many_places_of_the_queue() {
     assert_eq!(bench.answers(), []);
     bench.submit(START, 2, 6, check("u6", "x", None));
     assert_eq!(bench.answers(), [(5, AuthOutcome::Busy)]);
-    assert_eq!(bench.desk.lens().0, 1);
+    assert_eq!(bench.lens().0, 1);
 }
 
 #[test]
@@ -217,7 +225,35 @@ fn the_bound_on_waiting_sessions_holds() {
     let work = bench.next(START).expect("a check");
     bench.finish(START, &work, Some(false));
     assert_eq!(bench.answers().len(), 3);
-    assert_eq!(bench.desk.lens(), (0, 0, 0));
+    assert_eq!(bench.lens(), (0, 0, 0));
+}
+
+/// One check may have many who wait for it; those of one address are not all there may be.
+#[test]
+fn one_address_does_not_take_all_there_may_wait() {
+    let mut bench = Bench::new(Limits {
+        waiters_max: 4,
+        waiters_per_address_max: 3,
+        ..limits()
+    });
+    for origin in 0..4 {
+        bench.submit(START, 1, origin, check("u", "x", None));
+    }
+    assert_eq!(bench.answers(), [(3, AuthOutcome::Busy)]);
+    bench.submit(START, 2, 4, check("u", "x", None));
+    assert_eq!(bench.answers(), []);
+    let work = bench.next(START).expect("a check");
+    bench.finish(START, &work, Some(false));
+    assert_eq!((bench.answers().len(), bench.lens().1), (4, 0));
+    // Its share came back; another name of it is let in at the cost of the one that takes it up.
+    for origin in 5..8 {
+        bench.submit(START, 1, origin, check("u", &origin.to_string(), None));
+    }
+    assert_eq!(bench.answers(), []);
+    bench.submit(START, 1, 8, check("v", "x", None));
+    assert_eq!(bench.answers(), [(7, AuthOutcome::Busy)]);
+    bench.submit(START, 1, 9, check("u", "9", None));
+    assert_eq!(bench.answers(), [(9, AuthOutcome::Busy)]);
 }
 
 #[test]
@@ -251,6 +287,149 @@ fn a_success_nobody_waits_for_any_more_is_remembered() {
     bench.finish(late, &work, Some(true));
     bench.submit(late, 1, 1, check("u", "right", Some(&verifier)));
     assert_eq!(bench.answers(), [(1, AuthOutcome::Verified)]);
+}
+
+/// Works through the queue until it is this origin's turn, every password being wrong; says how many came before.
+fn verifications_ahead(bench: &mut Bench, now: Time, origin: u32) -> usize {
+    for ahead in 0.. {
+        let work = bench.next(now).expect("a check");
+        bench.finish(now, &work, Some(false));
+        if bench.answers().iter().any(|(told, _)| *told == origin) {
+            return ahead;
+        }
+    }
+    unreachable!("it was in the queue")
+}
+
+const VICTIM: u32 = 9999;
+
+#[test]
+fn guessing_from_its_own_address_holds_a_login_up_by_a_place_or_two() {
+    let long_queue = Limits {
+        queue_max: 4096,
+        waiters_max: 4096,
+        waiters_per_address_max: 4096,
+        ..limits()
+    };
+    let verifier = stored();
+    for (note, guesses, was_here, at_most) in [
+        ("a first login, one name is guessed at", "admin", false, 1),
+        ("a first login, 800 names are tried", "", false, 1),
+        ("it was here before, 800 names are tried", "", true, 0),
+        (
+            "it was here before, its own name is tried",
+            "victim",
+            true,
+            0,
+        ),
+    ] {
+        let mut bench = Bench::new(long_queue.clone());
+        if was_here {
+            // From another address even: what proves it is the password.
+            bench.submit(START, 2, 0, check("victim", "right", Some(&verifier)));
+            let work = bench.next(START).expect("a check");
+            bench.finish(START, &work, Some(true));
+            bench.answers();
+        }
+        // The cache has forgotten it by now.
+        let now = START.after(Duration::from_secs(3600));
+        for n in 0..800 {
+            let name = match guesses {
+                "" => format!("name-{n}"),
+                name => name.to_owned(),
+            };
+            let known = (guesses == "victim").then_some(&verifier);
+            bench.submit(now, 1, n, check(&name, &format!("guess-{n}"), known));
+        }
+        bench.submit(now, 1, VICTIM, check("victim", "right", Some(&verifier)));
+        assert_eq!(bench.answers(), [], "{note}");
+        let ahead = verifications_ahead(&mut bench, now, VICTIM);
+        assert!(ahead <= at_most, "{note}: {ahead} ahead");
+    }
+}
+
+/// A guess at a user that logs in from this very address stands where a guess at nobody does.
+#[test]
+fn a_guess_at_a_known_user_is_worked_on_no_sooner_than_one_at_nobody() {
+    let verifier = stored();
+    let mut bench = Bench::new(limits());
+    bench.submit(START, 1, 0, check("victim", "right", Some(&verifier)));
+    let work = bench.next(START).expect("a check");
+    bench.finish(START, &work, Some(true));
+    bench.answers();
+    bench.submit(START, 1, 1, check("nobody", "guess", None));
+    bench.submit(START, 1, 2, check("victim", "guess", Some(&verifier)));
+    assert_eq!(verifications_ahead(&mut bench, START, 2), 1);
+}
+
+#[test]
+fn a_changed_hash_or_a_full_memory_makes_it_a_first_login() {
+    let (old, new) = (stored(), stored());
+    let later = START.after(Duration::from_secs(3600));
+    for (note, known_entries_max, others, verifier, ahead) in [
+        ("remembered", 16, 0, &old, 0),
+        ("pushed out", 16, 20, &old, 1),
+        ("turned off", 0, 0, &old, 1),
+        ("another hash", 16, 0, &new, 1),
+    ] {
+        let mut bench = Bench::new(Limits {
+            known_entries_max,
+            ..limits()
+        });
+        for n in 0..=others {
+            let user = if n == 0 {
+                "me".to_owned()
+            } else {
+                n.to_string()
+            };
+            bench.submit(START, 1, n, check(&user, "right", Some(&old)));
+            let work = bench.next(START).expect("a check");
+            bench.finish(START, &work, Some(true));
+        }
+        bench.answers();
+        bench.submit(later, 1, 0, check("other", "x", None));
+        bench.submit(later, 1, VICTIM, check("me", "right", Some(verifier)));
+        let seen = verifications_ahead(&mut bench, later, VICTIM);
+        assert_eq!(seen, ahead, "{note}");
+    }
+}
+
+#[test]
+fn a_full_queue_of_guesses_makes_room_for_another_name_of_the_same_address() {
+    let mut bench = Bench::new(limits());
+    for origin in 0..4 {
+        bench.submit(
+            START,
+            1,
+            origin,
+            check("victim", &format!("guess-{origin}"), None),
+        );
+    }
+    bench.submit(START, 1, 4, check("other", "x", None));
+    assert_eq!(bench.answers(), [(3, AuthOutcome::Busy)]);
+    assert_eq!(verifications_ahead(&mut bench, START, 4), 1);
+}
+
+#[test]
+fn guessing_is_counted_and_told() {
+    let mut bench = Bench::new(limits());
+    assert_eq!(bench.desk.guessing(START), None);
+    for origin in 0..10 {
+        bench.submit(
+            START,
+            1,
+            origin,
+            check(&format!("u{}", origin % 2), "x", None),
+        );
+        if let Some(work) = bench.next(START) {
+            bench.finish(START, &work, Some(false));
+        }
+    }
+    assert_eq!(bench.desk.gauges().failures, 10);
+    let told = bench.desk.guessing(START.after(Duration::from_secs(1)));
+    let told = told.expect("a line");
+    assert_eq!(told.address, address(1).into());
+    assert_eq!((told.failures, told.of_address, told.names), (10, 10, 2));
 }
 
 /// The pool with threads, and a hash that waits until it is told how to end.
