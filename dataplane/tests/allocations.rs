@@ -158,13 +158,25 @@ const CONNACK: &[u8] = &[0x20, 2, 0, 0];
 
 /// PUBLISH, QoS 0.
 fn publish(topic: &str) -> Vec<u8> {
+    publish_with(topic, 0, &[])
+}
+
+/// PUBLISH with that QoS, and the bytes of its identifier.
+fn publish_with(topic: &str, qos: u8, identifier: &[u8]) -> Vec<u8> {
     let payload = [b'x'; 100];
-    let length = 2 + topic.len() + payload.len();
+    let length = 2 + topic.len() + identifier.len() + payload.len();
     assert!(length < 128, "one byte of length");
-    let mut packet = vec![0x30, length as u8, 0, topic.len() as u8];
+    let first = 0x30 | qos << 1;
+    let mut packet = vec![first, length as u8, 0, topic.len() as u8];
     packet.extend_from_slice(topic.as_bytes());
+    packet.extend_from_slice(identifier);
     packet.extend_from_slice(&payload);
     packet
+}
+
+/// PUBACK, PUBREC, PUBREL or PUBCOMP.
+fn answer(first: u8, number: u8) -> [u8; 4] {
+    [first, 2, 0, number]
 }
 
 fn shard(counters: &Arc<Counters>) -> Shard<Feeder> {
@@ -215,10 +227,9 @@ fn turn_with(shard: &mut Shard<Feeder>, from: u32, bytes: &[u8]) {
     shard.turn().expect("a turn");
 }
 
-#[test]
-fn a_warm_shard_forwards_without_allocating() {
-    let counters = Arc::new(Counters::default());
-    let mut shard = shard(&counters);
+/// A shard with one session that is open.
+fn open(counters: &Arc<Counters>) -> Shard<Feeder> {
+    let mut shard = shard(counters);
     shard.turn().expect("a turn");
     shard.ring_mut().next = Some(Event::Accepted {
         listener: ListenSlot(0),
@@ -237,38 +248,88 @@ fn a_warm_shard_forwards_without_allocating() {
     assert_eq!(shard.ring_mut().sent, CONNACK);
 
     assert!(ALLOCATIONS.with(Cell::get) > 0, "the allocator counts");
+    shard
+}
+
+/// Who sends what, in turns.
+type Scene<'a> = &'a [(u32, &'a [u8])];
+
+/// Plays the scene often enough to be warm, and then expects no allocation. Gives back what was sent in its last round.
+fn warm(shard: &mut Shard<Feeder>, name: &str, scene: Scene<'_>) -> Vec<u8> {
+    let mut sent = Vec::with_capacity(1 << 16);
+    for round in 0..300 {
+        if round == 100 {
+            ALLOCATIONS.with(|count| count.set(0)); // warm from here on
+        }
+        sent.clear();
+        for (from, bytes) in scene {
+            turn_with(shard, *from, bytes);
+            sent.extend_from_slice(&shard.ring_mut().sent);
+        }
+    }
+    let allocations = ALLOCATIONS.with(Cell::get);
+    assert_eq!(allocations, 0, "{name}: allocations in 200 rounds");
+    sent
+}
+
+#[test]
+fn a_warm_shard_forwards_without_allocating() {
+    let counters = Arc::new(Counters::default());
+    let mut shard = open(&counters);
     let (own, other) = (publish("devices/d1/t"), publish("devices/d2/t"));
     // One packet, many, with a refused one between, and one cut in two.
     let many = [&*own, &own, &other, &own].concat();
-    let cases: [(&str, u32, &[&[u8]], usize); 6] = [
-        ("one up", CLIENT, &[&own], own.len()),
-        ("many up, one refused", CLIENT, &[&many], own.len() * 3),
+    let (head, tail) = own.split_at(50);
+    let cases: [(&str, Scene<'_>, usize); 6] = [
+        ("one up", &[(CLIENT, &own)], own.len()),
+        ("many up, one refused", &[(CLIENT, &many)], own.len() * 3),
         (
             "one up, cut in its payload",
-            CLIENT,
-            &[&own[..50], &own[50..]],
+            &[(CLIENT, head), (CLIENT, tail)],
             own.len(),
         ),
-        ("one down", BROKER, &[&own], own.len()),
-        ("many down, one refused", BROKER, &[&many], own.len() * 3),
-        ("refused only", CLIENT, &[&other], 0),
+        ("one down", &[(BROKER, &own)], own.len()),
+        ("many down, one refused", &[(BROKER, &many)], own.len() * 3),
+        ("refused only", &[(CLIENT, &other)], 0),
     ];
-    for (name, from, parts, expected) in cases {
-        let mut forwarded = 0;
-        for round in 0..300 {
-            if round == 100 {
-                ALLOCATIONS.with(|count| count.set(0)); // warm from here on
-            }
-            forwarded = 0;
-            for part in parts {
-                turn_with(&mut shard, from, part);
-                forwarded += shard.ring_mut().sent.len();
-            }
-        }
-        let allocations = ALLOCATIONS.with(Cell::get);
-        assert_eq!(forwarded, expected, "{name}: bytes forwarded");
-        assert_eq!(allocations, 0, "{name}: allocations in 200 rounds");
+    for (name, scene, expected) in cases {
+        let sent = warm(&mut shard, name, scene);
+        assert_eq!(sent.len(), expected, "{name}: bytes forwarded");
     }
     assert!(counters.read(Counter::PublishForwarded) >= 300 * 5);
     assert!(counters.read(Counter::PublishDenied) >= 300 * 2);
+}
+
+#[test]
+fn a_warm_shard_keeps_acknowledgements_in_order_without_allocating() {
+    for (publisher, receiver) in [(CLIENT, BROKER), (BROKER, CLIENT)] {
+        let counters = Arc::new(Counters::default());
+        let mut shard = open(&counters);
+        let publish = |device, qos, number| publish_with(device, qos, &[0, number]);
+        let (own, other) = ("devices/d1/t", "devices/d2/t");
+        let one = publish(own, 1, 1);
+        let passed = [&*one, &answer(0x40, 1)].concat();
+        let scene: Scene<'_> = &[(publisher, &one), (receiver, &answer(0x40, 1))];
+        assert_eq!(warm(&mut shard, "QoS 1", scene), passed);
+
+        // Every second one refused, and the others answered last to first, so that the table has to remember.
+        let (mut mixed, mut forwarded) = (Vec::new(), Vec::new());
+        for number in 1..=8 {
+            let message = publish([other, own][usize::from(number % 2)], 1, number);
+            if number % 2 == 1 {
+                forwarded.extend_from_slice(&message);
+            }
+            mixed.extend_from_slice(&message);
+        }
+        let answers = [7, 5, 3, 1].map(|number| answer(0x40, number)).concat();
+        let told = [7, 5, 3, 1, 2, 4, 6, 8].map(|number| answer(0x40, number));
+        let scene: Scene<'_> = &[(publisher, &mixed), (receiver, &answers)];
+        let sent = warm(&mut shard, "QoS 1, mixed", scene);
+        assert_eq!(sent, [forwarded, told.concat()].concat());
+
+        let refused = publish(other, 2, 9);
+        let scene: Scene<'_> = &[(publisher, &refused), (publisher, &answer(0x62, 9))];
+        let told = [answer(0x50, 9), answer(0x70, 9)].concat();
+        assert_eq!(warm(&mut shard, "QoS 2, refused", scene), told);
+    }
 }

@@ -1,87 +1,86 @@
-//! Acknowledgements that the proxy owns: flows in which what one side hears is not what the other side said.
+//! Acknowledgements: those that pass, and those that the proxy owns, in which what one side hears is not what the other
+//! side said.
 //!
-//! Owns a table per direction, keyed by the packet identifier of the publisher. An identifier that is not in the table
-//! belongs to a flow that passes through. The proxy never originates an identifier, so nothing here can collide.
+//! Owns what becomes of each, by the state of its flow (`order.rs` has the states, and whose turn it is). Flows are keyed
+//! by the packet identifier of the publisher. An identifier that is not known belongs to a flow of an earlier connection,
+//! and passes through. The proxy never originates an identifier, so nothing here can collide. A message with DUP is the one
+//! that has its identifier already; without, the publisher has given that one up.
 //!
 //! ```text
 //!  publisher            proxy                 receiver
+//!  PUBLISH 1  ──▶  refused: PUBACK ◀── us                           (nothing)
 //!  PUBLISH 2  ──▶  refused, 3.x: PUBREC ◀── us, AwaitPubrel         (nothing)
 //!  PUBLISH 2  ──▶  lowered to 0: PUBREC ◀── us, AwaitPubrel    ──▶  PUBLISH 0
 //!  PUBLISH 2  ──▶  lowered to 1: AwaitPuback                   ──▶  PUBLISH 1
 //!             ◀──  PUBREC, its code; AwaitPubrel               ◀──  PUBACK
 //!  PUBREL     ──▶  PUBCOMP ◀── us, done
 //! ```
+//!
+//! What we say in the place of a PUBACK or PUBREC waits until every earlier one has passed. A PUBREC that passes waits
+//! only for the PUBREC of an earlier message that was lowered: the receiver, who answers that one with PUBACK, does not
+//! know of their order. It then goes on with its code alone. All else of the receiver passes as it comes.
 
-use foldhash::fast::FixedState;
-use hashbrown::HashMap;
-use sluice_wire::mqtt::{Ack, PacketId, PacketKind, ReasonCode};
+use sluice_wire::mqtt::{Ack, PacketId, PacketKind, Publish, ReasonCode, Version};
 
 use super::lane::Route;
+use super::order::{Answer, Flow, Flows, Run};
 use super::{Cause, Context, Session, Side, packets};
+use crate::clock::Time;
 use crate::metrics::Counter;
 
-/// Where an owned flow stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Flow {
-    /// The receiver has the message at QoS 1; its PUBACK becomes the publisher's PUBREC.
-    AwaitPuback,
-    /// The publisher has its PUBREC; its PUBREL is answered by us.
-    AwaitPubrel,
-    /// The publisher gave the flow up before the receiver's PUBACK, which is swallowed.
-    SwallowPuback,
-}
-
-/// The owned flows of one direction. Allocates with the first.
-#[derive(Default)]
-pub(super) struct Owned {
-    flows: HashMap<PacketId, Flow, FixedState>,
-}
-
-impl Owned {
-    pub(super) fn is_empty(&self) -> bool {
-        self.flows.is_empty()
-    }
-
-    pub(super) fn heap_bytes(&self) -> usize {
-        self.flows.allocation_size()
-    }
-}
-
 impl Session {
-    fn owned(&mut self, publisher: Side) -> &mut Owned {
+    fn run(&mut self, publisher: Side) -> &mut Run {
+        match publisher {
+            Side::Downstream => &mut self.run_up,
+            Side::Upstream => &mut self.run_down,
+        }
+    }
+
+    fn flows(&self, publisher: Side) -> Option<&Flows> {
+        let rare = self.rare.as_deref()?;
+        Some(match publisher {
+            Side::Downstream => &rare.flows_up,
+            Side::Upstream => &rare.flows_down,
+        })
+    }
+
+    fn flows_mut(&mut self, publisher: Side) -> &mut Flows {
         let rare = self.rare();
         match publisher {
-            Side::Downstream => &mut rare.owned_up,
-            Side::Upstream => &mut rare.owned_down,
+            Side::Downstream => &mut rare.flows_up,
+            Side::Upstream => &mut rare.flows_down,
         }
     }
 
-    /// The owned flow of `publisher` with this identifier.
-    fn flow(&self, publisher: Side, packet_id: PacketId) -> Option<Flow> {
-        let rare = self.rare.as_deref()?;
-        let owned = match publisher {
-            Side::Downstream => &rare.owned_up,
-            Side::Upstream => &rare.owned_down,
-        };
-        owned.flows.get(&packet_id).copied()
+    fn flow(&self, publisher: Side, packet_id: PacketId) -> Option<(Flow, Answer)> {
+        self.flows(publisher)?.flow(packet_id)
     }
 
-    fn set_flow(&mut self, publisher: Side, packet_id: PacketId, flow: Flow) {
-        self.owned(publisher).flows.insert(packet_id, flow);
-    }
-
-    fn end_flow(&mut self, publisher: Side, packet_id: PacketId) {
-        let owned = self.owned(publisher);
-        owned.flows.remove(&packet_id);
-        if owned.flows.is_empty() {
-            *owned = Owned::default();
+    /// The table takes over what the run holds.
+    fn unroll(&mut self, now: Time, publisher: Side) {
+        let run = std::mem::take(self.run(publisher));
+        if run.len() == 0 {
+            return;
+        }
+        let flows = self.flows_mut(publisher);
+        for packet_id in run.ids() {
+            flows.put(now, packet_id, run.answer(), Flow::Passes);
         }
     }
 
-    /// True exactly when one more flow of `publisher` may be owned.
+    fn put_flow(&mut self, now: Time, publisher: Side, id: PacketId, answer: Answer, flow: Flow) {
+        self.unroll(now, publisher);
+        self.flows_mut(publisher).put(now, id, answer, flow);
+    }
+
+    /// True exactly when one more message of `publisher` may be in flight. Version 5 was told how many; before it, only
+    /// identifiers are scarce.
     pub(super) fn has_room_for_flow(&mut self, publisher: Side) -> bool {
-        let bound = usize::from(self.receive_max);
-        self.owned(publisher).flows.len() < bound
+        if self.version != Version::V5 {
+            return true;
+        }
+        let len = self.run(publisher).len() + self.flows(publisher).map_or(0, Flows::len);
+        len < usize::from(self.receive_max)
     }
 
     /// Ends the session because `publisher` has more in flight than it was allowed.
@@ -95,26 +94,136 @@ impl Session {
         }
     }
 
-    /// A PUBLISH with QoS 2 came again while its flow is owned: it is answered as far as the flow has got, and never
-    /// forwarded. True exactly when that was so.
+    /// A message goes on with the QoS it has: what its receiver answers passes.
+    #[inline]
+    pub(super) fn passes(
+        &mut self,
+        context: &mut Context<'_>,
+        publisher: Side,
+        publish: &Publish<'_>,
+    ) {
+        let (Some(answer), Some(id)) = (Answer::to(publish.qos), publish.packet_id) else {
+            return;
+        };
+        let is_run = self.flows(publisher).is_none_or(Flows::is_empty);
+        if !is_run || !self.run(publisher).push(answer, id, publish.dup) {
+            self.passes_in_line(context, publisher, answer, id, publish.dup);
+        }
+    }
+
+    fn passes_in_line(
+        &mut self,
+        context: &mut Context<'_>,
+        publisher: Side,
+        answer: Answer,
+        id: PacketId,
+        is_again: bool,
+    ) {
+        self.unroll(context.now, publisher);
+        let flows = self.flows_mut(publisher);
+        match flows.flow(id) {
+            // Sent again, it keeps its place.
+            Some((Flow::Passes | Flow::Held(_), of)) if is_again && of == answer => {}
+            Some(_) | None => flows.put(context.now, id, answer, Flow::Passes),
+        }
+        self.answer_in_order(context, publisher);
+    }
+
+    /// A message came again while we see to its flow: it is answered as far as the flow has got, and never forwarded. With
+    /// QoS 2 that is any message with its identifier. True exactly when that was so.
     pub(super) fn is_owned_duplicate(
         &mut self,
         context: &mut Context<'_>,
         publisher: Side,
-        packet_id: PacketId,
+        publish: &Publish<'_>,
     ) -> bool {
-        match self.flow(publisher, packet_id) {
-            None | Some(Flow::SwallowPuback) => false,
-            Some(Flow::AwaitPuback) => true,
-            Some(Flow::AwaitPubrel) => {
-                self.acknowledge(context, publisher, PacketKind::Pubrec, packet_id, 0);
+        let (Some(answer), Some(id)) = (Answer::to(publish.qos), publish.packet_id) else {
+            return false;
+        };
+        if answer == Answer::Puback && !publish.dup {
+            return false;
+        }
+        match self.flow(publisher, id) {
+            Some((Flow::AwaitPuback | Flow::Answered(_), of)) => of == answer,
+            Some((Flow::AwaitPubrel, of)) if of == answer => {
+                self.acknowledge(context, publisher, PacketKind::Pubrec, id, 0);
                 true
+            }
+            Some(_) | None => false,
+        }
+    }
+
+    /// True exactly when this message is sent again while the receiver has it as it was sent first.
+    pub(super) fn is_with_receiver(&mut self, publisher: Side, publish: &Publish<'_>) -> bool {
+        let (Some(answer), Some(id)) = (Answer::to(publish.qos), publish.packet_id) else {
+            return false;
+        };
+        let run = *self.run(publisher);
+        let is_passing = match self.flow(publisher, id) {
+            Some((Flow::Passes | Flow::Held(_), of)) => of == answer,
+            Some(_) | None => run.has(answer) && run.contains(id),
+        };
+        publish.dup && is_passing
+    }
+
+    /// A message is answered by us, in its turn: its receiver does not get it, or not so that it would answer.
+    pub(super) fn answer(
+        &mut self,
+        context: &mut Context<'_>,
+        publisher: Side,
+        publish: &Publish<'_>,
+        code: u8,
+    ) {
+        let (Some(answer), Some(id)) = (Answer::to(publish.qos), publish.packet_id) else {
+            return;
+        };
+        let run = *self.run(publisher);
+        let is_first = !run.has(answer)
+            && !run.contains(id)
+            && self
+                .flows(publisher)
+                .is_none_or(|flows| !flows.has(answer) && flows.flow(id).is_none());
+        if is_first {
+            // Needs no place in line.
+            if answer == Answer::Pubrec && code < 0x80 {
+                self.put_flow(context.now, publisher, id, answer, Flow::AwaitPubrel);
+            }
+            return self.acknowledge(context, publisher, answer.kind(), id, code);
+        }
+        self.unroll(context.now, publisher);
+        match self.flow(publisher, id) {
+            // Sent again: one answer is on its way already, ours or the receiver's.
+            Some((flow, of)) if publish.dup && of == answer && flow.is_in_line() => {}
+            Some(_) | None => {
+                let flow = Flow::Answered(code);
+                self.put_flow(context.now, publisher, id, answer, flow);
+            }
+        }
+        self.answer_in_order(context, publisher);
+    }
+
+    /// A QoS 2 PUBLISH goes on as QoS 1.
+    pub(super) fn own_lowered(&mut self, now: Time, publisher: Side, packet_id: PacketId) {
+        let (answer, flow) = (Answer::Pubrec, Flow::AwaitPuback);
+        self.put_flow(now, publisher, packet_id, answer, flow);
+    }
+
+    /// Says what it is the turn of, after something else was acknowledged.
+    #[inline]
+    pub(super) fn answer_in_order(&mut self, context: &mut Context<'_>, publisher: Side) {
+        if self.flows(publisher).is_none_or(Flows::is_empty) {
+            return;
+        }
+        for answer in Answer::ALL {
+            while let Some((id, code)) = self.flows_mut(publisher).next_answer(context.now, answer)
+            {
+                self.acknowledge(context, publisher, answer.kind(), id, code);
             }
         }
     }
 
     /// Sends an acknowledgement of our own to `publisher`.
-    pub(super) fn acknowledge(
+    fn acknowledge(
         &mut self,
         context: &mut Context<'_>,
         publisher: Side,
@@ -127,71 +236,104 @@ impl Session {
         self.originate(context, publisher, &packet);
     }
 
-    /// Answers a QoS 2 PUBLISH ourselves: PUBREC, and the PUBREL to come is ours to answer.
-    pub(super) fn own_handshake(
-        &mut self,
-        context: &mut Context<'_>,
-        publisher: Side,
-        packet_id: PacketId,
-    ) {
-        self.set_flow(publisher, packet_id, Flow::AwaitPubrel);
-        self.acknowledge(context, publisher, PacketKind::Pubrec, packet_id, 0);
-    }
-
-    /// A QoS 2 PUBLISH goes on as QoS 1.
-    pub(super) fn own_lowered(&mut self, publisher: Side, packet_id: PacketId) {
-        self.set_flow(publisher, packet_id, Flow::AwaitPuback);
-    }
-
-    /// PUBACK from the receiver `from`.
-    pub(super) fn puback(&mut self, context: &mut Context<'_>, from: Side, ack: &Ack<'_>) -> Route {
-        let publisher = from.other();
-        match self.flow(publisher, ack.packet_id) {
-            None => Route::Forward,
-            Some(Flow::SwallowPuback) => {
-                self.end_flow(publisher, ack.packet_id);
-                Route::Absorb
-            }
-            Some(Flow::AwaitPuback) => {
-                if ack.code < 0x80 {
-                    self.set_flow(publisher, ack.packet_id, Flow::AwaitPubrel);
-                } else {
-                    // An error code in PUBREC ends the flow: no PUBREL follows it (MQTT 5 section 4.3.3).
-                    self.end_flow(publisher, ack.packet_id);
-                }
-                self.acknowledge(
-                    context,
-                    publisher,
-                    PacketKind::Pubrec,
-                    ack.packet_id,
-                    ack.code,
-                );
-                Route::Absorb
-            }
-            // The receiver answers what it was not sent, or answers twice.
-            Some(Flow::AwaitPubrel) => Route::Absorb,
+    /// A client that pings has nothing else to say: memory for the next message is given back.
+    pub(super) fn rest(&mut self, now: Time) {
+        if let Some(rare) = self.rare.as_mut() {
+            rare.flows_up.rest(now);
+            rare.flows_down.rest(now);
         }
+    }
+
+    /// The flow that a receiver acknowledges; `None` when that just passes.
+    #[inline]
+    fn acknowledged(
+        &mut self,
+        now: Time,
+        publisher: Side,
+        answer: Answer,
+        id: PacketId,
+    ) -> Option<(Flow, Answer)> {
+        let run = self.run(publisher);
+        if run.pop(answer, id) {
+            return None;
+        }
+        if run.contains(id) {
+            self.unroll(now, publisher);
+        }
+        self.flow(publisher, id)
+    }
+
+    /// PUBACK from the receiver `from`. [`Session::answer_in_order`] follows.
+    pub(super) fn puback(&mut self, context: &mut Context<'_>, from: Side, ack: &Ack<'_>) -> Route {
+        let (publisher, id, now) = (from.other(), ack.packet_id, context.now);
+        let Some((flow, answer)) = self.acknowledged(now, publisher, Answer::Puback, id) else {
+            return Route::Forward;
+        };
+        let flows = self.flows_mut(publisher);
+        match flow {
+            Flow::Passes | Flow::Held(_) => {
+                // The wrong kind is the publisher's to judge.
+                if answer == Answer::Puback {
+                    flows.remove(now, id);
+                }
+                return Route::Forward;
+            }
+            Flow::SwallowPuback => flows.remove(now, id),
+            Flow::AwaitPuback => flows.change(id, Flow::Answered(ack.code)),
+            // The receiver answers what it was not sent, or answers twice.
+            Flow::Answered(_) | Flow::AwaitPubrel => {}
+        }
+        Route::Absorb
     }
 
     /// PUBREC from the receiver `from`: what we lowered has none, so it belongs to a flow that passes through, or is a
-    /// stray answer to one of ours.
-    pub(super) fn pubrec(&mut self, from: Side, ack: &Ack<'_>) -> Route {
-        match self.flow(from.other(), ack.packet_id) {
-            None => Route::Forward,
-            Some(Flow::AwaitPuback | Flow::AwaitPubrel | Flow::SwallowPuback) => Route::Absorb,
+    /// stray answer to one of ours. [`Session::answer_in_order`] follows.
+    pub(super) fn pubrec(&mut self, context: &mut Context<'_>, from: Side, ack: &Ack<'_>) -> Route {
+        let (publisher, id, now) = (from.other(), ack.packet_id, context.now);
+        let flow = self.acknowledged(now, publisher, Answer::Pubrec, id);
+        match flow {
+            None | Some((Flow::Passes, Answer::Puback)) => Route::Forward,
+            Some((Flow::Passes, Answer::Pubrec)) => {
+                let flows = self.flows_mut(publisher);
+                if flows.would_overtake(Answer::Pubrec, id) {
+                    flows.change(id, Flow::Held(ack.code));
+                    return Route::Absorb;
+                }
+                flows.remove(now, id);
+                Route::Forward
+            }
+            Some((
+                Flow::Held(_)
+                | Flow::AwaitPuback
+                | Flow::Answered(_)
+                | Flow::AwaitPubrel
+                | Flow::SwallowPuback,
+                _,
+            )) => Route::Absorb,
         }
     }
 
-    /// PUBREL from the publisher `from`.
+    /// PUBREL from the publisher `from`. [`Session::answer_in_order`] follows.
     pub(super) fn pubrel(&mut self, context: &mut Context<'_>, from: Side, ack: &Ack<'_>) -> Route {
-        match self.flow(from, ack.packet_id) {
-            None => return Route::Forward,
-            Some(Flow::AwaitPubrel) => self.end_flow(from, ack.packet_id),
-            Some(Flow::AwaitPuback | Flow::SwallowPuback) => {
-                self.set_flow(from, ack.packet_id, Flow::SwallowPuback);
+        let (id, now) = (ack.packet_id, context.now);
+        if self.run(from).has(Answer::Pubrec) && self.run(from).contains(id) {
+            self.unroll(now, from);
+        }
+        match self.flow(from, id) {
+            None | Some((_, Answer::Puback)) => return Route::Forward,
+            // It does not wait for PUBREC, so nothing else is to wait for that either.
+            Some((Flow::Passes | Flow::Held(_), _)) => {
+                self.flows_mut(from).remove(now, id);
+                return Route::Forward;
+            }
+            Some((Flow::AwaitPubrel | Flow::Answered(_), _)) => {
+                self.flows_mut(from).remove(now, id);
+            }
+            Some((Flow::AwaitPuback | Flow::SwallowPuback, answer)) => {
+                self.put_flow(now, from, id, answer, Flow::SwallowPuback);
             }
         }
-        self.acknowledge(context, from, PacketKind::Pubcomp, ack.packet_id, 0);
+        self.acknowledge(context, from, PacketKind::Pubcomp, id, 0);
         Route::Absorb
     }
 }

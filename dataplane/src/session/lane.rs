@@ -252,9 +252,8 @@ impl Session {
                     if header.kind == PacketKind::Connect {
                         framer.set_version(self.version);
                         framer.set_packet_bytes_max(self.packet_bytes_max);
-                    } else if header.kind == PacketKind::Connack && self.phase == Phase::Connack {
-                        self.opened(context);
                     }
+                    self.went_on(context, from, header.kind);
                     at += consumed;
                     finished_one = true;
                 }
@@ -310,6 +309,18 @@ impl Session {
             self.broken(context, from, mqtt::Violation::PacketTooLarge);
         }
         at
+    }
+
+    /// What follows a packet that has gone where it goes.
+    fn went_on(&mut self, context: &mut Context<'_>, from: Side, kind: PacketKind) {
+        match (kind, self.phase) {
+            (PacketKind::Connack, Phase::Connack) => self.opened(context),
+            (PacketKind::Puback | PacketKind::Pubrec, Phase::Open) => {
+                self.answer_in_order(context, from.other());
+            }
+            (PacketKind::Pubrel, Phase::Open) => self.answer_in_order(context, from),
+            (_, _) => {}
+        }
     }
 
     /// The stream of `from` cannot be followed from these bytes on.

@@ -23,7 +23,8 @@
 //! |---|---|
 //! | `lane.rs` | one direction of the byte stream: cutting, forwarding, packets of our own |
 //! | `connect.rs`, `connack.rs` | how a session opens: who is it, what is told to either side |
-//! | `publish.rs`, `alias.rs`, `acks.rs` | messages, their topic aliases, and the acknowledgements that the proxy owns |
+//! | `publish.rs`, `alias.rs` | messages and their topic aliases |
+//! | `acks.rs`, `order.rs` | acknowledgements, those that the proxy owns, and the order in which a publisher hears them |
 //! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
 //! | `subscribe.rs` | SUBSCRIBE and its merged SUBACK |
 //! | `waiting.rs` | why reading of the client waits, and what it had sent by then |
@@ -38,6 +39,7 @@ mod connack;
 mod connect;
 mod deadlines;
 mod lane;
+mod order;
 mod packets;
 mod publish;
 mod rights;
@@ -227,8 +229,11 @@ pub struct Session {
     alias_max_up: u16,
     /// Topic aliases the broker may use, as told to it.
     alias_max_down: u16,
-    /// Flows of acknowledgements owned at once, per direction.
+    /// Messages in flight at once, per direction, as version 5 was told.
     receive_max: u16,
+    /// Messages of the client, and of the broker, that await their acknowledgement, while they can be written like this.
+    run_up: order::Run,
+    run_down: order::Run,
     /// True exactly when authentication is left to the upstream, so that AUTH packets pass.
     upstream_auth: bool,
     /// True exactly when the client id was assigned here, so that a client of version 5 is to be told.
@@ -253,9 +258,9 @@ struct Rare {
     queue_up: Vec<u8>,
     /// True exactly when a packet did not fit its queue; the session ends before the next packet is read.
     is_queue_full: bool,
-    /// Acknowledgements of messages that the client, and the broker, published.
-    owned_up: acks::Owned,
-    owned_down: acks::Owned,
+    /// The same when they cannot, and flows that we see to.
+    flows_up: order::Flows,
+    flows_down: order::Flows,
     /// SUBSCRIBEs forwarded without some of their filters.
     subscribes: subscribe::Pending,
     /// Topic aliases of the client, and of the broker.
@@ -271,8 +276,8 @@ impl Rare {
             + self.held.heap_bytes()
             + self.queue_down.capacity()
             + self.queue_up.capacity()
-            + self.owned_up.heap_bytes()
-            + self.owned_down.heap_bytes()
+            + self.flows_up.heap_bytes()
+            + self.flows_down.heap_bytes()
             + self.subscribes.heap_bytes()
             + aliases.map(|aliases| aliases.heap_bytes()).sum::<usize>()
     }
@@ -288,15 +293,15 @@ impl Rare {
         }
     }
 
-    fn is_unused(&self) -> bool {
+    fn is_unused(&self, now: Time) -> bool {
         self.connect.is_empty()
             && self.held.is_unused()
             && self.pings_owned == 0
             && self.queue_down.is_empty()
             && self.queue_up.is_empty()
             && !self.is_queue_full
-            && self.owned_up.is_empty()
-            && self.owned_down.is_empty()
+            && self.flows_up.is_unused(now)
+            && self.flows_down.is_unused(now)
             && self.subscribes.is_empty()
             && self.alias_up.is_none()
             && self.alias_down.is_none()
@@ -369,6 +374,8 @@ impl Session {
             alias_max_up: 0,
             alias_max_down: 0,
             receive_max: limits.map_or(1, |limits| limits.receive_max.max(1)),
+            run_up: order::Run::default(),
+            run_down: order::Run::default(),
             upstream_auth: false,
             assigned_client_id: false,
             will: None,
@@ -547,7 +554,11 @@ impl Session {
     /// The end of a call: takes up what waited, and gives memory back that nothing uses any more.
     fn settle(&mut self, context: &mut Context<'_>) {
         self.take_up_held(context);
-        if self.rare.as_ref().is_some_and(|rare| rare.is_unused()) {
+        if self
+            .rare
+            .as_ref()
+            .is_some_and(|rare| rare.is_unused(context.now))
+        {
             self.rare = None;
         }
     }
@@ -581,19 +592,22 @@ impl Session {
             (Phase::Connack, Packet::Connack(connack)) => return self.connack(context, &connack),
             (_, Packet::Connack(_)) => Violation::SecondConnack,
             (Phase::Open, Packet::Puback(ack)) => return self.puback(context, from, &ack),
-            (Phase::Open, Packet::Pubrec(ack)) => return self.pubrec(from, &ack),
+            (Phase::Open, Packet::Pubrec(ack)) => return self.pubrec(context, from, &ack),
             (Phase::Open, Packet::Pubrel(ack)) => return self.pubrel(context, from, &ack),
             (Phase::Open, Packet::Subscribe(subscribe)) => {
                 return self.subscribe(context, &subscribe);
             }
             (Phase::Open, Packet::Suback(suback)) => return self.suback(context, &suback),
             (Phase::Open, Packet::Pingresp) if self.swallows_pingresp() => return Route::Absorb,
+            (Phase::Open, Packet::Pingreq) => {
+                self.rest(context.now);
+                return Route::Forward;
+            }
             (
                 Phase::Open,
                 Packet::Pubcomp(_)
                 | Packet::Unsubscribe(_)
                 | Packet::Unsuback(_)
-                | Packet::Pingreq
                 | Packet::Pingresp,
             ) => return Route::Forward,
             // A framer gives no PUBLISH as a whole packet, and CONNECT only as the first.

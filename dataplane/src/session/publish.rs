@@ -8,7 +8,7 @@ use std::num::NonZeroU16;
 
 use sluice_policy::{Action, Decision, Denial, OnDeny, Verdict};
 use sluice_wire::mqtt::{
-    FixedHeader, PacketKind, Property, PropertyId, Publish, QoS, ReasonCode, Version, Violation,
+    FixedHeader, Property, PropertyId, Publish, QoS, ReasonCode, Version, Violation,
     decode_publish_head, encode_publish_head,
 };
 
@@ -146,11 +146,7 @@ impl Session {
         topic: &str,
         must_tell: bool,
     ) -> Route {
-        if publish.qos == QoS::ExactlyOnce
-            && let Some(packet_id) = publish.packet_id
-            && self.rare.is_some()
-            && self.is_owned_duplicate(context, from, packet_id)
-        {
+        if self.rare.is_some() && self.is_owned_duplicate(context, from, publish) {
             return Route::Absorb;
         }
         let verdict = self.judge_message(context, from, publish, hints, topic);
@@ -219,6 +215,9 @@ impl Session {
         publish: &Publish<'_>,
         passage: Passage<'_>,
     ) -> Route {
+        if passage.qos != publish.qos && !self.may_lower(context, from, publish) {
+            return Route::Absorb;
+        }
         let takes_id_off = publish.qos != QoS::AtMostOnce && passage.qos == QoS::AtMostOnce;
         let must_rewrite = passage.topic_is_new || takes_id_off;
         let start = context.out.bytes.len();
@@ -232,16 +231,12 @@ impl Session {
             context.out.bytes.truncate(start);
             return self.too_long(context, from, publish);
         }
-        let must_own = publish.qos == QoS::ExactlyOnce && passage.qos != QoS::ExactlyOnce;
-        if must_own && !self.has_room_for_flow(from) {
-            context.out.bytes.truncate(start);
-            self.too_many_flows(context, from);
-            return Route::Absorb;
-        }
         if must_rewrite {
             context.out.commit(from.other(), start);
         }
-        if passage.qos != publish.qos {
+        if passage.qos == publish.qos {
+            self.passes(context, from, publish);
+        } else {
             self.lower(context, from, publish, passage.qos);
         }
         if passage.retain != publish.retain {
@@ -292,18 +287,26 @@ impl Session {
         }
     }
 
+    /// True exactly when a message may go on with a lower QoS. One that the receiver has, from when the policy let it pass
+    /// as it is, is not sent again as another. The session is ended when too much is in flight.
+    fn may_lower(&mut self, context: &mut Context<'_>, from: Side, publish: &Publish<'_>) -> bool {
+        if self.is_with_receiver(from, publish) {
+            return false;
+        }
+        if !self.has_room_for_flow(from) {
+            self.too_many_flows(context, from);
+        }
+        self.phase != Phase::Ended
+    }
+
     /// Takes over what the publisher no longer gets from the receiver.
     fn lower(&mut self, context: &mut Context<'_>, from: Side, publish: &Publish<'_>, qos: QoS) {
         context.counters.add(Counter::QosLowered, 1);
-        let Some(packet_id) = publish.packet_id else {
-            return;
-        };
-        match (publish.qos, qos) {
-            (QoS::ExactlyOnce, QoS::AtLeastOnce) => self.own_lowered(from, packet_id),
-            (QoS::ExactlyOnce, _) => self.own_handshake(context, from, packet_id),
-            (QoS::AtLeastOnce | QoS::AtMostOnce, _) => {
-                self.acknowledge(context, from, PacketKind::Puback, packet_id, 0);
+        match publish.packet_id {
+            Some(packet_id) if qos == QoS::AtLeastOnce => {
+                self.own_lowered(context.now, from, packet_id);
             }
+            Some(_) | None => self.answer(context, from, publish, 0),
         }
     }
 
@@ -352,63 +355,32 @@ impl Session {
 
     /// What a client hears whose message was dropped: in version 5 the reason; before, there is none to be had.
     fn answer_refused(&mut self, context: &mut Context<'_>, publish: &Publish<'_>) {
-        let Some(packet_id) = publish.packet_id else {
-            return;
-        };
         let code = match self.version {
             Version::V5 => ReasonCode::NotAuthorized.byte(),
             Version::V31 | Version::V311 => 0,
         };
-        match publish.qos {
-            QoS::AtMostOnce => {}
-            QoS::AtLeastOnce => {
-                self.acknowledge(
-                    context,
-                    Side::Downstream,
-                    PacketKind::Puback,
-                    packet_id,
-                    code,
-                );
-            }
-            // An error code ends the flow; a PUBREC without one is followed by PUBREL.
-            QoS::ExactlyOnce if code != 0 => {
-                self.acknowledge(
-                    context,
-                    Side::Downstream,
-                    PacketKind::Pubrec,
-                    packet_id,
-                    code,
-                );
-            }
-            QoS::ExactlyOnce => {
-                if self.has_room_for_flow(Side::Downstream) {
-                    self.own_handshake(context, Side::Downstream, packet_id);
-                } else {
-                    self.too_many_flows(context, Side::Downstream);
-                }
-            }
-        }
+        self.answer_dropped(context, Side::Downstream, publish, code);
     }
 
     /// A delivery does not reach the client: the broker is told that it did, to the end of the handshake, so that it
     /// neither sends it again nor keeps its identifier in flight.
     fn drop_delivery(&mut self, context: &mut Context<'_>, publish: &Publish<'_>) -> Route {
-        if let Some(packet_id) = publish.packet_id {
-            match publish.qos {
-                QoS::AtMostOnce => {}
-                QoS::AtLeastOnce => {
-                    self.acknowledge(context, Side::Upstream, PacketKind::Puback, packet_id, 0);
-                }
-                QoS::ExactlyOnce => {
-                    if self.has_room_for_flow(Side::Upstream) {
-                        self.own_handshake(context, Side::Upstream, packet_id);
-                    } else {
-                        self.too_many_flows(context, Side::Upstream);
-                    }
-                }
-            }
-        }
+        self.answer_dropped(context, Side::Upstream, publish, 0);
         Route::Absorb
+    }
+
+    fn answer_dropped(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        publish: &Publish<'_>,
+        code: u8,
+    ) {
+        if publish.qos == QoS::AtMostOnce || self.has_room_for_flow(from) {
+            self.answer(context, from, publish, code);
+        } else {
+            self.too_many_flows(context, from);
+        }
     }
 }
 

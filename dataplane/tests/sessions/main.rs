@@ -13,6 +13,7 @@ mod harness;
 mod ends;
 mod messages;
 mod opening;
+mod order;
 mod regressions;
 mod streams;
 mod subscriptions;

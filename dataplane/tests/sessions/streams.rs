@@ -342,7 +342,7 @@ fn at_phase(version: Version, phase: u8) -> Rig {
 }
 
 /// Takes bytes apart as a receiver does; a PUBLISH cut off at the end is no error.
-fn whole_packets(
+pub(crate) fn whole_packets(
     version: Version,
     sender: mqtt::Side,
     bytes: &[u8],
