@@ -12,7 +12,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use sluice_bench::fixtures::{Level, connack, connect_anonymous, policy, publish};
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::Counters;
-use sluice_dataplane::session::{Context, Output, Outputs, Session, Side};
+use sluice_dataplane::session::{Context, Dialled, Output, Outputs, Session, Side};
 use sluice_policy::{Generation, Snapshot, compile};
 
 struct Bench {
@@ -46,7 +46,7 @@ impl Bench {
             Session::accepted(&mut context, listener, IpAddr::V4(Ipv4Addr::LOCALHOST));
         let mut packet = connect_anonymous(level, "bench");
         session.handle_bytes(&mut context, Side::Downstream, &mut packet);
-        session.handle_dialled(&mut context, true);
+        session.handle_dialled(&mut context, Dialled::Connected { has_another: false });
         session.handle_bytes(&mut context, Side::Upstream, &mut connack(level));
         assert!(session.is_open(), "the session of the bench opens");
         Self {

@@ -89,6 +89,8 @@ counters! {
     /// Sessions ended; the cause of that name.
     EndedUpstreamUnavailable => "sluice_sessions_ended_total" { "cause": "upstream_unavailable" };
     /// Sessions ended; the cause of that name.
+    EndedUpstreamClosed => "sluice_sessions_ended_total" { "cause": "upstream_closed" };
+    /// Sessions ended; the cause of that name.
     EndedUpstreamStalled => "sluice_sessions_ended_total" { "cause": "upstream_stalled" };
     /// Sessions ended; the cause of that name.
     EndedViolation => "sluice_sessions_ended_total" { "cause": "violation" };
@@ -154,6 +156,16 @@ counters! {
     DialFailed => "sluice_dial_total" { "result": "failed" };
     /// Connections to upstreams not begun: no socket left on the shard.
     DialNoSocket => "sluice_dial_total" { "result": "no_socket" };
+    /// CONNECTs that an endpoint gave no CONNACK to in time, that it closed on, or that it said it is unavailable to.
+    UnansweredSilent => "sluice_connect_unanswered_total" { "reason": "no_connack" };
+    /// As above.
+    UnansweredClosed => "sluice_connect_unanswered_total" { "reason": "closed_before_connack" };
+    /// As above.
+    UnansweredUnavailable => "sluice_connect_unanswered_total" { "reason": "unavailable" };
+    /// CONNECTs sent to a second endpoint because the first gave no usable answer.
+    SecondChances => "sluice_connect_second_chances_total" { "result": "taken" };
+    /// CONNECTs that could not be kept for a second endpoint: the shard's room for them was full.
+    SecondChanceNoRoom => "sluice_connect_second_chances_total" { "result": "no_room" };
     /// Sessions sent to another endpoint than the one their client id belongs to.
     DialFailover => "sluice_dial_failover_total" {};
     /// Of these, sessions whose client wants its MQTT state kept, which may not be there.

@@ -115,6 +115,7 @@ impl Ring for Feeder {
     fn send_owned(&mut self, _: SocketId, _: Vec<u8>, _: usize) {}
     fn shutdown_write(&mut self, _: SocketId) {}
     fn close(&mut self, _: SocketId) {}
+    fn reset(&mut self, _: SocketId) {}
     fn turn(&mut self, _: Option<Time>, _: u32, events: &mut Vec<Event>) -> io::Result<()> {
         self.now = self.now.after(Duration::from_millis(1));
         self.scratch.clear();

@@ -10,6 +10,8 @@ mod basics;
 mod bounds;
 #[path = "simulation/broker.rs"]
 mod broker;
+#[path = "simulation/chance.rs"]
+mod chance;
 #[path = "simulation/chaos.rs"]
 mod chaos;
 #[path = "simulation/deadlines.rs"]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::Counters;
-use sluice_dataplane::session::{AuthOutcome, Context, Output, Outputs, Session, Side};
+use sluice_dataplane::session::{AuthOutcome, Context, Dialled, Output, Outputs, Session, Side};
 use sluice_policy::{Generation, Snapshot, compile};
 use sluice_wire::mqtt::{
     self, Framer, PacketKind, Step, Version, decode, decode_connect, decode_publish_head,
@@ -225,7 +225,9 @@ impl Rig {
         while let Some(waits) = self.waits.pop() {
             self.call_once(&mut [], |session, context, _| match waits {
                 Waits::Password => session.handle_authenticated(context, AuthOutcome::Verified),
-                Waits::Dial => session.handle_dialled(context, true),
+                Waits::Dial => {
+                    session.handle_dialled(context, Dialled::Connected { has_another: true })
+                }
             });
         }
         assert!(self.session.heap_bytes() <= HEAP_BYTES_MAX);
@@ -264,7 +266,13 @@ impl Rig {
                 }
                 Output::Authenticate(_) => self.waits.push(Waits::Password),
                 Output::Dial { .. } => self.waits.push(Waits::Dial),
-                Output::PauseReading(_) | Output::ResumeReading(_) => {}
+                Output::LeaveUpstream { again, .. } => {
+                    self.broker = Reader::new(mqtt::Side::Client);
+                    if again {
+                        self.waits.push(Waits::Dial);
+                    }
+                }
+                Output::Answered | Output::PauseReading(_) | Output::ResumeReading(_) => {}
                 Output::Close(_) => self.is_closed = true,
             }
         }

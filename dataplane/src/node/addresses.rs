@@ -101,10 +101,15 @@ impl Addresses {
         self.buckets.iter().all(Bucket::is_empty)
     }
 
-    fn place(&self, address: Address) -> (usize, u64) {
+    /// A hash that nobody outside can foresee.
+    pub(super) fn hash(&self, address: Address) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         hasher.write_u64(address.0);
-        let hash = hasher.finish();
+        hasher.finish()
+    }
+
+    fn place(&self, address: Address) -> (usize, u64) {
+        let hash = self.hash(address);
         let bucket = hash as usize & (self.buckets.len() - 1);
         // Never 0, so that a taken cell differs from a free one even with a count of 0.
         (bucket, (hash >> COUNT_BITS) | 1)

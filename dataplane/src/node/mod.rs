@@ -11,7 +11,7 @@ pub mod addresses;
 pub mod decisions;
 /// Where the endpoints of each upstream are, and which cell of the table counts for them.
 pub mod directory;
-/// Open connections, breaker and health of each upstream endpoint.
+/// What is known of each upstream endpoint: open connections, breaker, health, what it failed at.
 pub mod endpoints;
 /// Bounded queues with a wake.
 pub mod mailbox;
@@ -27,7 +27,7 @@ pub mod turned_away;
 pub use addresses::Address;
 pub use decisions::{DecisionBatch, DecisionLine, DecisionSampler};
 pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
-pub use endpoints::{Dialling, EndpointState};
+pub use endpoints::{Breaker, Dialling, Doubter, EndpointState, Fault, Proof};
 pub use mailbox::{Inbox, Post, Undelivered, mailbox};
 pub use message::{
     AfterDrain, DrainOutcome, KickWho, SessionFilter, SessionInfo, SessionRef, ShardGauges,

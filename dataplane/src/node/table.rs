@@ -23,7 +23,7 @@ use sluice_policy::ListenerId;
 
 use super::addresses::{Address, Addresses};
 use super::directory::EndpointCell;
-use super::endpoints::EndpointState;
+use super::endpoints::{Doubter, EndpointState};
 
 /// Strangers of one address unless the node is told otherwise: a fleet of 5,000 behind one address reconnects at once,
 /// and some more.
@@ -268,6 +268,11 @@ impl Table {
         self.endpoints
             .get(usize::from(cell.0))
             .map(|padded| &padded.0)
+    }
+
+    /// What stands for an address among those at which an endpoint gave no answer.
+    pub fn doubter(&self, address: Address) -> Doubter {
+        Doubter::new(self.connections.addresses.hash(address))
     }
 
     /// How many endpoint cells there are.

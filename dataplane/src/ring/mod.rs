@@ -169,6 +169,9 @@ pub trait Ring {
     fn shutdown_write(&mut self, socket: SocketId);
     /// Closes, after the sends of this turn, whose rest is lost if they fall short; see the invariants.
     fn close(&mut self, socket: SocketId);
+    /// Closes like [`Ring::close`], with a reset in the place of FIN where the kernel has one (TCP): a peer that has not accepted
+    /// the connection yet will not find it.
+    fn reset(&mut self, socket: SocketId);
 
     /// One turn: submits, waits until something happens or `until` has passed (`None`: no limit), and appends events.
     ///

@@ -136,6 +136,13 @@ pub(super) fn set_nonblocking(fd: BorrowedFd<'_>, nonblocking: bool) -> Result<(
     Ok(())
 }
 
+/// Makes the kernel send a reset when the descriptor is closed, and drop what it has not sent. A socket that has none (Unix)
+/// is closed as always.
+pub(super) fn reset_when_closed(fd: BorrowedFd<'_>) {
+    // It fails only for what is no socket.
+    let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+}
+
 /// A descriptor held back for the moment when there are no others.
 ///
 /// When accepting fails with EMFILE or ENFILE, the connections already in the backlog would hang until their clients

@@ -25,6 +25,8 @@ pub enum Cause {
     UpstreamRefused,
     /// No upstream could be reached, or it gave no CONNACK: 3 / 0x88.
     UpstreamUnavailable,
+    /// The broker closed the connection in the place of a CONNACK: 0x80, or the end.
+    UpstreamClosed,
     /// The broker began a packet and did not finish it in time, or did not answer.
     UpstreamStalled,
     /// The client broke the protocol.
@@ -97,6 +99,12 @@ impl Cause {
             | Self::UpstreamRefused => Farewell::SILENT,
             // Nothing was said yet, or nothing is taken any more.
             Self::ConnectTimeout | Self::GaveWay | Self::WriteStall => Farewell::SILENT,
+            // As the broker did it: a client of 3.x hears no code that the broker did not say.
+            Self::UpstreamClosed => Farewell {
+                connack_3: None,
+                connack_5: Some(R::UnspecifiedError),
+                disconnect_5: Some(R::UnspecifiedError),
+            },
             Self::UpstreamGone
             | Self::UpstreamUnavailable
             | Self::UpstreamStalled
@@ -139,6 +147,7 @@ impl Cause {
             | Self::UpstreamDisconnect
             | Self::UpstreamRefused
             | Self::UpstreamUnavailable
+            | Self::UpstreamClosed
             | Self::UpstreamStalled
             | Self::Unauthenticated
             | Self::Denied
@@ -165,6 +174,7 @@ impl Cause {
             Self::UpstreamDisconnect => Counter::EndedUpstreamDisconnect,
             Self::UpstreamRefused => Counter::EndedUpstreamRefused,
             Self::UpstreamUnavailable => Counter::EndedUpstreamUnavailable,
+            Self::UpstreamClosed => Counter::EndedUpstreamClosed,
             Self::UpstreamStalled => Counter::EndedUpstreamStalled,
             Self::Violation(_) => Counter::EndedViolation,
             Self::UpstreamViolation(_) => Counter::EndedUpstreamViolation,
@@ -214,6 +224,16 @@ impl Session {
         code_5: ReasonCode,
     ) {
         self.end_with(context, cause, Farewell::new(code_3, code_5, code_5));
+    }
+
+    /// Ends the session with the code by which the first broker refused it, since the second could not be reached.
+    pub(super) fn refuse_unavailable(&mut self, context: &mut Context<'_>, code: u8) {
+        let code_5 = if code == ReasonCode::ServerBusy.byte() {
+            ReasonCode::ServerBusy
+        } else {
+            ReasonCode::ServerUnavailable
+        };
+        self.refuse_connect(context, Cause::UpstreamRefused, 3, code_5);
     }
 
     /// Ends the session because policy does not admit it, whether at CONNECT or later.
@@ -317,6 +337,7 @@ impl Session {
             | Cause::UpstreamDisconnect
             | Cause::UpstreamRefused
             | Cause::UpstreamUnavailable
+            | Cause::UpstreamClosed
             | Cause::UpstreamStalled => false,
             Cause::Drained => {
                 let publishes = context

@@ -5,12 +5,23 @@
 
 use sluice_wire::mqtt::{Connack, Property, PropertyEdit, PropertyId, Version, encode_connack};
 
+use super::chance::Chance;
 use super::lane::Route;
-use super::{Cause, Context, Phase, Session, Side, connect};
+use super::{Cause, Context, Output, Phase, Session, Side, Unanswered, connect};
 
 impl Session {
     /// CONNACK came.
     pub(super) fn connack(&mut self, context: &mut Context<'_>, connack: &Connack<'_>) -> Route {
+        let unavailable = Unanswered::of_code(self.version == Version::V5, connack.code);
+        if let Some(why) = unavailable {
+            if self.goes_elsewhere(context, why) {
+                return Route::Absorb;
+            }
+            self.leave_broker(context, why, false);
+            return Route::Last(Cause::UpstreamRefused);
+        }
+        context.out.list.push(Output::Answered);
+        self.end_chance();
         if connack.code != 0 {
             return Route::Last(Cause::UpstreamRefused);
         }
@@ -88,6 +99,9 @@ impl Session {
     /// CONNACK said yes and was passed on.
     pub(super) fn opened(&mut self, context: &mut Context<'_>) {
         self.phase = Phase::Open;
+        if let Some(rare) = self.rare.as_mut() {
+            rare.chance = Chance::None;
+        }
         self.timers.opened(context.now);
         self.down
             .set_packet_bytes_max(self.packet_bytes_max.min(self.upward_bytes_max));

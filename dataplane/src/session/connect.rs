@@ -9,7 +9,7 @@ use sluice_wire::mqtt::{
     decode_connect, encode_connect,
 };
 
-use super::lane::Route;
+use super::lane::{self, Route};
 use super::{
     AuthOutcome, Cause, Context, Credentials, DecisionRecord, Identity, Message, Output, Phase,
     Session, Side,
@@ -29,6 +29,10 @@ impl KeptConnect {
 
     pub(super) fn heap_bytes(&self) -> usize {
         self.bytes.capacity()
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
     }
 }
 
@@ -208,7 +212,7 @@ impl Session {
             // It was decoded when it came.
             Err(violation) => self.end(context, Cause::Violation(violation)),
         }
-        if !matches!(self.phase, Phase::Ended | Phase::Connack) {
+        if self.phase != Phase::Ended {
             self.rare().connect = kept;
         }
     }
@@ -340,15 +344,27 @@ impl Session {
         }
     }
 
-    /// The upstream is there: CONNECT goes to it, untouched when nothing must change.
-    pub(super) fn send_connect(&mut self, context: &mut Context<'_>) {
+    /// The upstream is there: CONNECT goes to it, untouched when nothing must change. It is kept further exactly when there
+    /// is another broker for it should this one not answer.
+    pub(super) fn send_connect(&mut self, context: &mut Context<'_>, has_another: bool) {
         self.with_kept_connect(context, |session, context, connect, bytes| {
+            session.up = lane::Lane::server();
             session.up.set_version(session.version);
             session.phase = Phase::Connack;
-            session.timers.awaiting_connack(context.now);
             session.put_connect(context, connect, bytes);
             session.timers.spoke(context.now);
         });
+        self.begin_chance(context, has_another);
+        if !has_another {
+            self.forget_connect();
+        }
+    }
+
+    /// Wipes the kept CONNECT.
+    pub(super) fn forget_connect(&mut self) {
+        if let Some(rare) = self.rare.as_mut() {
+            rare.connect = KeptConnect::default();
+        }
     }
 
     fn put_connect(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, bytes: &[u8]) {

@@ -69,9 +69,21 @@ impl Timers {
         self.spoke = now;
     }
 
-    /// CONNECT went upstream; its answer gets as long as the client had for CONNECT.
-    pub(super) fn awaiting_connack(&mut self, now: Time) {
-        self.opening = now.after(self.connect_timeout);
+    /// CONNECT went upstream for the first time; its answer gets as long as the client had for CONNECT, the second broker's
+    /// included. With one in reserve the first has half of that.
+    pub(super) fn awaiting_connack(&mut self, now: Time, has_another: bool) -> Time {
+        let overall = now.after(self.connect_timeout);
+        self.opening = if has_another {
+            now.after(self.connect_timeout / 2)
+        } else {
+            overall
+        };
+        overall
+    }
+
+    /// CONNECT is to go to another broker; both it and the way there have until then.
+    pub(super) fn awaiting_another(&mut self, overall: Time) {
+        self.opening = overall;
     }
 
     /// CONNACK shows that the broker has heard the client, who begins to count now.
@@ -138,6 +150,7 @@ impl Session {
         let opening = match self.phase {
             Phase::Connecting => Some((timers.opening, Deadline::Connect)),
             Phase::Connack => Some((timers.opening, Deadline::Connack)),
+            Phase::Dialling if self.is_second_chance() => Some((timers.opening, Deadline::Connack)),
             // The hashing pool and the dial have deadlines of their own.
             Phase::Authenticating | Phase::Dialling | Phase::Open | Phase::Ended => None,
         };
@@ -171,8 +184,11 @@ impl Session {
             }
             match deadline {
                 Deadline::Connect => self.end(context, Cause::ConnectTimeout),
-                Deadline::Connack => self.end(context, Cause::UpstreamUnavailable),
+                Deadline::Connack => self.connack_overdue(context),
                 Deadline::Packet => self.end(context, Cause::PacketTimeout),
+                Deadline::UpstreamPacket if self.phase == Phase::Connack => {
+                    self.connack_overdue(context);
+                }
                 Deadline::UpstreamPacket | Deadline::UpstreamAnswer => {
                     self.end(context, Cause::UpstreamStalled);
                 }

@@ -220,7 +220,9 @@ impl Session {
         let mut at = 0;
         let mut finished_one = false;
         loop {
-            if self.phase == Phase::Ended {
+            // A broker may be left while its bytes are read; its lane is that of the next one then.
+            let is_left = self.phase == Phase::Dialling && from == Side::Upstream;
+            if self.phase == Phase::Ended || is_left {
                 return input.bytes.len();
             }
             if self.must_wait(from) {

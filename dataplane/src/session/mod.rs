@@ -7,6 +7,8 @@
 //!             CONNECT judged              verified                dialled            CONNACK 0
 //!  Connecting ──────────────▶ Authenticating ─────▶ Dialling ─────────────▶ Connack ──────────▶ Open
 //!      │         └── anonymous ──────────────────────▲ │                      │                  │
+//!      │              │                    ▲           │      no answer       │                  │
+//!      │              │                    └───────────│───── (once) ─────────┤                  │
 //!      └──────────────┴────────────────────────────────┴───── any Cause ──────┴──────────────────┴──▶ Ended
 //! ```
 //!
@@ -23,6 +25,7 @@
 //! |---|---|
 //! | `lane.rs` | one direction of the byte stream: cutting, forwarding, packets of our own |
 //! | `connect.rs`, `connack.rs` | how a session opens: who is it, what is told to either side |
+//! | `chance.rs` | a broker that gives no answer to CONNECT, and the one that is asked instead |
 //! | `publish.rs`, `alias.rs` | messages and their topic aliases |
 //! | `acks.rs`, `order.rs` | acknowledgements, those that the proxy owns, and the order in which a publisher hears them |
 //! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
@@ -34,6 +37,7 @@
 
 mod acks;
 mod alias;
+mod chance;
 mod close;
 mod connack;
 mod connect;
@@ -62,6 +66,7 @@ use lane::Route;
 use rights::Rights;
 use waiting::Wait;
 
+pub use chance::Unanswered;
 pub use close::Cause;
 pub use deadlines::Deadline;
 
@@ -136,6 +141,16 @@ pub enum Output {
         key: u64,
         kept: bool,
     },
+    /// The broker gave a clear answer to CONNECT, whatever it says.
+    Answered,
+    /// The broker gave no usable answer to CONNECT: close its connection, which is no side's any more; `chance.rs` says how
+    /// (`says_goodbye`: what was written to it ends with DISCONNECT). `again`: connect to another endpoint, then call
+    /// `handle_dialled`.
+    LeaveUpstream {
+        why: Unanswered,
+        says_goodbye: bool,
+        again: bool,
+    },
     /// Stop reading a side (besides what backpressure does). What was received before still comes to the session.
     PauseReading(Side),
     /// Resume reading a side.
@@ -175,6 +190,19 @@ pub enum AuthOutcome {
     Refused,
     /// The hashing queue is full or its deadline passed.
     Busy,
+}
+
+/// The answer to [`Output::Dial`] and to [`Output::LeaveUpstream`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dialled {
+    /// The connection stands. `has_another`: there is an endpoint to go to if this one does not answer CONNECT, and room to
+    /// keep CONNECT until it has.
+    Connected {
+        /// See above.
+        has_another: bool,
+    },
+    /// Every attempt failed.
+    Failed,
 }
 
 /// Outputs of one call, reused from call to call.
@@ -247,8 +275,9 @@ pub struct Session {
 /// What few sessions need, or needed only for a while. Dropped when nothing of it is in use.
 #[derive(Default)]
 struct Rare {
-    /// The CONNECT, until it was sent upstream.
+    /// The CONNECT, until no broker needs it any more.
     connect: connect::KeptConnect,
+    chance: chance::Chance,
     /// What the client sent while its packets had to wait.
     held: waiting::Held,
     /// PINGRESPs of the upstream that answer a PINGREQ of ours.
@@ -295,6 +324,7 @@ impl Rare {
 
     fn is_unused(&self, now: Time) -> bool {
         self.connect.is_empty()
+            && self.chance == chance::Chance::None
             && self.held.is_unused()
             && self.pings_owned == 0
             && self.queue_down.is_empty()
@@ -408,19 +438,16 @@ impl Session {
         if side == Side::Downstream && self.finishes_later() {
             return;
         }
-        let cause = match (side, self.phase) {
-            (Side::Downstream, _) => Cause::ClientGone,
-            (Side::Upstream, Phase::Open) => Cause::UpstreamGone,
+        match (side, self.phase) {
+            (Side::Downstream, _) => self.end(context, Cause::ClientGone),
+            (Side::Upstream, Phase::Open) => self.end(context, Cause::UpstreamGone),
+            (Side::Upstream, Phase::Connack) => self.unanswered(context, Unanswered::Closed),
+            // There is no broker then.
             (
                 Side::Upstream,
-                Phase::Connecting
-                | Phase::Authenticating
-                | Phase::Dialling
-                | Phase::Connack
-                | Phase::Ended,
-            ) => Cause::UpstreamUnavailable,
-        };
-        self.end(context, cause);
+                Phase::Connecting | Phase::Authenticating | Phase::Dialling | Phase::Ended,
+            ) => {}
+        }
     }
 
     /// The answer to [`Output::Authenticate`].
@@ -431,15 +458,14 @@ impl Session {
         }
     }
 
-    /// The answer to [`Output::Dial`]: true when connected, false when every attempt failed.
-    pub fn handle_dialled(&mut self, context: &mut Context<'_>, connected: bool) {
+    /// The answer to [`Output::Dial`] or [`Output::LeaveUpstream`].
+    pub fn handle_dialled(&mut self, context: &mut Context<'_>, dialled: Dialled) {
         if !self.is_current(context) || self.phase != Phase::Dialling {
             return;
         }
-        if connected {
-            self.send_connect(context);
-        } else {
-            self.end(context, Cause::UpstreamUnavailable);
+        match dialled {
+            Dialled::Connected { has_another } => self.send_connect(context, has_another),
+            Dialled::Failed => self.dial_failed(context),
         }
         self.settle(context);
     }
@@ -461,8 +487,15 @@ impl Session {
 
     /// An operator ends the session (`Kicked`), we drain (`Drained`), the shard found a write stall or overload.
     pub fn handle_end(&mut self, context: &mut Context<'_>, cause: Cause) {
-        if self.is_current(context) {
-            self.end(context, cause);
+        if !self.is_current(context) {
+            return;
+        }
+        match (cause, self.phase) {
+            // It does not even take CONNECT.
+            (Cause::UpstreamStalled, Phase::Connack) => {
+                self.unanswered(context, Unanswered::Silent);
+            }
+            (_, _) => self.end(context, cause),
         }
     }
 
@@ -516,6 +549,11 @@ impl Session {
             .map_or(0, connect::WillRecord::heap_bytes);
         let lanes = self.down.heap_bytes() + self.up.heap_bytes();
         self.identity.text.len() + self.rights.heap_bytes() + lanes + rare + will
+    }
+
+    /// Bytes of the CONNECT that is kept; 0 when no broker needs it any more.
+    pub fn kept_connect_bytes(&self) -> usize {
+        self.rare.as_ref().map_or(0, |rare| rare.connect.len())
     }
 
     /// True exactly when CONNACK said yes and the session has not ended.
@@ -584,7 +622,10 @@ impl Session {
             }
         };
         let violation = match (self.phase, packet) {
-            (_, Packet::Auth(_)) if self.upstream_auth => return Route::Forward,
+            (_, Packet::Auth(_)) if self.upstream_auth => {
+                self.end_chance();
+                return Route::Forward;
+            }
             (_, Packet::Auth(_)) => Violation::AuthNotNegotiated,
             (_, Packet::Disconnect(disconnect)) => {
                 return self.disconnect(context, from, &disconnect);

@@ -12,6 +12,7 @@ use crate::metrics::Counter;
 use crate::ring::Ring;
 use crate::session::{Cause, Session, Side};
 
+use super::connect::around;
 use super::leg::{Chain, Closing, Leg, Reading};
 use super::slots::Waiting;
 use super::strangers::Stranger;
@@ -19,6 +20,8 @@ use super::{Core, Turn};
 
 /// How long a peer may take to send its FIN.
 const LINGER: Duration = Duration::from_secs(2);
+/// Connections to brokers that were left and may still close by themselves; one more is reset at once.
+const LEAVING_MAX: usize = 4096;
 /// For sessions whose listener is gone.
 const FLUSH_DEFAULT: Duration = Duration::from_secs(10);
 
@@ -30,7 +33,7 @@ impl<R: Ring> Core<R> {
         };
         open.session = None;
         let until = turn.now.after(flush_time(turn.snapshot, open.listener));
-        self.stop_waiting(slot);
+        self.stop_waiting(turn, slot);
         for side in [Side::Downstream, Side::Upstream] {
             let Some(open) = self.slots.get_mut(slot) else {
                 return;
@@ -65,23 +68,64 @@ impl<R: Ring> Core<R> {
         );
     }
 
-    /// Nobody waits for a dial or a password any more.
-    pub(super) fn stop_waiting(&mut self, slot: u32) {
+    /// Nobody waits for a dial, a CONNACK or a password any more.
+    pub(super) fn stop_waiting(&mut self, turn: Turn<'_>, slot: u32) {
         let Some(open) = self.slots.get_mut(slot) else {
             return;
         };
+        let seen = (self.dials, 0);
         match open.waiting.take().map(|waiting| *waiting) {
             None => {}
             Some(Waiting::Password(_)) => {
                 self.authenticating = self.authenticating.saturating_sub(1)
             }
+            Some(Waiting::Connack {
+                mut dial,
+                kept_bytes,
+            }) => {
+                self.connects_kept -= kept_bytes;
+                dial.forget(around(turn, &dial, &self.directory, &self.table, seen));
+            }
             Some(Waiting::Dial(mut dial)) => {
-                dial.abandon(&self.table);
+                dial.abandon(around(turn, &dial, &self.directory, &self.table, seen));
                 if let Some(socket) = open.up.socket.take() {
                     open.up.reading = Reading::Unconnected;
                     self.ring.close(socket);
                 }
             }
+        }
+    }
+
+    /// Leaves a broker that may wake up later so that it does as little as possible with what it was sent: see
+    /// `session/chance.rs`. With a goodbye the reset comes when the broker has not closed by itself in time.
+    pub(super) fn abort_upstream(&mut self, now: Time, slot: u32, says_goodbye: bool) {
+        let Some(open) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let leg = &mut open.up;
+        let Some(socket) = leg.socket else {
+            return;
+        };
+        let has_all = leg.backlog.is_none();
+        if leg.pieces != Chain::EMPTY {
+            self.outbox.collect(leg.pieces, &mut self.pieces);
+            self.ring.send(socket, &self.pieces);
+            self.pieces.clear();
+        }
+        if says_goodbye && has_all && self.leaving.len() < LEAVING_MAX {
+            self.ring.pause(socket);
+            self.ring.shutdown_write(socket);
+            self.leaving.push_back((now.after(LINGER), socket));
+        } else {
+            self.ring.reset(socket);
+        }
+        self.forget_leg(slot, Side::Upstream);
+    }
+
+    /// Resets the connections to brokers that were left and whose time is up.
+    pub(super) fn reset_left(&mut self, now: Time) {
+        while let Some((_, socket)) = self.leaving.pop_front_if(|(until, _)| *until <= now) {
+            self.ring.reset(socket);
         }
     }
 
@@ -146,6 +190,16 @@ impl<R: Ring> Core<R> {
             return;
         };
         self.ring.close(socket);
+        self.forget_leg(slot, side);
+    }
+
+    /// The same for a connection that is closed, or closes by itself.
+    fn forget_leg(&mut self, slot: u32, side: Side) {
+        let Some(open) = self.slots.get_mut(slot) else {
+            return;
+        };
+        let leg = open.leg(side);
+        leg.socket = None;
         self.budget.removed(leg.backlog_bytes());
         leg.backlog = None;
         leg.pieces = Chain::EMPTY;

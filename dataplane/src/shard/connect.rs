@@ -1,14 +1,14 @@
-//! What a session waits for: its upstream connection, or the answer to a password.
+//! What a session waits for: the answer to a password, its upstream connection, or the broker's answer to CONNECT.
 //!
-//! Owns the carrying out of a [`Dial`]; which endpoint and how often is decided there. A session waits for one of the two
+//! Owns the carrying out of a [`Dial`]; which endpoint and how often is decided there. A session waits for one of the three
 //! at a time.
 
 use sluice_policy::UpstreamId;
 
 use crate::metrics::Counter;
-use crate::node::{ToControl, Undelivered};
+use crate::node::{Address, Directory, Fault, Table, ToControl, Undelivered};
 use crate::ring::{Ring, SocketId};
-use crate::session::{AuthOutcome, Credentials, Session, Side};
+use crate::session::{AuthOutcome, Credentials, Dialled, Session, Side, Unanswered};
 use crate::upstream::Dial;
 use crate::upstream::dial::{Step, Surroundings};
 
@@ -80,32 +80,49 @@ impl<R: Ring> Core<R> {
         self.dials = self.dials.wrapping_add(1);
         self.introduce(slot);
         let open = self.slots.get_mut(slot)?;
-        open.waiting = Some(Box::new(Waiting::Dial(Dial::new(upstream, key).kept(kept))));
+        let doubter = self.table.doubter(Address::from(open.peer));
+        let dial = Dial::new(upstream, key, doubter).kept(kept);
+        open.waiting = Some(Box::new(Waiting::Dial(dial)));
         self.attempt(turn, slot)
     }
 
     /// The next attempt of a dial that waits for one.
     pub(super) fn attempt(&mut self, turn: Turn<'_>, slot: u32) -> Option<Follow> {
+        self.step(turn, slot, |dial, around| dial.next(around))
+    }
+
+    /// The broker that was left is not to be the last one that is asked.
+    pub(super) fn dial_elsewhere(
+        &mut self,
+        turn: Turn<'_>,
+        slot: u32,
+        fault: Fault,
+    ) -> Option<Follow> {
+        self.dials = self.dials.wrapping_add(1);
+        self.step(turn, slot, |dial, around| dial.elsewhere(around, fault))
+    }
+
+    /// Takes a step of a dial, and carries it out.
+    fn step(
+        &mut self,
+        turn: Turn<'_>,
+        slot: u32,
+        step: impl for<'a> FnOnce(&mut Dial, Surroundings<'a>) -> Step<'a>,
+    ) -> Option<Follow> {
         let open = self.slots.get_mut(slot)?;
         let Some(Waiting::Dial(dial)) = open.waiting.as_deref_mut() else {
             return None;
         };
-        let around = Surroundings {
-            now: turn.now,
-            upstream: turn.snapshot.upstream(dial.upstream()),
-            endpoints: self.directory.endpoints(dial.upstream()),
-            table: &self.table,
-            turn: self.dials,
-            random: self.lent.random.next(),
-        };
-        let (target, name, failover) = match dial.next(around) {
+        let seen = (self.dials, self.lent.random.next());
+        let around = around(turn, dial, &self.directory, &self.table, seen);
+        let (target, name, failover) = match step(dial, around) {
             Step::Connect {
                 target,
                 name,
                 failover,
             } => (target, name, failover),
             Step::Wait => return None,
-            Step::GiveUp => return self.give_up(slot),
+            Step::GiveUp => return self.give_up(turn, slot),
         };
         self.counters.add(Counter::DialAttempts, 1);
         self.counters
@@ -119,9 +136,8 @@ impl<R: Ring> Core<R> {
         }
         let Ok(socket) = self.ring.connect(target) else {
             // No socket left on this shard: not the endpoint's fault, and waiting would hold a slot that is missing.
-            dial.abandon(&self.table);
             self.counters.add(Counter::DialNoSocket, 1);
-            return self.give_up(slot);
+            return self.give_up(turn, slot);
         };
         open.up = Leg::none();
         open.up.socket = Some(socket);
@@ -136,31 +152,93 @@ impl<R: Ring> Core<R> {
         let Some(open) = self.slots.get_mut(slot) else {
             return;
         };
-        let Some(Waiting::Dial(dial)) = open.waiting.as_deref_mut() else {
+        let Some(Waiting::Dial(dial)) = open
+            .waiting
+            .take_if(|waiting| waiting.is_dial())
+            .map(|waiting| *waiting)
+        else {
             return;
         };
-        open.cell = dial.connected(&self.table);
-        open.waiting = None;
+        let around = around(turn, &dial, &self.directory, &self.table, (self.dials, 0));
+        let bytes = open.session.as_ref().map_or(0, Session::kept_connect_bytes) as u64;
+        let has_another = dial.has_another(around);
+        let has_room = self.connects_kept + bytes <= self.limits.connects_kept_bytes_max;
+        if has_another && !has_room {
+            self.counters.add(Counter::SecondChanceNoRoom, 1);
+        }
+        let has_another = has_another && has_room;
+        let kept_bytes = if has_another { bytes } else { 0 };
+        self.connects_kept += kept_bytes;
+        open.cell = dial.connected();
+        open.waiting = Some(Box::new(Waiting::Connack { dial, kept_bytes }));
         open.up.reading = Reading::Idle;
         self.connected += 1;
         self.call(turn, slot, |session, context| {
-            session.handle_dialled(context, true)
+            session.handle_dialled(context, Dialled::Connected { has_another });
         });
     }
 
+    /// The broker gave a clear answer to CONNECT.
+    pub(super) fn answered(&mut self, turn: Turn<'_>, slot: u32) {
+        if let Some(mut dial) = self.take_asked(slot) {
+            let around = around(turn, &dial, &self.directory, &self.table, (self.dials, 0));
+            dial.answered(around);
+        }
+    }
+
+    /// The dial of a session that waits for CONNACK, which it does no longer.
+    fn take_asked(&mut self, slot: u32) -> Option<Dial> {
+        let open = self.slots.get_mut(slot)?;
+        let asked = open.waiting.take_if(|waiting| waiting.is_connack())?;
+        let Waiting::Connack { dial, kept_bytes } = *asked else {
+            return None;
+        };
+        self.connects_kept -= kept_bytes;
+        Some(dial)
+    }
+
+    /// The broker gave no usable answer to CONNECT: its connection is closed, and perhaps another one is asked.
+    pub(super) fn leave_upstream(
+        &mut self,
+        turn: Turn<'_>,
+        slot: u32,
+        why: Unanswered,
+        says_goodbye: bool,
+        again: bool,
+    ) -> Option<Follow> {
+        match why {
+            Unanswered::Silent => self.abort_upstream(turn.now, slot, says_goodbye),
+            Unanswered::Closed | Unanswered::Unavailable(_) => self.drop_leg(slot, Side::Upstream),
+        }
+        let fault = match why {
+            Unanswered::Silent => Fault::NoConnack,
+            Unanswered::Closed => Fault::ClosedEarly,
+            Unanswered::Unavailable(_) => Fault::Unavailable,
+        };
+        let mut dial = self.take_asked(slot)?;
+        if again {
+            let open = self.slots.get_mut(slot)?;
+            open.waiting = Some(Box::new(Waiting::Dial(dial)));
+            return self.dial_elsewhere(turn, slot, fault);
+        }
+        let around = around(turn, &dial, &self.directory, &self.table, (self.dials, 0));
+        dial.unanswered(around, fault);
+        None
+    }
+
     /// The ring has closed the socket already.
-    pub(super) fn upstream_failed(&mut self, turn: Turn<'_>, socket: SocketId) {
+    pub(super) fn upstream_failed(&mut self, turn: Turn<'_>, socket: SocketId, errno: i32) {
         let Some((slot, Side::Upstream)) = self.owner(socket) else {
             return;
         };
         if let Some(open) = self.slots.get_mut(slot) {
             open.up.socket = None;
         }
-        self.attempt_failed(turn, slot);
+        self.attempt_failed(turn, slot, Fault::of_errno(errno));
     }
 
     /// An attempt failed or took too long; its socket is closed.
-    pub(super) fn attempt_failed(&mut self, turn: Turn<'_>, slot: u32) {
+    pub(super) fn attempt_failed(&mut self, turn: Turn<'_>, slot: u32, fault: Fault) {
         self.counters.add(Counter::DialFailed, 1);
         let Some(open) = self.slots.get_mut(slot) else {
             return;
@@ -168,25 +246,37 @@ impl<R: Ring> Core<R> {
         let Some(Waiting::Dial(dial)) = open.waiting.as_deref_mut() else {
             return;
         };
-        let around = Surroundings {
-            now: turn.now,
-            upstream: turn.snapshot.upstream(dial.upstream()),
-            endpoints: self.directory.endpoints(dial.upstream()),
-            table: &self.table,
-            turn: self.dials,
-            random: self.lent.random.next(),
-        };
-        if dial.failed(around) != Step::GiveUp {
+        let seen = (self.dials, self.lent.random.next());
+        let around = around(turn, dial, &self.directory, &self.table, seen);
+        if dial.failed(around, fault) != Step::GiveUp {
             self.schedule(turn.now, slot);
-        } else if self.give_up(slot).is_some() {
+        } else if self.give_up(turn, slot).is_some() {
             self.call(turn, slot, |session, context| {
-                session.handle_dialled(context, false);
+                session.handle_dialled(context, Dialled::Failed);
             });
         }
     }
 
-    fn give_up(&mut self, slot: u32) -> Option<Follow> {
-        self.slots.get_mut(slot)?.waiting = None;
-        Some(Follow::Dialled(false))
+    fn give_up(&mut self, turn: Turn<'_>, slot: u32) -> Option<Follow> {
+        self.stop_waiting(turn, slot);
+        Some(Follow::Dialled(Dialled::Failed))
+    }
+}
+
+/// What a dial looks at; `seen` is how many dials there were, and a random number.
+pub(super) fn around<'a>(
+    turn: Turn<'a>,
+    dial: &Dial,
+    directory: &'a Directory,
+    table: &'a Table,
+    seen: (u64, u64),
+) -> Surroundings<'a> {
+    Surroundings {
+        now: turn.now,
+        upstream: turn.snapshot.upstream(dial.upstream()),
+        endpoints: directory.endpoints(dial.upstream()),
+        table,
+        turn: seen.0,
+        random: seen.1,
     }
 }

@@ -6,8 +6,9 @@
 use sluice_policy::Snapshot;
 
 use crate::clock::Time;
+use crate::node::Fault;
 use crate::ring::Ring;
-use crate::session::{AuthOutcome, Cause, Side};
+use crate::session::{AuthOutcome, Cause, Dialled, Side};
 
 use super::leg::{Closing, Leg, Reading};
 use super::slots::{Open, Waiting};
@@ -72,14 +73,14 @@ impl<R: Ring> Core<R> {
                     if let Some(socket) = open.up.socket.take() {
                         self.ring.close(socket);
                     }
-                    self.attempt_failed(turn, slot);
+                    self.attempt_failed(turn, slot, Fault::TimedOut);
                 } else if self.attempt(turn, slot).is_some() {
                     self.call(turn, slot, |session, context| {
-                        session.handle_dialled(context, false);
+                        session.handle_dialled(context, Dialled::Failed);
                     });
                 }
             }
-            Some(Waiting::Password(_) | Waiting::Dial(_)) | None => {}
+            Some(Waiting::Password(_) | Waiting::Dial(_) | Waiting::Connack { .. }) | None => {}
         }
     }
 
@@ -129,7 +130,8 @@ fn next_deadline(open: &Open, now: Time) -> Time {
     match open.waiting.as_deref() {
         Some(Waiting::Dial(dial)) => next = next.min(dial.deadline()),
         Some(Waiting::Password(until)) => next = next.min(*until),
-        None => {}
+        // How long a broker may take is the session's to say.
+        Some(Waiting::Connack { .. }) | None => {}
     }
     for leg in [&open.down, &open.up] {
         next = next.min(leg_deadline(leg, now));

@@ -5,7 +5,7 @@
 use crate::clock::Time;
 use crate::metrics::Counter;
 use crate::ring::{End, Event, Lease, Piece, Ring, SocketId};
-use crate::session::{AuthOutcome, Context, Output, Session, Side};
+use crate::session::{AuthOutcome, Context, Dialled, Output, Session, Side};
 
 use super::backlog::{After, Backlog};
 use super::leg::{Chain, Closing, Reading};
@@ -19,7 +19,7 @@ const OUTPUT_BYTES_KEPT: usize = 256 << 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Follow {
     Authenticated(AuthOutcome),
-    Dialled(bool),
+    Dialled(Dialled),
     Held(Side, bool),
 }
 
@@ -37,7 +37,7 @@ impl<R: Ring> Core<R> {
             Event::Ended { socket, end } => self.ended(turn, socket, end),
             Event::Paused { socket } => self.paused(socket),
             Event::Connected { socket } => self.upstream_connected(turn, socket),
-            Event::ConnectFailed { socket, errno: _ } => self.upstream_failed(turn, socket),
+            Event::ConnectFailed { socket, errno } => self.upstream_failed(turn, socket, errno),
             Event::Accepted {
                 listener,
                 socket,
@@ -132,7 +132,7 @@ impl<R: Ring> Core<R> {
             };
             self.ask(turn, slot, |session, context| match follow {
                 Follow::Authenticated(outcome) => session.handle_authenticated(context, outcome),
-                Follow::Dialled(connected) => session.handle_dialled(context, connected),
+                Follow::Dialled(dialled) => session.handle_dialled(context, dialled),
                 Follow::Held(side, held) => session.handle_held(context, side, held),
             });
         }
@@ -167,6 +167,15 @@ impl<R: Ring> Core<R> {
                     kept,
                 } => {
                     follow = follow.or(self.dial(turn, slot, upstream, key, kept));
+                }
+                Output::Answered => self.answered(turn, slot),
+                Output::LeaveUpstream {
+                    why,
+                    says_goodbye,
+                    again,
+                } => {
+                    let left = self.leave_upstream(turn, slot, why, says_goodbye, again);
+                    follow = follow.or(left);
                 }
                 Output::PauseReading(side) => self.want_reading(slot, side, false),
                 Output::ResumeReading(side) => self.want_reading(slot, side, true),

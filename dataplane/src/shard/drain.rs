@@ -115,7 +115,7 @@ impl<R: Ring> Core<R> {
             drain.told = drain.told.max(drain.outcome.sessions);
         }
         if turn.now >= drain.until {
-            drain.outcome.cut_off += self.cut_off();
+            drain.outcome.cut_off += self.cut_off(turn);
         }
         self.drain = Some(drain);
         self.finish_drain();
@@ -126,13 +126,13 @@ impl<R: Ring> Core<R> {
         self.finish_drain();
     }
 
-    fn cut_off(&mut self) -> u32 {
+    fn cut_off(&mut self, turn: Turn<'_>) -> u32 {
         let mut count = 0;
         for slot in 0..self.slots.used() {
             if let Some(open) = self.slots.get_mut(slot) {
                 count += 1;
                 open.session = None;
-                self.stop_waiting(slot);
+                self.stop_waiting(turn, slot);
                 self.drop_leg(slot, Side::Downstream);
                 self.drop_leg(slot, Side::Upstream);
                 self.free_if_closed(slot);

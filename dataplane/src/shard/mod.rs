@@ -30,7 +30,7 @@
 //! | `strangers.rs` | connections that have not said who they are, and which gives way |
 //! | `dispatch.rs` | event to session, outputs to operations, the flush |
 //! | `pressure.rs`, `backlog.rs` | what sockets do not take: backlogs, holding back, budgets, stalls |
-//! | `connect.rs` | the way to the upstream; parked passwords |
+//! | `connect.rs` | the way to a broker that answers; parked passwords |
 //! | `close.rs` | send, shutdown, discard, close |
 //! | `deadlines.rs`, `timers.rs` | when a session is looked at again |
 //! | `mail.rs` | what control wants |
@@ -58,6 +58,7 @@ mod strangers;
 mod sweep;
 mod timers;
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +71,7 @@ use crate::metrics::Counters;
 use crate::node::{
     DecisionSampler, Directory, Inbox, Notices, Post, ShardId, Table, ToControl, ToShard,
 };
-use crate::ring::{Event, Piece, Ring};
+use crate::ring::{Event, Piece, Ring, SocketId};
 use crate::session::Side;
 
 use drain::Drain;
@@ -102,6 +103,8 @@ pub struct ShardLimits {
     pub authenticate_timeout: Duration,
     /// A stranger is left alone for so long; after it, it may have to give way to a newcomer.
     pub strangers_grace: Duration,
+    /// Bytes of CONNECTs that are kept until CONNACK, for another endpoint; one more goes without a second chance.
+    pub connects_kept_bytes_max: u64,
 }
 
 impl Default for ShardLimits {
@@ -113,6 +116,7 @@ impl Default for ShardLimits {
             authenticating_max: 512,
             authenticate_timeout: Duration::from_secs(20),
             strangers_grace: Duration::from_secs(2),
+            connects_kept_bytes_max: 8 << 20,
         }
     }
 }
@@ -176,6 +180,10 @@ struct Core<R: Ring> {
     kicks: Kicks,
     authenticating: u32,
     connected: u32,
+    /// Bytes of CONNECTs that are kept until CONNACK.
+    connects_kept: u64,
+    /// Connections to brokers that were left, until they are reset; the oldest first.
+    leaving: VecDeque<(Time, SocketId)>,
     /// Counts dials; round robin goes by it.
     dials: u64,
     latency_budget_micros: u32,
@@ -237,6 +245,8 @@ impl<R: Ring> Shard<R> {
                 kicks: Kicks::new(),
                 authenticating: 0,
                 connected: 0,
+                connects_kept: 0,
+                leaving: VecDeque::new(),
                 dials: 0,
                 latency_budget_micros: 0,
                 lag: Lag::default(),
@@ -298,6 +308,11 @@ impl<R: Ring> Shard<R> {
         self.core.budget.bytes()
     }
 
+    /// Bytes of CONNECTs that are kept for another endpoint.
+    pub fn connects_kept_bytes(&self) -> u64 {
+        self.core.connects_kept
+    }
+
     /// The engine, for tests that play the network.
     pub fn ring_mut(&mut self) -> &mut R {
         &mut self.core.ring
@@ -318,7 +333,8 @@ impl<R: Ring> Core<R> {
             .drain
             .as_ref()
             .and_then(|drain| drain.next(self.slots.open()));
-        [self.wheel.next(), retry, drain]
+        let leaving = self.leaving.front().map(|(until, _)| *until);
+        [self.wheel.next(), retry, drain, leaving]
             .into_iter()
             .flatten()
             .min()
@@ -337,6 +353,7 @@ impl<R: Ring> Core<R> {
             self.dispatch(turn, event);
         }
         self.check_timers(turn);
+        self.reset_left(turn.now);
         self.sweep(turn);
         self.kick(Some(turn));
         self.drain(turn);

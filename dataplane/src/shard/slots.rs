@@ -43,8 +43,20 @@ pub(super) struct Open {
 pub(super) enum Waiting {
     /// An upstream connection.
     Dial(Dial),
+    /// The broker's answer to CONNECT, and how much of it is kept for another one.
+    Connack { dial: Dial, kept_bytes: u64 },
     /// A password, until then at most.
     Password(Time),
+}
+
+impl Waiting {
+    pub(super) fn is_dial(&self) -> bool {
+        matches!(self, Self::Dial(_))
+    }
+
+    pub(super) fn is_connack(&self) -> bool {
+        matches!(self, Self::Connack { .. })
+    }
 }
 
 impl Open {

@@ -21,6 +21,9 @@ pub struct Candidate {
     /// False exactly when the last active health check failed: taken only when nothing healthy is left, because a wrong
     /// health check must not take a whole service down.
     pub healthy: bool,
+    /// It failed a moment ago and has not answered a CONNECT since. Least connections passes it over while others are left:
+    /// where nothing stays connected there are always the fewest.
+    pub failed_lately: bool,
 }
 
 /// What the choice depends on besides the candidates.
@@ -32,18 +35,6 @@ pub struct Question {
     pub key: u64,
     /// Counts dials of this shard to this upstream; ties and round robin go by it.
     pub turn: u64,
-}
-
-impl Candidate {
-    /// The candidate for an endpoint of the directory.
-    pub fn new(index: usize, endpoint: &ResolvedEndpoint, open: u32, healthy: bool) -> Self {
-        Self {
-            index,
-            identity: endpoint.identity,
-            open,
-            healthy,
-        }
-    }
 }
 
 /// The most preferred candidate; `None` when there is none. Linear, and called once per attempt.
@@ -62,15 +53,16 @@ pub fn home(key: u64, endpoints: &[ResolvedEndpoint]) -> Option<usize> {
     (0..endpoints.len()).max_by_key(|index| endpoints.get(*index).map(|e| score(key, e.identity)))
 }
 
-fn rank(question: Question, candidate: Candidate, cap: u32, count: usize) -> (u64, u64) {
+fn rank(question: Question, candidate: Candidate, cap: u32, count: usize) -> (bool, u64, u64) {
     let turn = rotated(candidate.index, question.turn, count);
     match question.balance {
         Balance::ClientId => (
+            false,
             u64::from(candidate.open >= cap),
             u64::MAX - score(question.key, candidate.identity),
         ),
-        Balance::RoundRobin => (turn, 0),
-        Balance::LeastConnections => (u64::from(candidate.open), turn),
+        Balance::RoundRobin => (false, turn, 0),
+        Balance::LeastConnections => (candidate.failed_lately, u64::from(candidate.open), turn),
     }
 }
 
@@ -106,6 +98,7 @@ mod tests {
                 identity: score(index as u64, 99),
                 open,
                 healthy: true,
+                failed_lately: false,
             })
             .collect()
     }
@@ -172,6 +165,17 @@ mod tests {
                 expected,
                 "{open:?}"
             );
+        }
+    }
+
+    #[test]
+    fn least_connections_does_not_prefer_what_has_just_failed() {
+        for (balance, expected) in [(Balance::LeastConnections, 1), (Balance::RoundRobin, 0)] {
+            let mut some = candidates(&[0, 9]);
+            some[0].failed_lately = true;
+            assert_eq!(pick(balance, 0, 0, &some), expected, "{balance:?}");
+            some[1].failed_lately = true;
+            assert_eq!(pick(balance, 0, 0, &some), 0, "{balance:?}: both have");
         }
     }
 

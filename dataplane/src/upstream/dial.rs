@@ -1,17 +1,23 @@
-//! One session's way to an upstream connection: which endpoint, how many attempts, how long between them.
+//! One session's way to a broker that answers its CONNECT: which endpoint, how many attempts, how long between them, and
+//! whom to blame.
 //!
 //! ```text
 //!            next            failed, attempts left
 //!  waiting ────────▶ connecting ────────▶ waiting
-//!     │                   │ connected
-//!     ▼ give up           ▼
+//!     │                   │ connected        ▲
+//!     ▼ give up           ▼                  │ elsewhere, once
+//!                       asked ───────────────┤
+//!                         │                  │ unanswered
+//!                         ▼ answered         ▼ the end
 //! ```
 //!
 //! # Invariants
 //!
-//! - **A probe is always told how it went.** Whoever holds a [`Dial`] in the connecting state ends it with
-//!   [`Dial::connected`], [`Dial::failed`] or [`Dial::abandon`]; else a half-open breaker would stay half open.
+//! - **A probe is always told how it went.** Whoever holds a [`Dial`] in the connecting or asked state ends it with
+//!   [`Dial::answered`], [`Dial::unanswered`], [`Dial::abandon`] or [`Dial::forget`]; else a half-open breaker would stay half open.
 //! - **An endpoint counts a connection from the first attempt to the close**, so that a storm of dials is spread too.
+//! - **An endpoint that gave no answer is charged when another one has answered the same CONNECT**, and not before: until
+//!   then it may be the CONNECT that no broker likes.
 
 use std::time::Duration;
 
@@ -20,7 +26,9 @@ use smallvec::SmallVec;
 
 use super::balance::{self, Candidate, Question};
 use crate::clock::Time;
-use crate::node::{Dialling, EndpointCell, ResolvedEndpoint, Table};
+use crate::node::{
+    Breaker, Dialling, Doubter, EndpointCell, EndpointState, Fault, Proof, ResolvedEndpoint, Table,
+};
 use crate::ring::Target;
 
 /// See the module documentation.
@@ -30,14 +38,19 @@ pub struct Dial {
     key: u64,
     kept: bool,
     attempts: u8,
+    doubter: Doubter,
     tried: SmallVec<[EndpointCell; 4]>,
     attempt: Option<Attempt>,
+    /// The endpoint that gave no answer, until another one has or has not.
+    suspect: Option<(Attempt, Fault)>,
     until: Time,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Attempt {
     cell: EndpointCell,
+    /// Tells whether the cell still stands for the same endpoint.
+    identity: u64,
     dialling: Dialling,
 }
 
@@ -55,7 +68,7 @@ pub enum Step<'a> {
     },
     /// Call [`Dial::next`] again at [`Dial::deadline`].
     Wait,
-    /// Every attempt failed, or nothing may be dialled.
+    /// Every attempt failed, or nothing may be dialled. [`Dial::abandon`] follows.
     GiveUp,
 }
 
@@ -77,15 +90,17 @@ pub struct Surroundings<'a> {
 }
 
 impl Dial {
-    /// A dial that has not begun.
-    pub fn new(upstream: UpstreamId, key: u64) -> Self {
+    /// A dial that has not begun, for a client at the address that `doubter` stands for.
+    pub fn new(upstream: UpstreamId, key: u64, doubter: Doubter) -> Self {
         Self {
             upstream,
             key,
             kept: false,
             attempts: 0,
+            doubter,
             tried: SmallVec::new(),
             attempt: None,
+            suspect: None,
             until: Time(0),
         }
     }
@@ -106,7 +121,7 @@ impl Dial {
         self.upstream
     }
 
-    /// True exactly when a connection is being opened.
+    /// True exactly when a connection is being opened, or was and its broker has been asked.
     pub fn is_connecting(&self) -> bool {
         self.attempt.is_some()
     }
@@ -145,45 +160,110 @@ impl Dial {
         }
     }
 
-    /// The attempt succeeded; the endpoint counts the connection until [`EndpointState::disconnected`].
-    ///
-    /// [`EndpointState::disconnected`]: crate::node::EndpointState::disconnected
-    pub fn connected(&mut self, table: &Table) -> Option<EndpointCell> {
-        let attempt = self.attempt.take()?;
-        if let Some(state) = table.endpoint(attempt.cell) {
+    /// The connection stands, and the broker is asked: what it answers is still to come. The endpoint counts the connection
+    /// until [`EndpointState::disconnected`].
+    pub fn connected(&self) -> Option<EndpointCell> {
+        self.attempt.map(|attempt| attempt.cell)
+    }
+
+    /// True exactly when the broker that was asked is the first one, and there is another to ask if it does not answer.
+    pub fn has_another(&self, around: Surroundings<'_>) -> bool {
+        let Some(attempt) = self.attempt.filter(|_| self.suspect.is_none()) else {
+            return false;
+        };
+        let others = around
+            .endpoints
+            .iter()
+            .filter(|other| other.cell != attempt.cell);
+        others
+            .filter_map(|other| around.table.endpoint(other.cell))
+            .any(|state| state.may_dial(around.now))
+    }
+
+    /// The broker gave a clear answer.
+    pub fn answered(&mut self, around: Surroundings<'_>) {
+        if let Some(attempt) = self.attempt.take()
+            && let Some(state) = around.table.endpoint(attempt.cell)
+        {
             state.succeeded();
         }
-        Some(attempt.cell)
+        self.blame_suspect(around, Proof::Answered);
+    }
+
+    /// The broker gave no usable answer, and another one is to be asked, once. The caller has closed the connection.
+    pub fn elsewhere<'a>(&mut self, around: Surroundings<'a>, fault: Fault) -> Step<'a> {
+        debug_assert!(self.suspect.is_none(), "there is one second chance");
+        if let Some(attempt) = self.attempt.take() {
+            if let Some(state) = state(around, attempt) {
+                state.noticed(around.now, fault);
+            }
+            self.suspect = Some((attempt, fault));
+        }
+        self.attempts = 0;
+        self.next(around)
+    }
+
+    /// The broker gave no usable answer, and that was the last one to ask.
+    pub fn unanswered(&mut self, around: Surroundings<'_>, fault: Fault) {
+        let has_asked_two = self.suspect.is_some();
+        if let Some(attempt) = self.attempt.take() {
+            blame(around, attempt, fault, self.proof(fault, has_asked_two));
+        }
+        if let Some((_, fault)) = self.suspect {
+            self.blame_suspect(around, self.proof(fault, has_asked_two));
+        }
+    }
+
+    /// What there is against an endpoint when none has answered. Two that close may do so because of the CONNECT; no
+    /// CONNECT makes a broker that works fall silent.
+    fn proof(&self, fault: Fault, has_asked_two: bool) -> Proof {
+        if has_asked_two && fault != Fault::NoConnack {
+            Proof::None
+        } else {
+            Proof::Address(self.doubter)
+        }
+    }
+
+    fn blame_suspect(&mut self, around: Surroundings<'_>, proof: Proof) {
+        if let Some((attempt, fault)) = self.suspect.take() {
+            blame(around, attempt, fault, proof);
+        }
     }
 
     /// The attempt failed or took too long.
-    pub fn failed(&mut self, around: Surroundings<'_>) -> Step<'static> {
+    pub fn failed(&mut self, around: Surroundings<'_>, fault: Fault) -> Step<'static> {
         let Some(upstream) = around.upstream else {
-            self.abandon(around.table);
             return Step::GiveUp;
         };
         if let Some(attempt) = self.attempt.take() {
             if let Some(state) = around.table.endpoint(attempt.cell) {
                 state.disconnected();
-                state.failed(
-                    around.now,
-                    attempt.dialling,
-                    upstream.breaker_failures,
-                    upstream.breaker_open,
-                );
+                state.failed(around.now, attempt.dialling, fault, breaker(upstream));
             }
             self.tried.push(attempt.cell);
         }
         self.pause(upstream, around.now, around.random)
     }
 
-    /// Nobody waits for the result any more.
-    pub fn abandon(&mut self, table: &Table) {
-        if let Some(attempt) = self.attempt.take()
-            && let Some(state) = table.endpoint(attempt.cell)
+    /// Nobody waits for a connection any more. The endpoint of an attempt counts it no longer.
+    pub fn abandon(&mut self, around: Surroundings<'_>) {
+        if let Some(attempt) = self.attempt
+            && let Some(state) = around.table.endpoint(attempt.cell)
         {
             state.disconnected();
+        }
+        self.forget(around);
+    }
+
+    /// Nobody waits for an answer any more.
+    pub fn forget(&mut self, around: Surroundings<'_>) {
+        if let Some(attempt) = self.attempt.take()
+            && let Some(state) = around.table.endpoint(attempt.cell)
+        {
             state.abandoned(attempt.dialling);
+        }
+        if let Some((_, fault)) = self.suspect {
+            self.blame_suspect(around, self.proof(fault, false));
         }
     }
 
@@ -197,10 +277,10 @@ impl Dial {
             key: self.key,
             turn: around.turn,
         };
-        let mut candidates = self.candidates(around);
+        let mut candidates = self.candidates(around, upstream);
         if candidates.is_empty() {
             self.tried.clear(); // all were tried: begin again
-            candidates = self.candidates(around);
+            candidates = self.candidates(around, upstream);
         }
         while let Some(chosen) = balance::choose(question, &candidates) {
             let endpoint = around.endpoints.get(chosen.index)?;
@@ -209,6 +289,7 @@ impl Dial {
                 Dialling::Free | Dialling::Probe => {
                     let attempt = Attempt {
                         cell: endpoint.cell,
+                        identity: endpoint.identity,
                         dialling,
                     };
                     return Some((endpoint, attempt));
@@ -219,20 +300,27 @@ impl Dial {
         None
     }
 
-    fn candidates(&self, around: Surroundings<'_>) -> SmallVec<[Candidate; 8]> {
+    fn candidates(
+        &self,
+        around: Surroundings<'_>,
+        upstream: &Upstream,
+    ) -> SmallVec<[Candidate; 8]> {
+        let suspect = self.suspect.map(|(attempt, _)| attempt.cell);
         around
             .endpoints
             .iter()
             .enumerate()
             .filter(|(_, endpoint)| !self.tried.contains(&endpoint.cell))
+            .filter(|(_, endpoint)| suspect != Some(endpoint.cell))
             .filter_map(|(index, endpoint)| {
                 let state = around.table.endpoint(endpoint.cell)?;
-                Some(Candidate::new(
+                Some(Candidate {
                     index,
-                    endpoint,
-                    state.open(),
-                    state.is_healthy(),
-                ))
+                    identity: endpoint.identity,
+                    open: state.open(),
+                    healthy: state.is_healthy(),
+                    failed_lately: state.failed_within(around.now, upstream.breaker_open),
+                })
             })
             .collect()
     }
@@ -244,6 +332,36 @@ impl Dial {
         }
         self.until = now.after(back_off(upstream.dial_backoff, self.attempts, random));
         Step::Wait
+    }
+}
+
+fn breaker(upstream: &Upstream) -> Breaker {
+    Breaker {
+        failures: upstream.breaker_failures,
+        open_for: upstream.breaker_open,
+    }
+}
+
+/// The state of an endpoint that was tried; `None` when its cell may have been given to another one.
+fn state<'a>(around: Surroundings<'a>, attempt: Attempt) -> Option<&'a EndpointState> {
+    around
+        .endpoints
+        .iter()
+        .find(|endpoint| endpoint.cell == attempt.cell && endpoint.identity == attempt.identity)
+        .and_then(|endpoint| around.table.endpoint(endpoint.cell))
+}
+
+/// Tells an endpoint that it gave no usable answer.
+fn blame(around: Surroundings<'_>, attempt: Attempt, fault: Fault, proof: Proof) {
+    let Some(state) = state(around, attempt) else {
+        return;
+    };
+    match around.upstream {
+        Some(upstream) => {
+            let breaker = breaker(upstream);
+            state.unanswered(around.now, attempt.dialling, fault, proof, breaker);
+        }
+        None => state.abandoned(attempt.dialling),
     }
 }
 
@@ -323,6 +441,16 @@ mod tests {
             }
         }
 
+        fn state(&self, cell: u16) -> &EndpointState {
+            self.table.endpoint(EndpointCell(cell)).unwrap()
+        }
+
+        /// What the shard does when it closes an upstream connection.
+        fn close(&self, dial: &Dial) {
+            let cell = dial.connected().unwrap();
+            self.state(cell.0).disconnected();
+        }
+
         fn port(&self, dial: &mut Dial) -> Option<u16> {
             match dial.next(self.around()) {
                 Step::Connect {
@@ -334,14 +462,18 @@ mod tests {
         }
     }
 
+    fn dial_of(client: u64) -> Dial {
+        Dial::new(U, client, Doubter::new(client << 33))
+    }
+
     #[test]
     fn attempts_go_over_other_endpoints_and_then_give_up() {
         let mut world = World::new(2, 3, 100);
-        let mut dial = Dial::new(U, 1);
+        let mut dial = dial_of(1);
         let mut seen = Vec::new();
         loop {
             seen.push(world.port(&mut dial).unwrap());
-            match dial.failed(world.around()) {
+            match dial.failed(world.around(), Fault::Refused) {
                 Step::Wait => world.now = dial.deadline(),
                 Step::GiveUp => break,
                 Step::Connect { .. } => unreachable!(),
@@ -366,50 +498,52 @@ mod tests {
     #[test]
     fn an_open_breaker_is_passed_over_and_all_open_gives_up_at_once() {
         let mut world = World::new(2, 5, 1);
-        let mut dial = Dial::new(U, 1);
+        let mut dial = dial_of(1);
         assert_eq!(world.port(&mut dial), Some(1));
-        assert_eq!(dial.failed(world.around()), Step::Wait);
-        let mut other = Dial::new(U, 2);
+        assert_eq!(dial.failed(world.around(), Fault::Refused), Step::Wait);
+        let mut other = dial_of(2);
         assert_eq!(
             world.port(&mut other),
             Some(2),
             "the first one's breaker is open"
         );
-        assert_eq!(other.failed(world.around()), Step::Wait);
-        assert_eq!(Dial::new(U, 3).next(world.around()), Step::GiveUp);
+        assert_eq!(other.failed(world.around(), Fault::Refused), Step::Wait);
+        assert_eq!(dial_of(3).next(world.around()), Step::GiveUp);
         // After the pause one probe each, of the whole node.
         world.now = world.now.after(world.upstream.breaker_open);
-        let (mut a, mut b, mut c) = (Dial::new(U, 4), Dial::new(U, 5), Dial::new(U, 6));
+        let (mut a, mut b, mut c) = (dial_of(4), dial_of(5), dial_of(6));
         assert_eq!((world.port(&mut a), world.port(&mut b)), (Some(1), Some(2)));
         assert_eq!(c.next(world.around()), Step::GiveUp);
-        a.abandon(&world.table);
+        a.abandon(world.around());
         assert_eq!(
-            world.port(&mut Dial::new(U, 7)),
+            world.port(&mut dial_of(7)),
             Some(1),
             "an abandoned probe is tried again"
         );
-        assert_eq!(b.connected(&world.table), Some(EndpointCell(1)));
-        assert!(!world.table.endpoint(EndpointCell(1)).unwrap().is_open());
+        assert_eq!(b.connected(), Some(EndpointCell(1)));
+        assert!(world.state(1).is_open(), "a connection is no answer yet");
+        b.answered(world.around());
+        assert!(!world.state(1).is_open());
     }
 
     #[test]
     fn unresolved_names_are_waited_for_within_the_attempts() {
         let world = World::new(0, 2, 1);
-        let mut dial = Dial::new(U, 1);
+        let mut dial = dial_of(1);
         assert_eq!(dial.next(world.around()), Step::Wait);
         assert_eq!(dial.next(world.around()), Step::GiveUp);
         let gone = Surroundings {
             upstream: None,
             ..world.around()
         };
-        assert_eq!(Dial::new(U, 1).next(gone), Step::GiveUp);
+        assert_eq!(dial_of(1).next(gone), Step::GiveUp);
     }
 
     #[test]
     fn a_client_sent_away_from_home_is_a_failover() {
         let mut world = World::new(3, 5, 100);
         world.upstream.balance = Balance::ClientId;
-        let mut dial = Dial::new(U, 42);
+        let mut dial = dial_of(42);
         assert!(matches!(
             dial.next(world.around()),
             Step::Connect {
@@ -417,12 +551,116 @@ mod tests {
                 ..
             }
         ));
-        assert_eq!(dial.failed(world.around()), Step::Wait);
+        assert_eq!(dial.failed(world.around(), Fault::Refused), Step::Wait);
         assert!(matches!(
             dial.next(world.around()),
             Step::Connect { failover: true, .. }
         ));
-        dial.abandon(&world.table);
+        dial.abandon(world.around());
         assert!(world.table.is_empty());
+    }
+
+    /// A dial whose first broker gave no answer, and that asks the second.
+    fn sent_elsewhere(world: &World, client: u64, fault: Fault) -> Dial {
+        let mut dial = dial_of(client);
+        let first = world.port(&mut dial).unwrap();
+        assert!(dial.has_another(world.around()));
+        world.close(&dial);
+        let Step::Connect {
+            target: Target::Tcp(second),
+            ..
+        } = dial.elsewhere(world.around(), fault)
+        else {
+            panic!("no second chance");
+        };
+        assert_ne!(first, second.port());
+        assert!(!dial.has_another(world.around()), "once");
+        dial
+    }
+
+    #[test]
+    fn the_first_endpoint_is_charged_when_another_one_answers() {
+        for fault in [Fault::NoConnack, Fault::ClosedEarly, Fault::Unavailable] {
+            let world = World::new(2, 3, 1);
+            let mut dial = sent_elsewhere(&world, 1, fault);
+            assert_eq!(world.state(0).failures(), 0, "{fault:?}: not yet");
+            assert!(dial.connected().is_some());
+            dial.answered(world.around());
+            assert_eq!(world.state(0).failures(), 1, "{fault:?}");
+            assert!(world.state(0).is_open() && !world.state(1).is_open());
+            assert_eq!(world.state(0).fault(), Some(fault));
+        }
+    }
+
+    #[test]
+    fn when_both_close_neither_is_charged_whoever_asks() {
+        let world = World::new(2, 3, 1);
+        for client in 1..=9 {
+            let mut dial = sent_elsewhere(&world, client, Fault::ClosedEarly);
+            world.close(&dial);
+            dial.unanswered(world.around(), Fault::ClosedEarly);
+        }
+        assert_eq!(
+            (world.state(0).failures(), world.state(1).failures()),
+            (0, 0)
+        );
+        assert!(world.state(0).is_silent(), "but it can be seen");
+        assert!(world.table.is_empty());
+    }
+
+    #[test]
+    fn when_both_are_silent_several_addresses_are_proof() {
+        let world = World::new(2, 3, 1);
+        for client in 1..=3 {
+            assert!(!world.state(0).is_open() && !world.state(1).is_open());
+            let mut dial = sent_elsewhere(&world, client, Fault::NoConnack);
+            world.close(&dial);
+            dial.unanswered(world.around(), Fault::NoConnack);
+        }
+        assert!(world.state(0).is_open() && world.state(1).is_open());
+    }
+
+    #[test]
+    fn without_another_endpoint_several_addresses_are_proof() {
+        let world = World::new(1, 3, 1);
+        for (client, is_open) in [(1, false), (1, false), (2, false), (3, true)] {
+            let mut dial = dial_of(client);
+            assert_eq!(world.port(&mut dial), Some(1));
+            assert!(!dial.has_another(world.around()));
+            world.close(&dial);
+            dial.unanswered(world.around(), Fault::ClosedEarly);
+            assert_eq!(world.state(0).is_open(), is_open, "client {client}");
+        }
+    }
+
+    #[test]
+    fn the_suspect_is_not_tried_again_and_is_remembered_when_the_other_cannot_be_reached() {
+        let world = World::new(2, 2, 100);
+        for client in 1..=3 {
+            let mut dial = sent_elsewhere(&world, client, Fault::NoConnack);
+            assert_eq!(dial.failed(world.around(), Fault::Refused), Step::Wait);
+            assert_eq!(world.port(&mut dial), Some(2), "again the other one");
+            let over = dial.failed(world.around(), Fault::Refused);
+            assert_eq!(over, Step::GiveUp);
+            dial.abandon(world.around());
+        }
+        assert_eq!(world.state(0).failures(), 1, "the third address");
+        assert_eq!(world.state(1).failures(), 6);
+        assert!(world.table.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_leaves_blames_nobody_and_gives_the_probe_back() {
+        let mut world = World::new(1, 3, 1);
+        let mut first = dial_of(1);
+        assert_eq!(world.port(&mut first), Some(1));
+        first.failed(world.around(), Fault::Refused);
+        world.now = world.now.after(world.upstream.breaker_open);
+        let mut probe = dial_of(2);
+        assert_eq!(world.port(&mut probe), Some(1));
+        world.close(&probe);
+        probe.forget(world.around());
+        assert_eq!(world.state(0).failures(), 1);
+        assert_eq!(world.port(&mut dial_of(3)), Some(1));
     }
 }

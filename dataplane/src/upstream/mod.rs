@@ -7,8 +7,5 @@
 pub mod balance;
 /// One session's way to a connection: attempts, back-off, breaker.
 pub mod dial;
-/// Active health checks, for the control thread.
-pub mod health;
 
 pub use dial::{Dial, Step};
-pub use health::{Checker, Probe};

@@ -34,6 +34,7 @@ fn the_table_of_ends() {
         (Cause::ClientGone, 0, (0, 0)),
         (Cause::UpstreamGone, 0x80, (3, 0x88)),
         (Cause::UpstreamUnavailable, 0x80, (3, 0x88)),
+        (Cause::UpstreamClosed, 0x80, (0, 0x80)),
         (Cause::UpstreamStalled, 0x80, (3, 0x88)),
         (Cause::Violation(violation), 0x95, (0, 0x95)),
         (Cause::UpstreamViolation(violation), 0x80, (3, 0x88)),

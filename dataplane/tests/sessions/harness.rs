@@ -10,7 +10,8 @@ use std::time::Duration;
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::{Counter, Counters};
 use sluice_dataplane::session::{
-    AuthOutcome, Cause, Context, DecisionRecord, Output, Outputs, Session, Side,
+    AuthOutcome, Cause, Context, DecisionRecord, Dialled, Output, Outputs, Session, Side,
+    Unanswered,
 };
 use sluice_policy::{Decision, Generation, Snapshot, compile};
 use sluice_wire::mqtt::{
@@ -83,8 +84,16 @@ fn first_snapshot(document: &str) -> Arc<Snapshot> {
 /// What the session asked of the shard besides writing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Event {
-    Authenticate { username: String, known: bool },
+    Authenticate {
+        username: String,
+        known: bool,
+    },
     Dial,
+    Leave {
+        why: Unanswered,
+        says_goodbye: bool,
+        again: bool,
+    },
     Pause(Side),
     Resume(Side),
     Close(Cause),
@@ -107,6 +116,8 @@ pub(crate) struct Rig {
     /// Every piece that was sent: where to, from the lease or from copied bytes, and how long.
     pub(crate) pieces: Vec<Piece>,
     pub(crate) version: Version,
+    /// Clear answers to CONNECT.
+    pub(crate) answered: usize,
     counters: Counters,
     out: Outputs,
     random: u64,
@@ -141,6 +152,7 @@ impl Rig {
             decisions: Vec::new(),
             pieces: Vec::new(),
             version: Version::V311,
+            answered: 0,
             counters,
             out,
             random: 0,
@@ -235,6 +247,22 @@ impl Rig {
                     self.events.push(Event::Dial);
                     continue;
                 }
+                Output::Answered => {
+                    self.answered += 1;
+                    continue;
+                }
+                Output::LeaveUpstream {
+                    why,
+                    says_goodbye,
+                    again,
+                } => {
+                    self.events.push(Event::Leave {
+                        why: *why,
+                        says_goodbye: *says_goodbye,
+                        again: *again,
+                    });
+                    continue;
+                }
                 Output::PauseReading(side) => {
                     self.events.push(Event::Pause(*side));
                     continue;
@@ -291,9 +319,18 @@ impl Rig {
         });
     }
 
+    /// The broker is there, and there is no other; or none can be reached.
     pub(crate) fn dialled_now(&mut self, connected: bool) {
+        self.dialled_as(if connected {
+            Dialled::Connected { has_another: false }
+        } else {
+            Dialled::Failed
+        });
+    }
+
+    pub(crate) fn dialled_as(&mut self, dialled: Dialled) {
         self.call(&mut [], |session, context, _| {
-            session.handle_dialled(context, connected);
+            session.handle_dialled(context, dialled);
         });
     }
 

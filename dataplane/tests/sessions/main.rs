@@ -10,6 +10,7 @@
 
 mod harness;
 
+mod chance;
 mod ends;
 mod messages;
 mod opening;

@@ -1,13 +1,13 @@
 //! A simulated broker: the smallest one that routes QoS 0, 1 and 2, and that now and then delivers what it should not.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZeroU16;
 
 use sluice_dataplane::ring::simulated::{Network, Peer, PeerState, Random};
 use sluice_wire::mqtt::{Packet, QoS, Side, Version, decode, decode_connect};
 
 use crate::device::{Device, TOPICS};
-use crate::model::{Class, Judged, class_of};
+use crate::model::{Class, Judged, Stream, class_of};
 use crate::packets::{self, Splitter};
 
 /// CONNECTs answered with a refusal, in thousandths.
@@ -36,6 +36,8 @@ struct Link {
 pub(crate) struct Broker {
     links: Vec<Link>,
     messages: u32,
+    /// Devices whose CONNECT has come.
+    asked: BTreeSet<usize>,
 }
 
 /// What the broker looks at besides its links.
@@ -138,12 +140,16 @@ impl Broker {
         around: &mut Around<'_>,
     ) -> Result<(), String> {
         while let Some(packet) = self.links[number].splitter.next() {
+            let was_unknown = self.links[number].device.is_none();
             let routed = self.links[number]
                 .take(&packet, random, around)
                 .map_err(|why| {
                     let device = self.links[number].device;
                     format!("upstream of {device:?}: {why}")
                 })?;
+            if was_unknown {
+                self.forget_first_chance(number, around);
+            }
             if let Some((topic, qos, payload)) = routed {
                 for link in &mut self.links {
                     if let Some(granted) = link.wants(&topic) {
@@ -153,6 +159,29 @@ impl Broker {
             }
         }
         Ok(())
+    }
+}
+
+impl Broker {
+    /// A CONNECT that comes a second time is one whose first broker was left: what that one has to say goes nowhere.
+    fn forget_first_chance(&mut self, number: usize, around: &mut Around<'_>) {
+        let Some(device) = self.links[number].device else {
+            return;
+        };
+        if self.asked.insert(device) {
+            return;
+        }
+        let last = self
+            .links
+            .iter()
+            .rposition(|link| link.device == Some(device));
+        for (other, link) in self.links.iter_mut().enumerate() {
+            link.is_refused |= link.device == Some(device) && Some(other) != last;
+        }
+        if last != Some(number) {
+            return; // it is the first one that comes late
+        }
+        around.devices[device].down = Stream::default();
     }
 }
 

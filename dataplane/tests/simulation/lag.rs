@@ -63,6 +63,9 @@ impl Ring for Slow {
     fn close(&mut self, socket: SocketId) {
         self.inner.close(socket);
     }
+    fn reset(&mut self, socket: SocketId) {
+        self.inner.reset(socket);
+    }
     fn turn(
         &mut self,
         until: Option<Time>,

@@ -85,6 +85,17 @@ pub(crate) fn connect(fields: &ConnectFields<'_>) -> Vec<u8> {
     packet(0x10, &body)
 }
 
+/// A CONNECT of 3.1.1 with a will.
+pub(crate) fn connect_with_will(client_id: &str, topic: &str) -> Vec<u8> {
+    let mut body = Vec::new();
+    text(&mut body, "MQTT");
+    body.extend_from_slice(&[4, 0x06, 0, 0]);
+    for part in [client_id, topic, "gone"] {
+        text(&mut body, part);
+    }
+    packet(0x10, &body)
+}
+
 pub(crate) fn connack(version: Version, code: u8) -> Vec<u8> {
     let mut body = vec![0, code];
     no_properties(version, &mut body);

@@ -303,6 +303,13 @@ impl Ring for Epoll {
         }
     }
 
+    fn reset(&mut self, socket: SocketId) {
+        if let Some(found) = self.sockets.get_mut(socket) {
+            socket::reset_when_closed(found.fd.as_fd());
+        }
+        self.close(socket);
+    }
+
     fn turn(
         &mut self,
         until: Option<Time>,

@@ -228,6 +228,13 @@ impl Ring for Simulated {
         world.close(found.conn, Side::Ring);
     }
 
+    fn reset(&mut self, socket: SocketId) {
+        if let Some(found) = self.sockets.get_mut(socket) {
+            self.network.world().reset_when_closed(found.conn);
+        }
+        self.close(socket);
+    }
+
     fn turn(
         &mut self,
         until: Option<Time>,

@@ -220,6 +220,8 @@ struct Conn {
     to_peer: Pipe,
     ring_closed: bool,
     peer_closed: bool,
+    /// The ring closes with a reset.
+    resets: bool,
 }
 
 /// One direction.
@@ -589,6 +591,12 @@ impl World {
         }
     }
 
+    pub(super) fn reset_when_closed(&mut self, id: ConnId) {
+        if let Some(found) = self.conn(id) {
+            found.resets = true;
+        }
+    }
+
     pub(super) fn close(&mut self, id: ConnId, side: Side) {
         let Some(found) = self.conn(id) else {
             return;
@@ -609,8 +617,9 @@ impl World {
             }
         }
         let unread = !found.pipe(side).arrived.is_empty();
+        let resets = side == Side::Ring && found.resets;
         found.pipe(side).arrived = VecDeque::new();
-        if unread {
+        if unread || resets {
             self.send_segment(id, side.other(), Segment::Reset);
         } else {
             self.finish(id, side);
@@ -658,6 +667,7 @@ impl World {
             to_peer: Pipe::default(),
             ring_closed: false,
             peer_closed: false,
+            resets: false,
         });
         id
     }

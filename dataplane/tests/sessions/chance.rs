@@ -1,0 +1,274 @@
+//! The second chance of a CONNECT: when another broker is asked, what each of them hears, and what the client does.
+
+use std::time::Duration;
+
+use sluice_dataplane::metrics::Counter;
+use sluice_dataplane::session::{Cause, Deadline, Dialled, Side, Unanswered};
+use sluice_wire::mqtt::{Auth, Connect, Packet, Property, PropertyId, QoS, Version};
+
+use crate::harness::{
+    Event, RULES, Rig, VERSIONS, bytes, connack, connect, document, properties, publish, will,
+};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+const DISCONNECT: [u8; 2] = [0xe0, 0];
+
+fn limits() -> String {
+    document("    limits: {connect_timeout: 10s}", RULES)
+}
+
+/// A session whose CONNECT went to a broker while there is another one; and the CONNECT as it went there.
+fn asked(version: Version, document: &str, connect: &Connect<'_>) -> (Rig, Vec<u8>) {
+    let mut rig = Rig::new(document);
+    rig.version = version;
+    rig.client(&bytes(version, &Packet::Connect(connect.clone())));
+    rig.dialled_as(Dialled::Connected { has_another: true });
+    let sent = rig.take_up();
+    assert_eq!(sent.first(), Some(&0x10));
+    rig.clear();
+    (rig, sent)
+}
+
+fn unavailable(version: Version) -> u8 {
+    if version == Version::V5 { 0x88 } else { 3 }
+}
+
+/// What a broker does in the place of an answer.
+fn fails(rig: &mut Rig, how: Unanswered) {
+    match how {
+        Unanswered::Silent => rig.passes(TIMEOUT / 2),
+        Unanswered::Closed => rig.closed(Side::Upstream),
+        Unanswered::Unavailable(code) => {
+            let refusal = connack(rig.version, code, &[]);
+            rig.broker(&refusal);
+        }
+    }
+}
+
+fn faults(version: Version) -> [Unanswered; 3] {
+    let code = unavailable(version);
+    [
+        Unanswered::Silent,
+        Unanswered::Closed,
+        Unanswered::Unavailable(code),
+    ]
+}
+
+/// What the client hears when that was the last word.
+fn told(version: Version, why: Unanswered) -> (Vec<u8>, Cause) {
+    let is_v5 = version == Version::V5;
+    let refusal = |code: u8| {
+        if is_v5 {
+            vec![0x20, 3, 0, code, 0]
+        } else {
+            vec![0x20, 2, 0, code]
+        }
+    };
+    match why {
+        Unanswered::Silent => (refusal(unavailable(version)), Cause::UpstreamUnavailable),
+        Unanswered::Closed if is_v5 => (refusal(0x80), Cause::UpstreamClosed),
+        Unanswered::Closed => (vec![], Cause::UpstreamClosed),
+        Unanswered::Unavailable(code) => (refusal(code), Cause::UpstreamRefused),
+    }
+}
+
+#[test]
+fn a_broker_without_an_answer_is_left_once_for_another() {
+    for version in VERSIONS {
+        for first in faults(version) {
+            let (mut rig, sent) = asked(version, &limits(), &connect(version, "dev"));
+            fails(&mut rig, first);
+            let left = Event::Leave {
+                why: first,
+                says_goodbye: false,
+                again: true,
+            };
+            assert_eq!(rig.events, [left], "{version:?} {first:?}");
+            rig.expect(&[], &[], "neither side hears a thing");
+            rig.dialled_as(Dialled::Connected { has_another: false });
+            rig.expect(&[], &sent, "the same CONNECT");
+            let yes = connack(version, 0, &[]);
+            rig.broker(&yes);
+            assert_eq!(rig.take_down().first(), Some(&0x20), "CONNACK");
+            assert!(rig.session.is_open());
+            assert_eq!(rig.session.kept_connect_bytes(), 0);
+            assert_eq!((rig.answered, rig.count(Counter::SecondChances)), (1, 1));
+        }
+    }
+}
+
+#[test]
+fn there_is_no_third_broker_and_the_last_word_is_told() {
+    for version in VERSIONS {
+        for first in faults(version) {
+            for second in faults(version) {
+                let (mut rig, _) = asked(version, &limits(), &connect(version, "dev"));
+                fails(&mut rig, first);
+                rig.dialled_as(Dialled::Connected { has_another: true });
+                rig.clear();
+                if second == Unanswered::Silent {
+                    rig.passes(TIMEOUT / 2); // what the first one left of the time
+                }
+                fails(&mut rig, second);
+                let (words, cause) = told(version, second);
+                rig.expect(&words, &[], &format!("{version:?} {first:?} {second:?}"));
+                let left = Event::Leave {
+                    why: second,
+                    says_goodbye: false,
+                    again: false,
+                };
+                assert_eq!(rig.events, [left, Event::Close(cause)]);
+                assert_eq!(rig.answered, 0);
+            }
+            let (mut rig, _) = asked(version, &limits(), &connect(version, "dev"));
+            fails(&mut rig, first);
+            rig.clear();
+            rig.dialled_as(Dialled::Failed);
+            let (words, cause) = told(version, first);
+            rig.expect(&words, &[], "the other one cannot be reached");
+            assert_eq!(rig.ended(), Some(cause));
+        }
+    }
+}
+
+#[test]
+fn both_brokers_together_have_the_time_of_one() {
+    let (mut rig, _) = asked(Version::V5, &limits(), &connect(Version::V5, "dev"));
+    let begun = rig.now;
+    let deadline = |rig: &Rig| {
+        let (at, why) = rig.session.poll_timeout().unwrap();
+        assert_eq!(why, Deadline::Connack);
+        at.since(begun)
+    };
+    assert_eq!(deadline(&rig), TIMEOUT / 2);
+    fails(&mut rig, Unanswered::Silent);
+    assert_eq!(deadline(&rig), TIMEOUT, "while the other one is dialled");
+    rig.dialled_as(Dialled::Connected { has_another: true });
+    assert_eq!(deadline(&rig), TIMEOUT);
+
+    let (mut rig, _) = asked(Version::V5, &limits(), &connect(Version::V5, "dev"));
+    fails(&mut rig, Unanswered::Closed);
+    rig.clear();
+    rig.passes(TIMEOUT);
+    assert_eq!(rig.ended(), Some(Cause::UpstreamClosed), "dialled too long");
+}
+
+#[test]
+fn a_silent_broker_that_has_the_will_is_told_goodbye() {
+    for version in VERSIONS {
+        for has_another in [true, false] {
+            let with_will = Connect {
+                will: Some(will("open/will", QoS::AtLeastOnce, false, b"gone")),
+                ..connect(version, "dev")
+            };
+            let mut rig = Rig::new(&limits());
+            rig.version = version;
+            rig.client(&bytes(version, &Packet::Connect(with_will)));
+            rig.dialled_as(Dialled::Connected { has_another });
+            let sent = rig.take_up();
+            rig.clear();
+            rig.passes(if has_another { TIMEOUT / 2 } else { TIMEOUT });
+            assert_eq!(rig.take_up(), DISCONNECT, "{version:?} {has_another}");
+            let left = Event::Leave {
+                why: Unanswered::Silent,
+                says_goodbye: true,
+                again: has_another,
+            };
+            assert_eq!(rig.events.first(), Some(&left));
+            if has_another {
+                rig.dialled_as(Dialled::Connected { has_another: false });
+                assert_eq!(rig.take_up(), sent, "will and all");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_will_that_a_later_generation_forbids_is_not_brought_to_another_broker() {
+    let with_will = Connect {
+        will: Some(will("open/will", QoS::AtMostOnce, false, b"gone")),
+        ..connect(Version::V5, "dev")
+    };
+    let (mut rig, _) = asked(Version::V5, &limits(), &with_will);
+    rig.applies(&limits().replace("\"open/#\", ", ""));
+    fails(&mut rig, Unanswered::Closed);
+    assert_eq!(rig.ended(), Some(Cause::UpstreamClosed));
+}
+
+#[test]
+fn clear_answers_are_passed_on_and_nothing_is_kept() {
+    for version in VERSIONS {
+        let is_v5 = version == Version::V5;
+        let codes: &[u8] = if is_v5 {
+            &[0x80, 0x85, 0x86, 0x87, 0x8a, 0x97, 0x9d]
+        } else {
+            &[1, 2, 4, 5]
+        };
+        for code in codes {
+            let (mut rig, _) = asked(version, &limits(), &connect(version, "dev"));
+            let refusal = connack(version, *code, &[]);
+            rig.broker(&refusal);
+            rig.expect(&refusal, &[], &format!("{version:?} {code:#x}"));
+            assert_eq!(rig.ended(), Some(Cause::UpstreamRefused));
+            assert_eq!(rig.answered, 1);
+        }
+    }
+}
+
+#[test]
+fn a_broker_that_has_begun_to_authenticate_is_not_left() {
+    let document = document(
+        "    upstream_auth: pass\n    limits: {connect_timeout: 10s}",
+        RULES,
+    );
+    let method = properties(&[Property::Text(PropertyId::AuthenticationMethod, "SCRAM")]);
+    let request = Connect {
+        properties: method.view(),
+        ..connect(Version::V5, "dev")
+    };
+    let auth = bytes(
+        Version::V5,
+        &Packet::Auth(Auth {
+            code: 0x18,
+            properties: method.view(),
+        }),
+    );
+    let (mut rig, _) = asked(Version::V5, &document, &request);
+    fails(&mut rig, Unanswered::Closed);
+    assert!(rig.ended().is_none(), "nothing was said yet");
+
+    let (mut rig, _) = asked(Version::V5, &document, &request);
+    rig.broker(&auth);
+    rig.expect(&auth, &[], "AUTH");
+    assert_eq!(rig.session.kept_connect_bytes(), 0);
+    fails(&mut rig, Unanswered::Closed);
+    assert_eq!(rig.ended(), Some(Cause::UpstreamClosed));
+}
+
+#[test]
+fn what_was_sent_ahead_reaches_the_second_broker_and_half_an_answer_of_the_first_is_forgotten() {
+    for version in VERSIONS {
+        let (mut rig, sent) = asked(version, &limits(), &connect(version, "dev"));
+        let message = publish("open/a", QoS::AtMostOnce, 0, b"ahead");
+        rig.client_sends(&Packet::Publish(message.clone()));
+        let yes = connack(version, 0, &[]);
+        rig.broker(&yes[..2]);
+        fails(&mut rig, Unanswered::Closed);
+        rig.dialled_as(Dialled::Connected { has_another: false });
+        rig.expect(&[], &sent, "CONNECT alone");
+        rig.broker(&yes);
+        let ahead = bytes(version, &Packet::Publish(message));
+        assert_eq!(rig.take_up(), ahead, "then what was sent ahead");
+    }
+}
+
+#[test]
+fn without_another_broker_nothing_is_kept() {
+    let mut rig = Rig::dialled(Version::V5, &limits(), &connect(Version::V5, "dev"));
+    assert_eq!(rig.session.kept_connect_bytes(), 0);
+    rig.clear();
+    rig.passes(TIMEOUT / 2);
+    assert_eq!(rig.ended(), None, "it has all of the time");
+    rig.passes(TIMEOUT / 2);
+    assert_eq!(rig.ended(), Some(Cause::UpstreamUnavailable));
+}
