@@ -529,6 +529,11 @@ mod tests {
             let args = args(&["--strangers-grace", grace]);
             assert_eq!(args.is_ok(), expected, "{grace}");
         }
+        // A fleet of 5,000 behind one address waits for its passwords, too, on a node of so many descriptors.
+        let passwords = auth_limits(&args(&[]).unwrap(), 9_488);
+        assert!(passwords.queue_max >= 5_000 && passwords.waiters_per_address_max >= 5_000);
+        assert!(passwords.waiters_per_address_max < passwords.waiters_max);
+        assert!(passwords.waiters_max < 9_488);
         let (defaults, nothing_said) = (ShardLimits::default(), args(&[]).unwrap());
         let limits = shard_limits(&nothing_said, 1);
         assert_eq!(limits.strangers_grace, defaults.strangers_grace);

@@ -124,7 +124,7 @@ pub struct RunArgs {
         long,
         env = "SLUICE_AUTH_QUEUE",
         value_name = "N",
-        default_value = "4096"
+        default_value = "8192"
     )]
     pub auth_queue: NonZeroU32,
 

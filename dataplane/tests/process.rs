@@ -4,6 +4,8 @@
 
 #![allow(clippy::expect_used)] // a test that cannot go on says so
 
+#[path = "process/crowds.rs"]
+mod crowds;
 #[path = "process/harness.rs"]
 mod harness;
 

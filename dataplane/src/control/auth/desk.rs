@@ -28,7 +28,7 @@ use crate::node::Address;
 use crate::session::AuthOutcome;
 
 /// What one place of the queue holds of a user name and a password. Ordinary ones (tokens too) fit one place or a few;
-/// with the usual queue of 4,096 places, strangers hold at most 2 MiB, not half a gigabyte.
+/// with the usual queue of 8,192 places, which has room for a fleet of 5,000, all that wait hold at most 4 MiB, not a gigabyte.
 pub(super) const PLACE_BYTES: usize = 512;
 
 /// How long a success keeps its place in the queue.
