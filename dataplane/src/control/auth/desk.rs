@@ -34,6 +34,9 @@ pub(super) const PLACE_BYTES: usize = 512;
 /// How long a success keeps its place in the queue.
 const KNOWN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
+/// Addresses of which it is remembered how many were refused, until the next purge.
+const REFUSED_MAX: usize = 4096;
+
 /// Bounds of the pool. All are reached by a test.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -96,6 +99,8 @@ pub(super) struct Desk<O> {
 struct Waiters {
     len: usize,
     by_address: Shares,
+    /// Of each address, how many were refused and have not come back.
+    refused: HashMap<Address, u32>,
 }
 
 /// One check and all who wait for it.
@@ -157,14 +162,17 @@ impl<O> Desk<O> {
             }
             return false;
         }
+        let is_known = self.known.contains(now, &key);
         let place = Place {
             address,
             name: self.name(&check.user),
-            is_known: self.known.contains(now, &key),
+            is_known,
+            is_back: !is_known && self.waiters.is_back(address),
             // The longest takes all of a short queue: it waits for a quiet moment, not for ever.
             places: check.places().min(self.limits.queue_max.max(1)),
         };
         if !self.make_room(place, answers) {
+            self.waiters.leaves_refused(address);
             answers.push((waiter.origin, AuthOutcome::Busy));
             return false;
         }
@@ -237,6 +245,8 @@ impl<O> Desk<O> {
     pub(super) fn purge(&mut self, now: Time) {
         self.cache.purge(now);
         self.known.purge(now);
+        // Who wanted to come back has; the others are nobody's debt for ever.
+        self.waiters.refused.clear();
     }
 
     /// What there is to say about guessing since the last time; `None` while that was just now, or nothing was guessed.
@@ -314,6 +324,26 @@ impl Waiters {
         self.by_address.add(address, 1);
     }
 
+    /// One leaves without having got in. It may come back.
+    fn leaves_refused(&mut self, address: Address) {
+        if self.refused.len() < REFUSED_MAX || self.refused.contains_key(&address) {
+            let count = self.refused.entry(address).or_default();
+            *count = count.saturating_add(1);
+        }
+    }
+
+    /// One comes: true when it is taken for one of those.
+    fn is_back(&mut self, address: Address) -> bool {
+        let Some(count) = self.refused.get_mut(&address) else {
+            return false;
+        };
+        *count -= 1;
+        if *count == 0 {
+            self.refused.remove(&address);
+        }
+        true
+    }
+
     fn answer<O>(
         &mut self,
         waiters: impl IntoIterator<Item = Waiter<O>>,
@@ -323,6 +353,9 @@ impl Waiters {
         for waiter in waiters {
             self.len -= 1;
             self.by_address.take(waiter.address, 1);
+            if outcome != AuthOutcome::Verified {
+                self.leaves_refused(waiter.address);
+            }
             answers.push((waiter.origin, outcome));
         }
     }

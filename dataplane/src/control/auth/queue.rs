@@ -7,7 +7,8 @@
 //! In each line addresses take turns; within an address, user names do; within a name, the first comes first. So many
 //! guesses at one name cost another name one turn. Against many invented names that helps little: hence every second
 //! turn of an address goes to the name that came last and has had no turn yet, and a first login among a thousand
-//! names that wait already is next or next but one.
+//! names that wait already is next or next but one. Guessers that are refused and come back at once do not get these
+//! turns: of those that come from an address, as many are taken to be back as were refused there.
 //!
 //! When there is no room, the newest check of the largest name of the largest address gives way, one of the second line
 //! before one of the first. Everything costs the logarithm of what waits.
@@ -32,6 +33,8 @@ pub(super) struct Place {
     pub(super) name: Name,
     /// True exactly when the very same was verified before.
     pub(super) is_known: bool,
+    /// True exactly when it is taken for one that was refused a moment ago.
+    pub(super) is_back: bool,
     /// What it takes of the room.
     pub(super) places: usize,
 }
@@ -61,7 +64,7 @@ struct Line {
 struct Names {
     lanes: HashMap<Name, Lane>,
     turns: BTreeMap<u64, Name>,
-    /// Of the turns, those of names that have had none since they came.
+    /// Of the turns, those of names that have had none since they came, and did not come back.
     fresh: BTreeMap<u64, Name>,
     /// By places, then by the newest check.
     largest_last: BTreeSet<(usize, u64, Name)>,
@@ -110,7 +113,7 @@ impl Queue {
         } else {
             &mut self.others
         };
-        line.push(place.address, place.name, queued);
+        line.push(place, queued);
     }
 
     /// The next check.
@@ -173,13 +176,13 @@ impl Queue {
 }
 
 impl Line {
-    fn push(&mut self, address: Address, name: Name, queued: Queued) {
-        let names = self.addresses.entry(address).or_default();
+    fn push(&mut self, place: Place, queued: Queued) {
+        let names = self.addresses.entry(place.address).or_default();
         if names.lanes.is_empty() {
             names.turn = queued.stamp;
-            self.turns.insert(names.turn, address);
+            self.turns.insert(names.turn, place.address);
         }
-        names.push(name, queued);
+        names.push(place.name, place.is_back, queued);
     }
 
     /// `stamp` is the number of the turn that the address has next, if it has more.
@@ -215,10 +218,12 @@ impl Line {
 }
 
 impl Names {
-    fn push(&mut self, name: Name, queued: Queued) {
+    fn push(&mut self, name: Name, is_back: bool, queued: Queued) {
         let mut lane = self.take_out(name).unwrap_or_else(|| {
             self.turns.insert(queued.stamp, name);
-            self.fresh.insert(queued.stamp, name);
+            if !is_back {
+                self.fresh.insert(queued.stamp, name);
+            }
             Lane {
                 turn: queued.stamp,
                 ..Lane::default()
@@ -295,6 +300,7 @@ mod tests {
             address: IpAddr::from([10, 0, 0, last]).into(),
             name: Name(name),
             is_known,
+            is_back: false,
             places: 1,
         }
     }

@@ -348,6 +348,45 @@ fn guessing_from_its_own_address_holds_a_login_up_by_a_place_or_two() {
     }
 }
 
+/// Each guesser that is refused is back before the next check is begun, under a name that was never heard.
+#[test]
+fn a_first_login_gets_through_guessers_that_never_rest() {
+    let mut bench = Bench::new(Limits {
+        queue_max: 4096,
+        waiters_max: 4096,
+        waiters_per_address_max: 4096,
+        cache_entries_max: 0,
+        known_entries_max: 0,
+        ..limits()
+    });
+    let mut names = 0..;
+    let mut guess = |bench: &mut Bench| {
+        let name = format!("name-{}", names.next().expect("without end"));
+        bench.submit(START, 1, 0, check(&name, "guess", None));
+    };
+    (0..800).for_each(|_| guess(&mut bench));
+    for round in 0..20 {
+        for _ in 0..=round {
+            let work = bench.next(START).expect("a check");
+            bench.finish(START, &work, Some(false));
+            guess(&mut bench);
+        }
+        bench.submit(START, 1, VICTIM, check("victim", "right", None));
+        let mut ahead = 0;
+        loop {
+            let work = bench.next(START).expect("a check");
+            if &*work.check.user == "victim" {
+                bench.finish(START, &work, Some(true));
+                break;
+            }
+            ahead += 1;
+            bench.finish(START, &work, Some(false));
+            guess(&mut bench);
+        }
+        assert!(ahead <= 1, "round {round}: {ahead} ahead");
+    }
+}
+
 /// A guess at a user that logs in from this very address stands where a guess at nobody does.
 #[test]
 fn a_guess_at_a_known_user_is_worked_on_no_sooner_than_one_at_nobody() {
