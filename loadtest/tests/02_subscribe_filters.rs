@@ -4,7 +4,7 @@
 use sluice_loadtest::client::Client;
 use sluice_loadtest::harness::{Gates, Visit};
 use sluice_loadtest::on_every_cell;
-use sluice_loadtest::packet::{self, Connect, VERSIONS};
+use sluice_loadtest::packet::{self, Connect, Publish, VERSIONS};
 use sluice_loadtest::stub::Script;
 use sluice_wire::mqtt::{PacketKind, Version};
 
@@ -13,9 +13,11 @@ static GATES: Gates = Gates::new("subscribe", POLICY, &[]);
 on_every_cell!(GATES;
     m8_only_the_forbidden_filter_is_refused,
     m8_what_is_refused_is_not_forwarded,
+    m8_many_subscriptions_at_once_are_all_answered,
     s1_rule_filters_match_as_the_specification_says,
     s5_filters_that_overlap_a_deny_are_refused,
     s5_the_delivery_check_drops_the_message_and_keeps_the_client,
+    s5_dropped_deliveries_are_acknowledged_in_their_turn,
     s6_the_filter_part_of_a_shared_subscription_is_judged,
     filters_that_are_none_end_the_session,
     max_qos_of_a_rule_lowers_the_subscription,
@@ -151,6 +153,24 @@ fn m8_what_is_refused_is_not_forwarded(gate: &Visit<'_>) {
     }
 }
 
+fn m8_many_subscriptions_at_once_are_all_answered(gate: &Visit<'_>) {
+    for version in VERSIONS {
+        let mut client = Client::open(gate.listener("main"), version, "m8-many");
+        let own = if version == Version::V31 {
+            1
+        } else {
+            refusal(version)
+        };
+        let filters = [("m8/a", 1), ("internal/x", 1)];
+        let all = (1..=500).flat_map(|number| packet::subscribe(version, number, &filters));
+        client.put(&all.collect::<Vec<u8>>());
+        for number in 1..=500 {
+            client.expect_bytes(&packet::suback(version, number, &[1, own]));
+        }
+        client.ping();
+    }
+}
+
 fn s1_rule_filters_match_as_the_specification_says(gate: &Visit<'_>) {
     #[rustfmt::skip]
     let table: &[(&str, &[&str], &[&str])] = &[
@@ -232,6 +252,36 @@ fn s5_the_delivery_check_drops_the_message_and_keeps_the_client(gate: &Visit<'_>
             assert_eq!(seen.qos, qos);
             client.ping();
             drop(writer);
+        }
+    }
+}
+
+fn s5_dropped_deliveries_are_acknowledged_in_their_turn(gate: &Visit<'_>) {
+    for version in VERSIONS {
+        let id = format!("s5-order-{}", version as u8);
+        gate.stub.script(&id, Script::new().manual());
+        let mut client = Client::open(gate.listener("stub"), version, &id);
+        let mut peer = gate.stub.peer(&id);
+        peer.expect(PacketKind::Connect);
+        for number in 1..=4 {
+            let topic = ["open/x/private", "open/x/public"][usize::from(number % 2)];
+            let message = Publish::new(version, topic, "payload").qos(1, number);
+            let message = message.bytes();
+            peer.send(&message);
+            if number % 2 == 1 {
+                client.expect_bytes(&message);
+            }
+        }
+        // The proxy has dropped all that it will when the answer to this comes.
+        client.put(&packet::PINGREQ);
+        peer.expect_bytes(&packet::PINGREQ);
+        peer.send(&packet::PINGRESP);
+        client.expect_bytes(&packet::PINGRESP);
+        for number in [1, 3] {
+            client.put(&packet::ack(PacketKind::Puback, number));
+        }
+        for number in 1..=4 {
+            peer.expect_bytes(&packet::ack(PacketKind::Puback, number));
         }
     }
 }

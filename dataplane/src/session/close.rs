@@ -57,7 +57,7 @@ pub enum Cause {
     Kicked,
     /// Drain: 0x8b.
     Drained,
-    /// A bound of ours was reached: backlog budget, owned acknowledgements, aliases.
+    /// A bound of ours was reached: the memory budget, messages in flight.
     Overload,
 }
 

@@ -204,8 +204,11 @@ impl Session {
         if !self.is_at_boundary(Side::Upstream) {
             return self.timers.spoke(context.now);
         }
-        let rare = self.rare();
-        rare.pings_owned = rare.pings_owned.saturating_add(1);
+        // A broker that has not answered any of so many does not answer [MQTT-3.12.4-1], so the client need not stay.
+        let Some(pings_owned) = self.rare().pings_owned.checked_add(1) else {
+            return self.end(context, Cause::UpstreamStalled);
+        };
+        self.rare().pings_owned = pings_owned;
         context.counters.add(Counter::PingsOriginated, 1);
         self.originate(context, Side::Upstream, &packets::PINGREQ);
     }

@@ -446,11 +446,13 @@ impl Session {
     }
 }
 
-/// What may be buffered of one packet of a broker that is not finished.
+/// What may be buffered of one packet of a broker that is not finished. The longest head of a delivery before version 5
+/// always may: its broker cannot be told how much we take, so the delivery is dropped and not the session.
 fn upstream_carry_max(packet_bytes_max: u32) -> usize {
+    const HEAD_BYTES_MAX: usize = 5 + 2 + 65_535 + 2;
     usize::try_from(packet_bytes_max)
         .unwrap_or(usize::MAX)
-        .max(64 * 1024)
+        .max(HEAD_BYTES_MAX)
 }
 
 /// The side of `wire` that speaks on our `side`.

@@ -99,20 +99,15 @@ impl Session {
         }
         // The table leaves its place while a topic in it is judged.
         let mut aliases = self.aliases(from).take().unwrap_or_default();
-        let mut set = Ok(());
         if !publish.topic.is_empty() {
-            set = aliases.set(alias, publish.topic);
+            aliases.set(alias, publish.topic);
         }
-        let route = match (set, aliases.topic(alias)) {
-            (Err(_), _) => {
-                self.end(context, Cause::Overload);
-                Route::Absorb
-            }
-            (Ok(()), None) => {
+        let route = match aliases.topic(alias) {
+            None => {
                 self.broken(context, from, Violation::TopicAliasUnknown);
                 Route::Absorb
             }
-            (Ok(()), Some((topic, known))) => {
+            Some((topic, known)) => {
                 let must_tell = publish.topic.is_empty() && !known;
                 self.message(context, from, header, publish, hints, topic, must_tell)
             }

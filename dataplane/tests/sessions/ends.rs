@@ -373,6 +373,28 @@ fn absorbed_packets_are_made_up_for_with_a_ping() {
 }
 
 #[test]
+fn a_broker_that_answers_no_ping_of_ours_is_given_up() {
+    let denied = publish("secret/a", QoS::AtMostOnce, 0, b"x");
+    let denied = bytes(Version::V311, &Packet::Publish(denied));
+    for answers in [0, 1] {
+        let mut rig = Rig::open(Version::V311);
+        for _ in 0..255 + answers {
+            rig.passes(Duration::from_secs(1));
+            rig.client(&denied);
+            rig.passes(Duration::from_secs(59));
+            rig.expect(&[], &[0xc0, 0], "PINGREQ of our own");
+            if rig.count(Counter::PingsOriginated) == answers {
+                rig.broker(&[0xd0, 0]);
+            }
+        }
+        rig.passes(Duration::from_secs(1));
+        rig.client(&denied);
+        rig.passes(Duration::from_secs(59));
+        assert_eq!(rig.ended(), Some(Cause::UpstreamStalled));
+    }
+}
+
+#[test]
 fn a_begun_packet_must_be_finished() {
     let limits = document("    limits: {packet_timeout: 10s}", RULES);
     let message = bytes(

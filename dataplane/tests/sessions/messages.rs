@@ -391,6 +391,22 @@ fn an_abandoned_lowered_flow_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_delivery_with_the_longest_topic_is_dropped_wherever_it_is_cut() {
+    let limits = document("    limits: {packet_bytes_max: 128}", RULES);
+    let topic = format!("open/{}", "x".repeat(65_530));
+    for version in [Version::V31, Version::V311] {
+        let long = publish(&topic, QoS::AtLeastOnce, 9, b"payload");
+        let long = bytes(version, &Packet::Publish(long));
+        let mut rig = Rig::open_with(version, &limits, &connect(version, "dev"));
+        let (head, rest) = long.split_at(long.len() - 8);
+        rig.broker(head);
+        rig.broker(rest);
+        rig.expect(&[], &[0x40, 2, 0, 9], "too long for the client");
+        assert_eq!(rig.ended(), None);
+    }
+}
+
+#[test]
 fn a_response_topic_must_be_receivable_by_the_sender() {
     for (topic, passes) in [("open/answer", true), ("secret/answer", false)] {
         let mut rig = Rig::open(Version::V5);
@@ -493,6 +509,31 @@ fn an_alias_the_receiver_has_not_heard_of_goes_with_its_topic() {
         rig.bytes_from(from, &alone);
         let both = [rig.take_down(), rig.take_up()].concat();
         assert_eq!(both, alone, "told once is enough");
+    }
+}
+
+#[test]
+fn every_alias_that_was_allowed_may_stand_for_the_longest_topic() {
+    let most = [Property::Number(PropertyId::TopicAliasMaximum, 32)];
+    let list = properties(&most);
+    let request = Connect {
+        properties: list.view(),
+        ..connect(Version::V5, "dev")
+    };
+    for from in [Side::Downstream, Side::Upstream] {
+        let mut rig = Rig::dialled(Version::V5, &document("", RULES), &request);
+        rig.broker(&connack(Version::V5, 0, &most));
+        rig.clear();
+        for alias in 1..=32 {
+            let topic = format!("open/{}", "x".repeat(65_530));
+            rig.bytes_from(from, &message_with_alias(&topic, alias, QoS::AtMostOnce));
+        }
+        rig.clear();
+        assert_eq!(rig.ended(), None);
+        assert!(rig.session.heap_bytes() > 32 * 65_535, "it is counted");
+        let used = message_with_alias("", 1, QoS::AtMostOnce);
+        rig.bytes_from(from, &used);
+        assert_eq!([rig.take_down(), rig.take_up()].concat(), used);
     }
 }
 
