@@ -66,8 +66,9 @@ corpus: ## Take what `make fuzz` found and what covers new code into the committ
 	        --engine-args=-merge=1 --engine-args=-use_counters=0 || exit 1; \
 	done
 
-deny: ## Licences, advisories, sources (needs cargo-deny)
-	$(CARGO) deny check
+deny: ## Licences, duplicates, sources, then advisories (needs cargo-deny; advisories need github.com)
+	$(CARGO) deny check licenses bans sources
+	$(CARGO) deny check advisories
 
 clean: ## Remove build output
 	$(CARGO) clean
