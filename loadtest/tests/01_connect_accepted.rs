@@ -11,6 +11,7 @@ static GATES: Gates = Gates::new("accepted", POLICY, &[]);
 
 on_every_cell!(GATES;
     m7_right_password_opens_a_session,
+    a_name_without_a_password_opens_a_session_where_the_policy_says_so,
     m11_a_second_connect_ends_the_session,
     m13_one_byte_at_a_time_loses_nothing,
     m13_many_packets_in_one_write_lose_nothing,
@@ -39,6 +40,11 @@ listeners:
     address: 127.0.0.1:0
     upstream: stub
     anonymous: { group: guests }
+  - name: nameless
+    address: 127.0.0.1:0
+    upstream: broker
+    anonymous: { group: guests }
+    username: ignore
 upstreams:
   - name: broker
     endpoints: ["@MOSQUITTO@"]
@@ -53,6 +59,10 @@ users:
     password_hash: "$2b$05$Vhupu.h2xDtbdrs0jx2I3uyEDaCzW38m0vGRZA21DYEoHSwZq4xoO"
   - name: mosquitto
     password_hash: "$7$101$t/gr3gXoJokt3oCJ$i5n8O5WA+Vp0CfQ5xyR2u/KdPRINW0auCYTzDDC3OvsFXyi1LkVnBfD/DCDiSnuN7Vsc9W5irKZOPk/cUDdl0g=="
+  - name: meter
+    networks: 127.0.0.1
+  - name: far
+    networks: 10.0.0.0/8
 rules:
   - name: everyone-connects
     actions: [connect]
@@ -83,6 +93,25 @@ fn m7_right_password_opens_a_session(gate: &Visit<'_>) {
             let wrong = Connect::new(version, "m7-right").user(user, "wrong");
             let code = Client::start(gate.listener("main"), version).connect(&wrong);
             assert_eq!(code, if version == Version::V5 { 0x86 } else { 4 });
+        }
+    }
+}
+
+fn a_name_without_a_password_opens_a_session_where_the_policy_says_so(gate: &Visit<'_>) {
+    for version in VERSIONS {
+        let claims = |name: &str| Connect {
+            username: Some(name.into()),
+            ..Connect::new(version, "no-password")
+        };
+        Client::open_with(gate.listener("main"), &claims("meter")).ping();
+        for name in ["far", "bcrypt", "nobody"] {
+            let code = Client::start(gate.listener("main"), version).connect(&claims(name));
+            assert_eq!(
+                code,
+                if version == Version::V5 { 0x86 } else { 4 },
+                "{name}"
+            );
+            Client::open_with(gate.listener("nameless"), &claims(name)).ping();
         }
     }
 }

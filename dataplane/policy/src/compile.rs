@@ -199,6 +199,7 @@ fn listener(row: ListenerModel, listeners: &Numbers, upstreams: &Numbers) -> Lis
         client_id_bytes_max: row.client_id_bytes_max,
         upstream_auth_pass: row.upstream_auth_pass,
         drain_publishes_wills: row.drain_publishes_wills,
+        ignores_usernames: row.ignores_usernames,
         limits: row.limits,
     }
 }

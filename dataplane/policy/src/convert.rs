@@ -22,7 +22,7 @@ use crate::password::Verifier;
 use crate::problem::Problems;
 use crate::rows::{
     DrainWills, GroupRow, LimitsRow, ListenerRow, Located, Mode, QosOver, Retain, Rows, RuleRow,
-    Text, UpstreamAuth, UpstreamRow, UserRow, WhoRow,
+    Text, UpstreamAuth, UpstreamRow, UserRow, Usernames, WhoRow,
 };
 use crate::users::LockedOut;
 use crate::validate::{self, Source};
@@ -195,6 +195,7 @@ choices! {
     OnDeny = v1::OnDeny { Drop, Close }
     UpstreamAuth = v1::UpstreamAuth { Pass, Refuse }
     DrainWills = v1::DrainWills { Publish, Suppress }
+    Usernames = v1::Usernames { Verify, Ignore }
     Balance = v1::Balance { ClientId, RoundRobin, LeastConnections }
     Action = v1::Action { Connect, Publish, Subscribe, Receive }
     QosOver = v1::QosOver { Downgrade, Refuse }
@@ -215,6 +216,7 @@ fn write_listener(row: &ListenerRow) -> v1::Row {
         client_id_bytes_max: plain(&row.client_id_bytes_max),
         upstream_auth: number_of(&row.upstream_auth),
         drain_wills: number_of(&row.drain_wills),
+        username: number_of(&row.username),
         limits: Some(v1::Limits {
             connections_max: plain(&limits.connections_max),
             connections_per_address_max: plain(&limits.connections_per_address_max),
@@ -231,7 +233,11 @@ fn write_listener(row: &ListenerRow) -> v1::Row {
             latency_budget_us: micros(&limits.latency_budget),
         }),
     };
-    message(&row.name, &["mqtt"], Kind::Listener(listener))
+    let mut features = vec!["mqtt"];
+    if row.username.is_some() {
+        features.push("listeners.username");
+    }
+    message(&row.name, &features, Kind::Listener(listener))
 }
 
 fn write_upstream(row: &UpstreamRow) -> v1::Row {
@@ -262,14 +268,16 @@ fn write_user(row: &UserRow) -> v1::Row {
         client_id: string(&row.client_id),
         client_id_pattern: string(&row.client_id_pattern),
         enabled: plain(&row.enabled),
+        networks: list(&row.networks),
     };
     let is_bound = row.client_id.is_some() || row.client_id_pattern.is_some();
-    let features: &[&str] = if is_bound {
-        &["users", "client_id_binding"]
-    } else {
-        &["users"]
-    };
-    message(&row.name, features, Kind::User(user))
+    let mut features = vec!["users"];
+    let uses = [
+        ("client_id_binding", is_bound),
+        ("users.networks", row.networks.is_some()),
+    ];
+    features.extend(uses.iter().filter(|(_, used)| *used).map(|(name, _)| *name));
+    message(&row.name, &features, Kind::User(user))
 }
 
 fn write_rule(row: &RuleRow, order: i64, tie: u64) -> v1::Row {
@@ -433,6 +441,7 @@ impl Reader {
                     groups: self.texts("groups", row.groups),
                     client_id: self.text("client_id", row.client_id),
                     client_id_pattern: self.text("client_id_pattern", row.client_id_pattern),
+                    networks: self.list("networks", row.networks),
                     enabled: self.value("enabled", row.enabled),
                 };
                 self.rows.users.push(row);
@@ -470,6 +479,7 @@ impl Reader {
             client_id_bytes_max: self.value("client_id_bytes_max", row.client_id_bytes_max),
             upstream_auth: self.choice("upstream_auth", row.upstream_auth),
             drain_wills: self.choice("drain_wills", row.drain_wills),
+            username: self.choice("username", row.username),
             limits: LimitsRow {
                 connections_max: self.value("limits.connections_max", limits.connections_max),
                 connections_per_address_max: self.value(

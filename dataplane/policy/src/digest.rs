@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::Endpoint;
 use crate::filter::TopicFilter;
 use crate::model::{
-    ClientIdBinding, ListenerModel, Model, Password, RuleModel, UpstreamModel, UserModel,
+    Cidr, ClientIdBinding, ListenerModel, Model, Password, RuleModel, UpstreamModel, UserModel,
     VersionSet, WhoPart,
 };
 
@@ -91,6 +91,7 @@ fn listener(out: &mut Writer, row: &ListenerModel) {
     out.number(row.client_id_bytes_max.into());
     out.tag(u8::from(row.upstream_auth_pass));
     out.tag(u8::from(row.drain_publishes_wills));
+    out.tag(u8::from(row.ignores_usernames));
     let limits = &row.limits;
     out.number(limits.connections_max.into());
     out.number(limits.connections_per_address_max.into());
@@ -137,8 +138,10 @@ fn user(out: &mut Writer, row: &UserModel) {
     let digest = match &row.password {
         Password::Hash(verifier) => verifier.digest(),
         Password::Broken { digest, .. } => *digest,
+        Password::Absent => [0; 32],
     };
     out.0.update(&digest);
+    out.option(row.networks.as_deref(), blocks);
     out.texts(&row.groups);
     out.option(row.client_id.as_ref(), |out, binding| match binding {
         ClientIdBinding::Exactly(value) => {
@@ -192,15 +195,17 @@ fn who(out: &mut Writer, who: &WhoPart) {
     ] {
         out.option(list.as_deref(), Writer::texts);
     }
-    out.option(who.addresses.as_deref(), |out, blocks| {
-        out.count(blocks.len());
-        for block in blocks {
-            out.0.update(&block.bits.to_le_bytes());
-            out.tag(block.prefix_len);
-            out.tag(u8::from(block.is_v6));
-        }
-    });
+    out.option(who.addresses.as_deref(), blocks);
     out.option(who.versions, versions);
+}
+
+fn blocks(out: &mut Writer, blocks: &[Cidr]) {
+    out.count(blocks.len());
+    for block in blocks {
+        out.0.update(&block.bits.to_le_bytes());
+        out.tag(block.prefix_len);
+        out.tag(u8::from(block.is_v6));
+    }
 }
 
 fn versions(out: &mut Writer, set: VersionSet) {

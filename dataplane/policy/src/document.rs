@@ -9,7 +9,7 @@ use std::time::Duration;
 use crate::problem::{Errors, Position, Problems};
 use crate::rows::{
     DrainWills, GroupRow, LimitsRow, ListenerRow, Located, Mode, QosOver, Retain, Rows, RuleRow,
-    Text, UpstreamAuth, UpstreamRow, UserRow, WhoRow,
+    Text, UpstreamAuth, UpstreamRow, UserRow, Usernames, WhoRow,
 };
 use crate::yaml::{DOCUMENT_BYTES_MAX, Key, Node, Reader, Stopped, Top, Value};
 use crate::{Action, Balance, Effect, OnDeny, units};
@@ -133,6 +133,7 @@ fn listener(mut fields: Fields<'_>) -> ListenerRow {
         versions: fields.texts("versions"),
         upstream_auth: fields.word("upstream_auth", UPSTREAM_AUTH),
         drain_wills: fields.word("drain_wills", DRAIN_WILLS),
+        username: fields.word("username", USERNAMES),
         ..ListenerRow::default()
     };
     fields.map("anonymous", |anonymous| {
@@ -205,6 +206,7 @@ fn user(mut fields: Fields<'_>) -> UserRow {
         groups: fields.texts("groups").unwrap_or_default(),
         client_id: fields.text("client_id"),
         client_id_pattern: fields.text("client_id_pattern"),
+        networks: fields.texts("networks"),
         enabled: fields.word("enabled", BOOLS),
     };
     fields.finish();
@@ -262,6 +264,8 @@ const DRAIN_WILLS: &[(&str, DrainWills)] = &[
     ("publish", DrainWills::Publish),
     ("suppress", DrainWills::Suppress),
 ];
+const USERNAMES: &[(&str, Usernames)] =
+    &[("verify", Usernames::Verify), ("ignore", Usernames::Ignore)];
 const BALANCES: &[(&str, Balance)] = &[
     ("client_id", Balance::ClientId),
     ("round_robin", Balance::RoundRobin),

@@ -89,6 +89,16 @@ fn is_zero(count: &usize) -> bool {
 impl Snapshot {
     /// Explains what this snapshot answers.
     pub fn explain(&self, who: &Who<'_>, question: &Question<'_>) -> Explanation {
+        let listener = self.listener(who.listener);
+        if who.username.is_some() && listener.is_some_and(|listener| listener.ignores_usernames) {
+            let nameless = Who {
+                username: None,
+                ..*who
+            };
+            let mut explanation = self.explain(&nameless, question);
+            explanation.question += ", without the user name, which the listener ignores";
+            return explanation;
+        }
         let mut explanation = Explanation {
             generation: self.generation().0,
             digest: self.digest().into(),
@@ -160,12 +170,15 @@ impl Snapshot {
 
     /// Why a session is refused before any rule is asked.
     fn stranger(&self, who: &Who<'_>, refusal: Refusal) -> String {
-        let locked_out = self.users.locked_out();
-        match who.username.and_then(|name| locked_out.why(name)) {
-            Some(error) if refusal == Refusal::Credentials => {
-                format!("the stored `password_hash` of this user cannot be used: {error}")
-            }
-            Some(_) | None => refusal_text(refusal).into(),
+        let Some(name) = who.username.filter(|_| refusal == Refusal::Credentials) else {
+            return refusal_text(refusal).into();
+        };
+        if let Some(error) = self.users.locked_out().why(name) {
+            return format!("the stored `password_hash` of this user cannot be used: {error}");
+        }
+        match self.user(name) {
+            Some(_) => "the address is in none of the `networks` of this user".into(),
+            None => refusal_text(refusal).into(),
         }
     }
 

@@ -53,6 +53,8 @@ pub const FEATURES: &[&str] = &[
     "mqtt",
     "users",
     "client_id_binding",
+    "users.networks",
+    "listeners.username",
     "rules",
     "rules.shadow",
     "rules.qos",

@@ -46,6 +46,7 @@ pub struct ListenerModel {
     pub client_id_bytes_max: u16,
     pub upstream_auth_pass: bool,
     pub drain_publishes_wills: bool,
+    pub ignores_usernames: bool,
     pub limits: Limits,
 }
 
@@ -73,6 +74,8 @@ pub struct UserModel {
     /// Sorted names, from the user row and the group rows.
     pub groups: Vec<Box<str>>,
     pub client_id: Option<ClientIdBinding>,
+    /// Where the user may come from; `None` is anywhere. Never empty.
+    pub networks: Option<Box<[Cidr]>>,
     pub enabled: bool,
 }
 
@@ -81,6 +84,8 @@ pub struct UserModel {
 pub enum Password {
     /// Its hash.
     Hash(Verifier),
+    /// Nothing: the networks prove the name.
+    Absent,
     /// What an earlier version took for a hash. No password is right, and the user cannot log in.
     Broken {
         /// What is wrong with it.

@@ -48,7 +48,17 @@ pub struct ListenerRow {
     pub client_id_bytes_max: Option<Located<u64>>,
     pub upstream_auth: Option<Located<UpstreamAuth>>,
     pub drain_wills: Option<Located<DrainWills>>,
+    pub username: Option<Located<Usernames>>,
     pub limits: LimitsRow,
+}
+
+/// What is done with the user name and the password of a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usernames {
+    /// The user must be there, and prove the name.
+    Verify,
+    /// Every session is anonymous, whatever name it claims.
+    Ignore,
 }
 
 /// What is done with MQTT 5 enhanced authentication.
@@ -113,7 +123,7 @@ pub struct GroupRow {
     pub users: Vec<Text>,
 }
 
-/// Someone with a password.
+/// Someone with a password, or with an address.
 #[derive(Clone, Default)]
 #[allow(missing_docs)]
 pub struct UserRow {
@@ -123,6 +133,7 @@ pub struct UserRow {
     pub groups: Vec<Text>,
     pub client_id: Option<Text>,
     pub client_id_pattern: Option<Text>,
+    pub networks: Option<Vec<Text>>,
     pub enabled: Option<Located<bool>>,
 }
 
@@ -134,6 +145,7 @@ impl std::fmt::Debug for UserRow {
             .field("groups", &self.groups)
             .field("client_id", &self.client_id)
             .field("client_id_pattern", &self.client_id_pattern)
+            .field("networks", &self.networks)
             .field("enabled", &self.enabled)
             .finish_non_exhaustive()
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use sluice_wire::mqtt::{QoS, Version};
 
 use crate::fleet::Inventory;
-use crate::model::{ClientIdBinding, Pattern, RuleModel};
+use crate::model::{Cidr, ClientIdBinding, Pattern, RuleModel};
 use crate::password::Verifier;
 use crate::rows::{Mode, QosOver, Retain};
 use crate::rulebook::Rulebook;
@@ -180,7 +180,7 @@ pub enum Refusal {
     ClientIdentifier,
     /// 1 / 0x84: version not allowed on the listener.
     Version,
-    /// 4 / 0x86: anonymous is not allowed, user unknown or disabled.
+    /// 4 / 0x86: anonymous is not allowed, user unknown, disabled or at an address that is not the user's.
     Credentials,
     /// 5 / 0x87: a connect rule or the default decision.
     NotAuthorized,
@@ -224,6 +224,8 @@ pub struct Listener {
     pub upstream_auth_pass: bool,
     /// What happens to wills when we drain.
     pub drain_publishes_wills: bool,
+    /// True exactly when every session is anonymous, whatever name it claims.
+    pub ignores_usernames: bool,
     /// Limits and deadlines.
     pub limits: Limits,
 }
@@ -345,12 +347,23 @@ pub enum Balance {
 pub struct User {
     /// Name.
     pub name: Box<str>,
-    /// Its verifier.
-    pub verifier: Verifier,
+    /// What a password is verified against. `None`: there is no password, the address proves the name.
+    pub verifier: Option<Verifier>,
     /// Names of its groups, sorted.
     pub groups: Box<[Box<str>]>,
     /// The client ids it may come with; `None` is any.
     pub client_id: Option<ClientIdBinding>,
+    /// The addresses it may come from; `None` is any.
+    pub networks: Option<Box<[Cidr]>>,
+}
+
+impl User {
+    /// True exactly when a client at `address` may be this user.
+    pub fn may_come_from(&self, address: IpAddr) -> bool {
+        let is_within =
+            |networks: &[Cidr]| networks.iter().any(|network| network.contains(address));
+        self.networks.as_deref().is_none_or(is_within)
+    }
 }
 
 /// The compiled policy of one generation. Holds what it has in common with the one before it only once.
@@ -534,6 +547,7 @@ impl Snapshot {
         let upstreams = self.frame.upstreams.iter();
         let mut warnings: Vec<String> = upstreams.filter_map(Upstream::warning).collect();
         warnings.extend(self.users.locked_out().warnings());
+        warnings.extend(self.users.password_warning());
         warnings
     }
 

@@ -20,6 +20,8 @@ pub(crate) struct Users {
     kinds: Arc<BTreeMap<Kind, usize>>,
     /// Users who may come with some client ids only.
     bound: usize,
+    /// Users whom their address alone lets in.
+    without_password: usize,
     /// Enabled ones who are not there, because what is stored as their password hash is none.
     locked_out: Arc<LockedOut>,
     dummy_verifier: Verifier,
@@ -32,6 +34,7 @@ impl Users {
             by_name: Sharded::with_capacity(users.len()),
             kinds: Arc::default(),
             bound: 0,
+            without_password: 0,
             locked_out: Arc::default(),
             dummy_verifier: Verifier::dummy(),
         };
@@ -70,13 +73,37 @@ impl Users {
         &self.locked_out
     }
 
+    /// That there are users without a password, and who. Looks at all users when there is one.
+    pub(crate) fn password_warning(&self) -> Option<String> {
+        if self.without_password == 0 {
+            return None;
+        }
+        let without = self.iter().filter(|user| user.verifier.is_none());
+        let mut names: Vec<&str> = without.map(|user| &*user.name).collect();
+        names.sort_unstable();
+        let more = names.len().saturating_sub(NAMED_MAX);
+        let named = names.iter().take(NAMED_MAX);
+        let named: Vec<String> = named
+            .map(|name| format!("`{}`", document::shown(name)))
+            .collect();
+        let more = match more {
+            0 => String::new(),
+            more => format!(" and {more} more"),
+        };
+        Some(format!(
+            "without a password, by their address (`networks`) alone, come in: {}{more}",
+            named.join(", ")
+        ))
+    }
+
     /// Puts a user in, or another one under the name. [`Self::settle`] must follow.
     pub(crate) fn set(&mut self, user: UserModel) {
         if !user.enabled {
             return self.remove(&user.name);
         }
         let verifier = match user.password {
-            Password::Hash(verifier) => verifier,
+            Password::Hash(verifier) => Some(verifier),
+            Password::Absent => None,
             Password::Broken { error, .. } => {
                 self.remove(&user.name);
                 Arc::make_mut(&mut self.locked_out).note(user.name, error);
@@ -88,6 +115,7 @@ impl Users {
             verifier,
             groups: user.groups.into(),
             client_id: user.client_id,
+            networks: user.networks,
         };
         self.replace(&user.name.clone(), Some(Arc::new(user)));
     }
@@ -106,19 +134,31 @@ impl Users {
             .by_name
             .update(name.into(), |slot| std::mem::replace(slot, user));
         if let Some(user) = after {
-            let kinds = Arc::make_mut(&mut self.kinds);
-            *kinds.entry(user.verifier.kind()).or_default() += 1;
+            match &user.verifier {
+                Some(verifier) => {
+                    let kinds = Arc::make_mut(&mut self.kinds);
+                    *kinds.entry(verifier.kind()).or_default() += 1;
+                }
+                None => self.without_password += 1,
+            }
             self.bound += usize::from(user.client_id.is_some());
         }
         if let Some(user) = before {
-            let (kinds, kind) = (Arc::make_mut(&mut self.kinds), user.verifier.kind());
-            if let Some(count) = kinds.get_mut(&kind) {
-                *count -= 1;
-                if *count == 0 {
-                    kinds.remove(&kind);
-                }
+            match &user.verifier {
+                Some(verifier) => self.forget_kind(verifier.kind()),
+                None => self.without_password -= 1,
             }
             self.bound -= usize::from(user.client_id.is_some());
+        }
+    }
+
+    fn forget_kind(&mut self, kind: Kind) {
+        let kinds = Arc::make_mut(&mut self.kinds);
+        if let Some(count) = kinds.get_mut(&kind) {
+            *count -= 1;
+            if *count == 0 {
+                kinds.remove(&kind);
+            }
         }
     }
 

@@ -64,7 +64,12 @@ pub(crate) fn recognise<'s>(
         return Err(Refusal::Version);
     }
     let user: Option<&User> = match who.username {
-        Some(name) => Some(snapshot.user(name).ok_or(Refusal::Credentials)?),
+        Some(name) => Some(
+            snapshot
+                .user(name)
+                .filter(|user| user.may_come_from(who.address))
+                .ok_or(Refusal::Credentials)?,
+        ),
         None if !listener.anonymous => return Err(Refusal::Credentials),
         None => None,
     };

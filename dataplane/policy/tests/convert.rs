@@ -115,14 +115,15 @@ fn rules_that_tie_keep_the_order_of_the_document() {
 #[test]
 fn every_row_names_the_features_it_needs() {
     let rows = messages(
-        "users: [{name: u, password_hash: x, client_id: c}]\nrules: [{name: r, mode: shadow, qos_max: 1, retain: strip, payload_bytes_max: 1}]",
+        "listeners: [{name: l, username: ignore}]\nusers: [{name: u, password_hash: x, client_id: c, networks: [10.0.0.0/8]}]\nrules: [{name: r, mode: shadow, qos_max: 1, retain: strip, payload_bytes_max: 1}]",
     );
     let features: Vec<String> = rows.iter().map(|row| row.features.join(" ")).collect();
     assert_eq!(
         features,
         [
             "",
-            "users client_id_binding",
+            "mqtt listeners.username",
+            "users client_id_binding users.networks",
             "rules rules.shadow rules.qos rules.retain rules.payload"
         ]
     );
@@ -196,6 +197,10 @@ fn what_this_build_does_not_know_or_cannot_mean_is_refused() {
         (
             |rows| listener(rows).drain_wills = 77,
             "listener l: drain_wills: ",
+        ),
+        (
+            |rows| listener(rows).username = 77,
+            "listener l: username: ",
         ),
         (|rows| upstream(rows).balance = 77, "upstream up: balance: "),
         (
@@ -511,6 +516,7 @@ const LISTENER: &[&str] = &[
     "client_id: {pattern: 'c.*', bytes_max: 64}",
     "upstream_auth: pass",
     "drain_wills: suppress",
+    "username: verify",
 ];
 
 const UPSTREAM: &[&str] = &[
@@ -545,8 +551,17 @@ fn user_of_document() -> impl Strategy<Value = String> {
         "client_id: 'c-${username}', ",
         "client_id_pattern: 'c.*', ",
     ]);
-    (binding, row_of(&["groups: [g, f]", "enabled: false"]))
-        .prop_map(|(binding, rest)| format!("{binding}{rest} password_hash: '{HASH}'"))
+    let proof = prop::sample::select(vec![
+        format!("password_hash: '{HASH}'"),
+        format!("password_hash: '{HASH}', networks: ['10.0.0.0/8', '::1']"),
+        "networks: 10.0.0.0/8".to_owned(),
+    ]);
+    (
+        binding,
+        row_of(&["groups: [g, f]", "enabled: false"]),
+        proof,
+    )
+        .prop_map(|(binding, rest, proof)| format!("{binding}{rest} {proof}"))
 }
 
 fn one_rule() -> impl Strategy<Value = String> {

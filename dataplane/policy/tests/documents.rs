@@ -167,7 +167,22 @@ fn what_is_refused_and_what_it_is_called() {
             "users: [{name: a, password: secret}]",
             "unknown key `password`; passwords are stored as `password_hash`",
         ),
-        ("users: [{name: a}]", "user `a`: `password_hash` is missing"),
+        (
+            "users: [{name: a}]",
+            "user `a`: `password_hash` is missing; only a user with `networks` may have none",
+        ),
+        (
+            "users: [{name: a, networks: []}]",
+            "user `a`: from 1 to 64 `networks`",
+        ),
+        (
+            "users: [{name: a, networks: [10.0.0.1/8]}]",
+            "p.yaml:1:30: the address has bits set beyond the prefix length",
+        ),
+        (
+            "listeners: [{name: a, username: ignore}]",
+            "p.yaml:1:33: `username: ignore` makes every client anonymous, so `anonymous` is needed too",
+        ),
         (
             "users: [{name: a, password_hash: \"!$7$1$AAAA$AAAA\"}]",
             "p.yaml:1:34: user `a`: a locked account (`!` or `*`): use `enabled: false`",

@@ -94,7 +94,10 @@ fn the_example_says_what_its_readers_are_told() {
     for name in ["sensor-1", "dashboard", "intruder", "device-1", "device-2"] {
         let user = snapshot.user(name).unwrap();
         assert!(
-            user.verifier.verify(format!("{name}-secret").as_bytes()),
+            user.verifier
+                .as_ref()
+                .unwrap()
+                .verify(format!("{name}-secret").as_bytes()),
             "{name}"
         );
     }
@@ -743,4 +746,71 @@ fn a_subscription_too_complex_to_judge_is_refused() {
         (Decision::Deny(Denial::TooComplex), "default".into())
     );
     assert_eq!(subscribe(&snapshot, &admin, "t/5/+").0, Decision::Allow);
+}
+
+#[test]
+fn an_address_proves_or_narrows_a_name_and_a_warning_names_who_has_no_password() {
+    let devices: String = (0..22)
+        .map(|n| format!("- {{name: d{n:02}, networks: [192.0.2.{n}]}}\n"))
+        .collect();
+    let text = format!(
+        "listeners:
+- {{name: plain, address: 127.0.0.1:0, upstream: up}}
+- {{name: nameless, address: 127.0.0.1:0, upstream: up, anonymous: {{group: g}}, username: ignore}}
+upstreams: [{{name: up, endpoints: [tcp://127.0.0.1:1]}}]
+groups: [{{name: g}}]
+users:
+- {{name: careful, password_hash: {HASH}, networks: [10.0.0.0/8, '2001:db8::/32']}}
+- {{name: off, networks: [10.0.0.0/8], enabled: false}}
+{devices}
+rules:
+- {{name: anyone, actions: [connect], decision: allow}}
+- {{name: careful only, who: {{users: [careful]}}, actions: [publish], topics: [a], decision: allow}}
+"
+    );
+    let snapshot = compiled(&text);
+    let [warning] = &*snapshot.warnings() else {
+        panic!("{:?}", snapshot.warnings());
+    };
+    assert!(
+        warning.starts_with(
+            "without a password, by their address (`networks`) alone, come in: `d00`, `d01`, "
+        ) && warning.ends_with("`d19` and 2 more"),
+        "{warning}"
+    );
+    let at = |name: &'static str, address: &str| Who {
+        address: address.parse().unwrap(),
+        ..who(&snapshot, name, "c")
+    };
+    for (name, address, may) in [
+        ("careful", "10.9.9.9", true),
+        ("careful", "::ffff:10.9.9.9", true),
+        ("careful", "2001:db8::9", true),
+        ("careful", "11.0.0.1", false),
+        ("d03", "192.0.2.3", true),
+        ("d03", "192.0.2.4", false),
+        ("off", "10.0.0.1", false),
+    ] {
+        let who = at(name, address);
+        assert_eq!(snapshot.admit(&who).is_ok(), may, "{name} {address}");
+        let explanation = snapshot.explain(&who, &Question::Connect);
+        assert_eq!(explanation.decision == "allow", may, "{explanation}");
+    }
+    let why = snapshot.explain(&at("careful", "11.0.0.1"), &Question::Connect);
+    let expected =
+        "the session may not open: the address is in none of the `networks` of this user";
+    assert_eq!(why.reason, expected);
+
+    // Where names are ignored, the question is answered as for a client without one.
+    let nameless = snapshot.listener_by_name("nameless").unwrap().id;
+    let named = Who {
+        listener: nameless,
+        ..at("careful", "10.0.0.1")
+    };
+    let answer = snapshot.explain(&named, &Question::Message(publish("a")));
+    assert_eq!(answer.decision, "deny", "{answer}");
+    let said = answer
+        .question
+        .ends_with("without the user name, which the listener ignores");
+    assert!(said, "{answer}");
 }

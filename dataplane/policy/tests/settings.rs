@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 
-use sluice_policy::{Action, Generation, Request, Snapshot, Vars, Who, compile};
+use sluice_policy::{Action, Generation, Request, Snapshot, Vars, Verifier, Who, compile};
 use sluice_wire::mqtt::{QoS, Version};
 
 const README: &str = include_str!("../README.md");
@@ -44,6 +44,12 @@ const SETTINGS: &[Setting] = &[
     ("listeners", "client_id", "{bytes_max: 1}", &[]),
     ("listeners", "upstream_auth", "pass", &[]),
     ("listeners", "drain_wills", "suppress", &[]),
+    (
+        "listeners",
+        "username",
+        "ignore",
+        &[("listeners", "anonymous", "{group: g}")],
+    ),
     ("listeners", "limits", "{receive_max: 7}", &[]),
     (
         "listeners.anonymous",
@@ -90,6 +96,7 @@ const SETTINGS: &[Setting] = &[
     ("users", "groups", "[h]", &[("rules.who", "groups", "[h]")]),
     ("users", "client_id", "c1", &[]),
     ("users", "client_id_pattern", "c1", &[]),
+    ("users", "networks", "[10.0.0.0/8]", &[]),
     ("users", "enabled", "false", &[]),
     ("rules", "name", "r2", &[]),
     ("rules", "priority", "-1", &[]),
@@ -245,7 +252,11 @@ fn answers(snapshot: &Snapshot) -> String {
     let mut out = format!("{:?}\n{:?}\n", snapshot.listeners(), snapshot.upstreams());
     for name in ["u", "v", "w"] {
         if let Some(user) = snapshot.user(name) {
-            let _ = writeln!(out, "{user:?} {:?}", user.verifier.digest());
+            let _ = writeln!(
+                out,
+                "{user:?} {:?}",
+                user.verifier.as_ref().map(Verifier::digest)
+            );
         }
     }
     for listener in snapshot.listeners() {

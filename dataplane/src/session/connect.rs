@@ -136,24 +136,36 @@ impl Session {
         }
         self.identity = Identity::new(&client_id, None);
         self.rare().connect.bytes = bytes.to_vec();
-        match connect.username {
+        match connect.username.filter(|_| !listener.ignores_usernames) {
             None => self.identified(context, connect),
-            Some(username) => {
-                // A user name without a password proves nothing: it is verified against nothing, which takes as long.
-                let verifier = match connect.password {
-                    Some(_) => context.snapshot.user(username),
-                    None => None,
-                };
-                context
-                    .out
-                    .list
-                    .push(Output::Authenticate(Box::new(Credentials {
-                        username: username.into(),
-                        password: connect.password.unwrap_or_default().to_vec(),
-                        verifier: verifier.map(|user| user.verifier.clone()),
-                    })));
-            }
+            Some(username) => self.prove(context, connect, username),
         }
+    }
+
+    /// A name must be proven: by the address, for a user who has no password, else by the password, which the pool verifies.
+    fn prove(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, username: &str) {
+        let user = context.snapshot.user(username);
+        let user = user.filter(|user| user.may_come_from(self.peer));
+        let password = connect.password.unwrap_or_default();
+        // A password that nothing would verify is refused, so that no one takes it for one that is; many clients send an
+        // empty one for none.
+        if user.is_some_and(|user| user.verifier.is_none()) && password.is_empty() {
+            self.identity = Identity::new(self.identity.client_id(), Some(username));
+            return self.identified(context, connect);
+        }
+        // Without a password, without such a user, or from elsewhere, nothing is proven: it is verified against nothing,
+        // which takes as long.
+        let verifier = user.and_then(|user| user.verifier.clone());
+        let verifier = verifier.filter(|_| connect.password.is_some());
+        let credentials = Credentials {
+            username: username.into(),
+            password: password.to_vec(),
+            verifier,
+        };
+        context
+            .out
+            .list
+            .push(Output::Authenticate(Box::new(credentials)));
     }
 
     /// The client id as it goes upstream: the client's, or ours when it has none and one is needed. `None` refuses.

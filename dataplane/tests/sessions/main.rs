@@ -11,6 +11,7 @@
 mod harness;
 
 mod chance;
+mod credentials;
 mod ends;
 mod messages;
 mod opening;

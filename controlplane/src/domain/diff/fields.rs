@@ -80,6 +80,7 @@ fn fields(kind: &Kind, features: &[String]) -> Vec<Field> {
             ("groups", list(&row.groups)),
             ("client_id", text(row.client_id.as_ref())),
             ("client_id_pattern", text(row.client_id_pattern.as_ref())),
+            ("networks", texts(row.networks.as_ref())),
             ("enabled", text(row.enabled.as_ref())),
         ],
         Kind::Rule(row) => rule(row),
@@ -97,6 +98,7 @@ fn listener(row: &v1::Listener) -> Vec<Field> {
         ("client_id.bytes_max", bytes(row.client_id_bytes_max)),
         ("upstream_auth", word(upstream_auth, row.upstream_auth)),
         ("drain_wills", word(drain_wills, row.drain_wills)),
+        ("username", word(username, row.username)),
         ("limits.connections_max", count(limits.connections_max)),
         (
             "limits.connections_per_address_max",
@@ -239,6 +241,7 @@ words! {
     on_deny = OnDeny { Drop = "drop", Close = "close" }
     upstream_auth = UpstreamAuth { Pass = "pass", Refuse = "refuse" }
     drain_wills = DrainWills { Publish = "publish", Suppress = "suppress" }
+    username = Usernames { Verify = "verify", Ignore = "ignore" }
     balance = Balance {
         ClientId = "client_id", RoundRobin = "round_robin", LeastConnections = "least_connections"
     }

@@ -199,8 +199,26 @@ fn user() -> impl Strategy<Value = Kind> {
         1 => Just(vec!["nowhere"]),
     ];
     let pattern = prop::option::weighted(0.3, select(vec!["c.", "c0", "."]));
-    (groups, pattern, prop::bool::weighted(0.8), 0_u32..3)
-        .prop_map(|(groups, pattern, enabled, rounds)| user_of(&groups, pattern, enabled, rounds))
+    let networks = texts(&["10.1.0.0/16", "192.0.2.1", "2001:db8::/32"]);
+    (
+        groups,
+        pattern,
+        prop::bool::weighted(0.8),
+        0_u32..3,
+        networks,
+    )
+        .prop_map(|(groups, pattern, enabled, rounds, networks)| {
+            let user = user_of(&groups, pattern, enabled, rounds);
+            match (user, networks) {
+                (Kind::User(user), Some(networks)) => Kind::User(v1::User {
+                    // Some have a password as well.
+                    password_hash: user.password_hash.filter(|_| rounds > 1),
+                    networks: Some(networks),
+                    ..user
+                }),
+                (user, _) => user,
+            }
+        })
 }
 
 fn step() -> impl Strategy<Value = Step> {

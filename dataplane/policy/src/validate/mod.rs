@@ -18,7 +18,7 @@ use sluice_wire::mqtt::Version;
 
 use crate::document::shown;
 use crate::model::{
-    ClientIdBinding, Model, Password, Pattern, RuleModel, UserModel, VersionSet, WhoPart,
+    Cidr, ClientIdBinding, Model, Password, Pattern, RuleModel, UserModel, VersionSet, WhoPart,
 };
 use crate::password::{self, Verifier};
 use crate::problem::{Errors, Position, Problems};
@@ -37,6 +37,8 @@ pub const PATTERN_BYTES_MAX: usize = 1_024;
 const PATTERN_COMPILED_BYTES_MAX: usize = 256 << 10;
 /// Longest name of a row, in bytes. User names are strings of MQTT and may be longer.
 const NAME_BYTES_MAX: usize = 128;
+/// Most networks of one user: each is looked at when a client comes with the name.
+const NETWORKS_MAX: usize = 64;
 const MQTT_STRING_BYTES_MAX: usize = 65_535;
 
 /// Where rows come from.
@@ -396,6 +398,8 @@ impl Checker<'_> {
 
     fn user(&mut self, row: UserRow, members: &HashMap<Box<str>, Vec<Box<str>>>) -> UserModel {
         let password = self.password(&row);
+        let networks = row.networks.as_ref();
+        let networks = networks.map(|texts| self.networks(row.at, texts, &row.name));
         for group in &row.groups {
             self.known_group(group);
         }
@@ -419,14 +423,21 @@ impl Checker<'_> {
             password,
             groups,
             client_id,
+            networks,
             enabled: row.enabled.is_none_or(|located| located.value),
         }
     }
 
     fn password(&mut self, row: &UserRow) -> Password {
         let Some(text) = &row.password_hash else {
-            self.missing(row.at, "user", &row.name, "password_hash");
-            return Password::Hash(Verifier::dummy());
+            if row.networks.is_none() {
+                let name = shown(&row.name.value);
+                let message = format!(
+                    "user `{name}`: `password_hash` is missing; only a user with `networks` may have none"
+                );
+                self.problems.add(row.at, message);
+            }
+            return Password::Absent;
         };
         let error = match Verifier::parse(&text.value) {
             Ok(verifier) => return Password::Hash(verifier),
@@ -439,6 +450,29 @@ impl Checker<'_> {
             error,
             digest: password::digest(&text.value),
         }
+    }
+
+    fn networks(&mut self, at: Position, texts: &[Text], name: &Text) -> Box<[Cidr]> {
+        if !(1..=NETWORKS_MAX).contains(&texts.len()) {
+            let name = shown(&name.value);
+            let message = format!("user `{name}`: from 1 to {NETWORKS_MAX} `networks`");
+            self.problems.add(at, message);
+        }
+        self.blocks(texts)
+    }
+
+    /// Blocks of addresses, sorted and without doubles.
+    fn blocks(&mut self, texts: &[Text]) -> Box<[Cidr]> {
+        let mut blocks = Vec::with_capacity(texts.len());
+        for text in texts {
+            match Cidr::parse(&text.value) {
+                Ok(block) => blocks.push(block),
+                Err(message) => self.problem(text, message),
+            }
+        }
+        blocks.sort();
+        blocks.dedup();
+        blocks.into()
     }
 
     fn exact_client_id(&mut self, text: &Text, user: &str) -> Option<ClientIdBinding> {

@@ -8,7 +8,9 @@ use super::Checker;
 use crate::document::shown;
 use crate::model::{ListenerModel, UpstreamModel, VersionSet};
 use crate::problem::Position;
-use crate::rows::{DrainWills, LimitsRow, ListenerRow, Located, UpstreamAuth, UpstreamRow};
+use crate::rows::{
+    DrainWills, LimitsRow, ListenerRow, Located, UpstreamAuth, UpstreamRow, Usernames,
+};
 use crate::{Balance, Endpoint, Limits};
 
 /// Most endpoints of one upstream.
@@ -29,6 +31,14 @@ impl Checker<'_> {
                     "listener `{}`: `versions` must not be empty",
                     shown(&row.name.value)
                 ),
+            );
+        }
+        let username = row.username.as_ref();
+        let ignored = username.filter(|username| username.value == Usernames::Ignore);
+        if let Some(ignored) = ignored.filter(|_| row.anonymous_group.is_none()) {
+            self.problem(
+                ignored,
+                "`username: ignore` makes every client anonymous, so `anonymous` is needed too",
             );
         }
         ListenerModel {
@@ -63,6 +73,7 @@ impl Checker<'_> {
                     ..
                 })
             ),
+            ignores_usernames: ignored.is_some(),
             limits: self.limits(&row.limits),
         }
     }

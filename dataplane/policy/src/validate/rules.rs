@@ -8,7 +8,7 @@ use smallvec::SmallVec;
 use super::Checker;
 use crate::document::shown;
 use crate::filter::TopicFilter;
-use crate::model::{ActionSet, Cidr, RuleModel, VersionSet, WhoPart};
+use crate::model::{ActionSet, RuleModel, VersionSet, WhoPart};
 use crate::problem::Position;
 use crate::rows::{Mode, QosOver, Retain, RuleRow, Text, WhoRow};
 use crate::{Action, Effect, OnDeny};
@@ -209,18 +209,8 @@ impl Checker<'_> {
                 self.version(version, set)
             })
         });
-        let addresses = row.addresses.as_ref().map(|addresses| {
-            let mut blocks = Vec::with_capacity(addresses.len());
-            for text in addresses {
-                match Cidr::parse(&text.value) {
-                    Ok(block) => blocks.push(block),
-                    Err(message) => self.problem(text, message),
-                }
-            }
-            blocks.sort();
-            blocks.dedup();
-            blocks.into_boxed_slice()
-        });
+        let addresses = row.addresses.as_ref();
+        let addresses = addresses.map(|addresses| self.blocks(addresses));
         WhoPart {
             users: set(row.users),
             user_patterns: set(row.user_patterns),
