@@ -560,7 +560,7 @@ fn pass_on(rig: &mut Rig, directions: &mut [Direction; 2]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 384, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
     #[test]
     fn every_publisher_hears_its_answers_in_order_and_all_of_them(
