@@ -170,7 +170,8 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
     let gate = Gate::open(Arc::clone(&store)).await?;
     let limits = release::Limits {
         release_within: args.release_within.0,
-        ..release::Limits::default()
+        readers: release::Bounds::readers(args.readers_memory_mib as usize * (1 << 20)),
+        writers: release::Bounds::writers(),
     };
     let releases = Releases::open(Arc::clone(&store), limits).await?;
     let fleet = Fleet::open(gate.clone(), releases.in_force()).await?;

@@ -126,6 +126,17 @@ pub struct RunArgs {
     )]
     pub release_within: Span,
 
+    /// Memory, in MiB, that calls which only look (validate, diff, explain) may take in all; at least 16. A document of a
+    /// million rules of ordinary size takes about 2,000. Calls that write have their own.
+    #[arg(
+        long,
+        env = "SLUICE_CONTROL_READERS_MEMORY_MIB",
+        value_name = "MIB",
+        default_value = "3072",
+        value_parser = clap::value_parser!(u32).range(16..)
+    )]
+    pub readers_memory_mib: u32,
+
     /// Form of the log on standard error.
     #[arg(long, env = "SLUICE_CONTROL_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,

@@ -44,6 +44,8 @@ const TOKENS_MAX: usize = 1000;
 pub struct Caller {
     /// Name of the token; who, in audit.
     pub name: String,
+    /// Which token it is.
+    pub token: TokenId,
     /// What they may do.
     pub role: Role,
     /// Of the call.
@@ -160,6 +162,7 @@ impl Gate {
         }
         Ok(Caller {
             name: token.name.as_str().to_owned(),
+            token: id,
             role: token.role,
             request_id: asked.request_id().to_owned(),
             is_tls: asked.peer.as_ref().is_some_and(|peer| peer.is_tls),

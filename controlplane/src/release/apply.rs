@@ -9,11 +9,15 @@ use tokio::time::Instant;
 use tracing::{info, warn};
 
 use super::at_hand::Rows;
+use super::desk::Turn;
 use super::trial::{self, Trial};
 use super::{Author, Document, Failed, Released, Releases, Seat, finished, in_words, with_comment};
 use crate::domain::diff::{Diff, Summary};
 use crate::domain::{AuditEntry, Generation, NewGeneration, State, UnixMillis};
 use crate::store::{Heads, StoreError};
+
+/// What a row takes that is read from the store, in bytes: itself, its key and digest, and its share of a bucket.
+const ROW_COST_BYTES: usize = 400;
 
 /// A good document.
 #[derive(Clone, Debug)]
@@ -47,8 +51,8 @@ pub struct Applied {
 pub enum Against {
     /// A document that was not applied.
     Document(Document),
-    /// A generation by its number.
-    Generation(u64),
+    /// A generation by its number, and the seat of the call.
+    Generation(u64, Seat),
 }
 
 /// A comparison.
@@ -66,14 +70,14 @@ impl Releases {
     /// Tries a document and changes nothing.
     pub async fn validate(&self, document: Document) -> Result<Checked, Failed> {
         let in_force = self.in_force().borrow().clone();
-        let base = in_force.as_ref().map(|released| released.rows.clone());
-        let trial = self.trial(document, base.unwrap_or_default(), in_force);
-        let (trial, _) = trial.await?;
-        Ok(Checked {
+        let (_, base) = base_of(in_force.as_ref());
+        let checked = |trial: Trial| Checked {
             warnings: trial.warnings,
             rows: trial.rows.len() as u64,
             features: trial.features,
-        })
+        };
+        let (document, turn) = self.turn(document, 0).await?;
+        self.trial(document, base, in_force, &turn, checked).await
     }
 
     /// Makes a generation of a document.
@@ -104,7 +108,10 @@ impl Releases {
         }
         let in_force = self.in_force().borrow().clone();
         let (base, base_rows) = base_of(in_force.as_ref());
-        let (trial, _) = self.trial(document, base_rows, in_force).await?;
+        let (document, turn) = self.turn(document, 0).await?;
+        let trial = self.trial(document, base_rows, in_force, &turn, |trial| trial);
+        let trial = trial.await?;
+        drop(turn);
         if let Some(generation) = self.same_as_newest(heads, &trial, base, author.at).await? {
             return Ok(applied(generation, base, trial, true));
         }
@@ -191,28 +198,39 @@ impl Releases {
     ) -> Result<Compared, Failed> {
         let in_force = self.in_force().borrow().clone();
         let (number, rows) = base_of(in_force.as_ref());
-        let (from, base) = match from {
-            None => (number, rows),
-            Some(from) => (from, self.rows_or_nothing(from).await?),
+        let from_cost = match from {
+            Some(from) => self.cost_of_rows(from).await?,
+            None => 0,
         };
-        let (rows, warnings, seat) = match to {
-            Against::Generation(to) => {
-                let seat = self.inner.desk.seat()?;
-                (self.rows_or_nothing(to).await?, Vec::new(), seat)
+        let base = async {
+            match from {
+                Some(from) => self.rows_or_nothing(from).await,
+                None => Ok(rows),
+            }
+        };
+        let (diff, warnings) = match to {
+            Against::Generation(to, seat) => {
+                let cost = from_cost + self.cost_of_rows(to).await?;
+                let turn = seat.turn(cost).await?;
+                let (base, rows) = (base.await?, self.rows_or_nothing(to).await?);
+                let diff = turn.run(move |_| Diff::between(&base, &rows, limit));
+                (diff.await?, Vec::new())
             }
             Against::Document(document) => {
-                let trial = self.trial(document, base.clone(), in_force);
-                let (trial, seat) = trial.await?;
-                (trial.rows, trial.warnings, seat)
+                let (document, turn) = self.turn(document, from_cost).await?;
+                let base = base.await?;
+                let before = base.clone();
+                let compared = move |trial: Trial| {
+                    let diff = Diff::between(&before, &trial.rows, limit);
+                    (diff, trial.warnings)
+                };
+                let trial = self.trial(document, base, in_force, &turn, compared);
+                trial.await?
             }
         };
-        let diff = self.inner.desk.run(move || {
-            let _seat = seat;
-            Diff::between(&base, &rows, limit)
-        });
         Ok(Compared {
-            diff: diff.await?,
-            from,
+            diff,
+            from: from.unwrap_or(number),
             warnings,
         })
     }
@@ -224,24 +242,53 @@ impl Releases {
         }
     }
 
-    /// Tries a document when its turn comes. Gives the seat back for what else is done about the document.
-    async fn trial(
+    /// What the rows of a generation take when they are read from the store, in bytes.
+    async fn cost_of_rows(&self, number: u64) -> Result<usize, Failed> {
+        if number == 0 || number == self.in_force_number() {
+            return Ok(0);
+        }
+        let rows = usize::try_from(self.generation(number).await?.rows);
+        Ok(rows.unwrap_or(usize::MAX).saturating_mul(ROW_COST_BYTES))
+    }
+
+    /// Waits for the turn of a document and what else is read for it. The turn keeps its seat.
+    async fn turn(&self, document: Document, more: usize) -> Result<(Text, Turn), Failed> {
+        let Document {
+            seat,
+            file,
+            text,
+            cost,
+        } = document;
+        let turn = seat.turn(cost.saturating_add(more)).await?;
+        Ok((Text { file, text }, turn))
+    }
+
+    /// Tries a document whose turn has come, and does what is to be done with it while the turn lasts.
+    async fn trial<T: Send + 'static>(
         &self,
-        document: Document,
+        document: Text,
         base: Inventory,
         in_force: Option<Arc<Released>>,
-    ) -> Result<(Trial, Seat), Failed> {
+        turn: &Turn,
+        then: impl FnOnce(Trial) -> T + Send + 'static,
+    ) -> Result<T, Failed> {
         let number = in_force.map_or(0, |released| released.id.number);
         let previous = self.inner.snapshots.get(number);
-        let trial = self.inner.desk.run(move || {
+        let trial = turn.run(move |cancel| {
             let begun = Instant::now();
-            let Document { seat, file, text } = document;
-            let trial = trial::run(text, &file, &base, previous.as_deref());
+            let Text { file, text } = document;
+            let trial = trial::run(text, &file, &base, previous.as_deref(), cancel);
             histogram!("sluice_control_compile_seconds").record(begun.elapsed().as_secs_f64());
-            trial.map(|trial| (trial, seat))
+            trial.map(then)
         });
         trial.await?
     }
+}
+
+/// A document apart from its seat.
+struct Text {
+    file: String,
+    text: String,
 }
 
 /// What is in force: its number and rows.

@@ -9,11 +9,20 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sluice_policy::fleet::Inventory;
-use sluice_policy::{Action, Generation, ListenerId, Question, Request, Snapshot, Who, convert};
+use sluice_policy::{
+    Action, Cancel, Generation, ListenerId, Question, Request, Snapshot, Who, convert,
+};
 use sluice_wire::mqtt::{FilterError, QoS, Version, is_topic_name, parse_filter};
+use tokio::sync::Semaphore;
 
-use super::{Failed, Releases};
+use super::{Failed, Releases, Share};
+use crate::domain::TokenId;
 use crate::store::StoreError;
+
+/// What a compiled row takes with all that is made on the way, in bytes.
+const COMPILED_ROW_COST_BYTES: usize = 1400;
+/// See [`Snapshots`].
+const ANSWERS_MAX: usize = 4;
 
 /// What is asked about.
 #[derive(Clone, Debug)]
@@ -54,11 +63,22 @@ pub struct Explained {
 }
 
 /// Compiled policies by number; see the module documentation.
-#[derive(Default)]
 pub(super) struct Snapshots {
     kept: Mutex<Vec<Kept>>,
     /// Held while one is made.
     making: tokio::sync::Mutex<()>,
+    /// Questions answered at once; each takes milliseconds, the next one waits.
+    answers: Semaphore,
+}
+
+impl Default for Snapshots {
+    fn default() -> Self {
+        Self {
+            kept: Mutex::default(),
+            making: tokio::sync::Mutex::default(),
+            answers: Semaphore::new(ANSWERS_MAX),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -89,41 +109,47 @@ impl Snapshots {
 }
 
 impl Releases {
-    /// Explains what a generation answers; `None`: the one in force.
-    pub async fn explain(&self, number: Option<u64>, asked: Asked) -> Result<Explained, Failed> {
-        let seat = self.inner.desk.seat()?;
-        let (number, snapshot) = self.snapshot(number).await?;
-        let answer = self.slow(move || {
-            let _seat = seat;
-            answer(&snapshot, number, &asked)
-        });
+    /// Explains to a token what a generation answers; `None`: the one in force.
+    pub async fn explain(
+        &self,
+        number: Option<u64>,
+        asked: Asked,
+        token: &TokenId,
+    ) -> Result<Explained, Failed> {
+        let (number, snapshot) = self.snapshot(number, token).await?;
+        // The semaphore is never closed.
+        let _turn = self.inner.snapshots.answers.acquire().await;
+        let answer = self.slow(move || answer(&snapshot, number, &asked));
         answer.await?
     }
 
     pub(super) async fn snapshot(
         &self,
         number: Option<u64>,
+        token: &TokenId,
     ) -> Result<(u64, Arc<Snapshot>), Failed> {
-        let in_force = self.in_force().borrow().clone();
-        let in_force_number = in_force.as_ref().map_or(0, |released| released.id.number);
+        let in_force_number = self.in_force_number();
         let number = number.unwrap_or(in_force_number);
         if number == 0 {
             return Err(Failed::NotFound("nothing is released yet".into()));
         }
+        if let Some(snapshot) = self.inner.snapshots.get(number) {
+            return Ok((number, snapshot));
+        }
+        let seat = self.seat(Share::Readers, token)?;
+        let rows = usize::try_from(self.generation(number).await?.rows);
+        let cost = rows
+            .unwrap_or(usize::MAX)
+            .saturating_mul(COMPILED_ROW_COST_BYTES);
+        let turn = seat.turn(cost).await?;
         let _making = self.inner.snapshots.making.lock().await;
         if let Some(snapshot) = self.inner.snapshots.get(number) {
             return Ok((number, snapshot));
         }
-        let rows = match in_force {
-            Some(released) if released.id.number == number => released.rows.clone(),
-            _ => self.rows_of(number).await?,
-        };
+        let rows = self.rows_of(number).await?;
         let previous = self.inner.snapshots.find(in_force_number);
         let previous = previous.filter(|kept| kept.is_fresh);
-        let kept = self
-            .inner
-            .desk
-            .run(move || compile(&rows, number, previous.as_ref()));
+        let kept = turn.run(move |cancel| compile(&rows, number, previous.as_ref(), cancel));
         let kept = kept.await??;
         let snapshot = Arc::clone(&kept.snapshot);
         self.inner.snapshots.keep(kept, in_force_number);
@@ -132,9 +158,17 @@ impl Releases {
 }
 
 /// Compiles stored rows.
-fn compile(rows: &Inventory, number: u64, previous: Option<&Kept>) -> Result<Kept, Failed> {
+fn compile(
+    rows: &Inventory,
+    number: u64,
+    previous: Option<&Kept>,
+    cancel: &Cancel,
+) -> Result<Kept, Failed> {
     let like = previous.map(|kept| &*kept.snapshot);
-    let snapshot = convert::compile_inventory(rows, Generation(number), like);
+    let snapshot = convert::compile_inventory_until(rows, Generation(number), like, cancel);
+    if cancel.is_cancelled() {
+        return Err(Failed::Stopped);
+    }
     let snapshot = snapshot.map_err(|refused| {
         let first = refused.problems().first();
         let first = first.map_or_else(String::new, |problem| format!(": {problem}"));

@@ -29,7 +29,9 @@ use tracing::{Instrument, info, warn};
 
 use crate::auth::Stay;
 use crate::domain::diff::Summary;
-use crate::domain::{AuditEntry, Generation, GenerationId, NewGeneration, State, UnixMillis};
+use crate::domain::{
+    AuditEntry, Generation, GenerationId, NewGeneration, State, TokenId, UnixMillis,
+};
 use crate::store::{Heads, Store, StoreError};
 
 use at_hand::{AtHand, Rows};
@@ -37,7 +39,7 @@ use desk::Desk;
 use explain::Snapshots;
 
 pub use apply::{Against, Applied, Checked, Compared};
-pub use desk::Seat;
+pub use desk::{Seat, Share};
 pub use document::{COMMENT_BYTES_MAX, DOCUMENT_BYTES_MAX, Document, Draft, FILE_BYTES_MAX};
 pub use explain::{Asked, Explained};
 pub use fault::{Failed, Wrong};
@@ -68,21 +70,64 @@ pub type InForce = watch::Receiver<Option<Arc<Released>>>;
 pub struct Limits {
     /// How long after it was made a generation can be released.
     pub release_within: Duration,
-    /// Documents compiled at once, at least 1; each takes a processor and several times its size.
-    pub trials_max: usize,
-    /// Documents that may wait for that or are still being received.
-    pub waiting_max: usize,
-    /// Text of all documents held at once, in bytes.
+    /// Of calls that write.
+    pub writers: Bounds,
+    /// Of calls that only look.
+    pub readers: Bounds,
+}
+
+/// How much one share of the calls may do at once.
+#[derive(Clone, Debug)]
+pub struct Bounds {
+    /// Documents that are being received, wait, or are tried.
+    pub seats_max: usize,
+    /// Of these, of one token.
+    pub seats_per_token_max: usize,
+    /// Text of all documents held, in bytes.
     pub documents_bytes_max: usize,
+    /// Documents tried at once, at least 1; each takes a processor.
+    pub trials_max: usize,
+    /// What one trial may take, in bytes of memory.
+    pub trial_bytes_max: usize,
+}
+
+/// What calls that only look may take in all unless told otherwise: a trial of a million rules of ordinary size, and the
+/// text of others meanwhile.
+pub const READERS_BYTES_MAX: usize = 3 << 30;
+/// The part of it that is for documents on their way.
+const READERS_DOCUMENTS_PART: usize = 6;
+
+impl Bounds {
+    /// Of calls that only look, and may take so much memory in all. Each token has one at a time.
+    pub fn readers(bytes_max: usize) -> Self {
+        let documents_bytes_max = bytes_max / READERS_DOCUMENTS_PART;
+        Self {
+            seats_max: 64,
+            seats_per_token_max: 1,
+            documents_bytes_max,
+            trials_max: 1,
+            trial_bytes_max: bytes_max - documents_bytes_max,
+        }
+    }
+
+    /// Of calls that write. Those who may write are trusted with memory.
+    pub fn writers() -> Self {
+        Self {
+            seats_max: 16,
+            seats_per_token_max: 4,
+            documents_bytes_max: 2 * DOCUMENT_BYTES_MAX,
+            trials_max: 1,
+            trial_bytes_max: usize::MAX,
+        }
+    }
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
             release_within: Duration::from_secs(7 * 24 * 3600),
-            trials_max: 1,
-            waiting_max: 15,
-            documents_bytes_max: 2 * DOCUMENT_BYTES_MAX,
+            writers: Bounds::writers(),
+            readers: Bounds::readers(READERS_BYTES_MAX),
         }
     }
 }
@@ -161,6 +206,11 @@ impl Releases {
         gauge!("sluice_control_generation", "which" => "newest").set(heads.newest as f64);
         gauge!("sluice_control_generation", "which" => "released").set(heads.released as f64);
         Ok(releases)
+    }
+
+    /// A seat for a call of this token; [`Failed::Busy`] when it has none to spare, or too many are taken.
+    pub fn seat(&self, share: Share, token: &TokenId) -> Result<Seat, Failed> {
+        self.inner.desk.seat(share, token)
     }
 
     /// Where to watch what is in force.
@@ -415,6 +465,10 @@ impl Releases {
 
     /// Rows of a generation that still has them.
     async fn rows_of(&self, number: u64) -> Result<Inventory, Failed> {
+        let in_force = self.inner.in_force.borrow().clone();
+        if let Some(released) = in_force.filter(|released| released.id.number == number) {
+            return Ok(released.rows.clone());
+        }
         if !self.generation(number).await?.has_rows {
             return Err(Failed::NotFound(format!(
                 "the rows of generation {number} were removed after it expired"
@@ -534,6 +588,18 @@ fn describe_metrics() {
     describe_counter!(
         "sluice_control_releases_total",
         "Generations brought into force, by kind: release or rollback"
+    );
+    describe_counter!(
+        "sluice_control_trials_total",
+        "Documents tried and generations read or compiled, by share (readers or writers) and by end: done, or cancelled because the caller had gone"
+    );
+    describe_gauge!(
+        "sluice_control_trials_underway",
+        "The same that are at work now, by share"
+    );
+    describe_counter!(
+        "sluice_control_trials_refused_total",
+        "The same refused before they were begun, by share and by what was used up: token (one has too many under way), seats, memory (for documents), or size (it would take too much)"
     );
     describe_histogram!(
         "sluice_control_compile_seconds",

@@ -7,7 +7,10 @@ use std::sync::Arc;
 use foldhash::{HashSet, HashSetExt};
 use sluice_policy::fleet::{BadRow, Change, Inventory, ROW_BYTES_MAX};
 use sluice_policy::rows::Rows;
-use sluice_policy::{Generation, LockedOut, Position, Snapshot, compile_rows, convert};
+use sluice_policy::{
+    Cancel, Generation, LockedOut, Position, Snapshot, compile_rows_until, compile_until, convert,
+    parse_until,
+};
 use sluice_proto::Message;
 use sluice_proto::v1;
 
@@ -31,25 +34,30 @@ pub(super) struct Trial {
 }
 
 /// Tries a document. `base` are the rows whose order keys are kept and that it is compared with; `previous` is a snapshot
-/// whose tables can be shared.
+/// whose tables can be shared. [`Failed::Stopped`] soon after it is cancelled: no stretch without a look at the flag is
+/// longer than one pass over all rows.
 pub(super) fn run(
     text: String,
     file: &str,
     base: &Inventory,
     previous: Option<&Snapshot>,
+    cancel: &Cancel,
 ) -> Result<Trial, Failed> {
-    let mut rows = match sluice_policy::parse(&text, file) {
+    let mut rows = match parse_until(&text, file, cancel) {
         Ok(rows) => rows,
         Err(errors) => {
             // Once more with what could be read, so that everything that is wrong is reported at once.
-            let all = sluice_policy::compile(&text, file, Generation(0), None).err();
+            let all = compile_until(&text, file, Generation(0), None, cancel).err();
+            is_wanted(cancel)?;
             return Err(Failed::Document(Wrong::from(&all.unwrap_or(errors))));
         }
     };
     drop(text);
     keep_order(&mut rows, base).map_err(|_| unreadable())?;
-    let (inventory, features, mut wrong) = written(&rows);
-    match compile_rows(rows, file, Generation(0), previous) {
+    let (inventory, features, mut wrong) = written(&rows, cancel);
+    let compiled = compile_rows_until(rows, file, Generation(0), previous, cancel);
+    is_wanted(cancel)?;
+    match compiled {
         Ok(snapshot) if wrong.problems.is_empty() => {
             let changes = base.changes_to(&inventory);
             Ok(Trial {
@@ -69,27 +77,40 @@ pub(super) fn run(
     }
 }
 
-/// The rows as they are stored and sent, the features they name, and those that are too long.
-fn written(rows: &Rows) -> (Inventory, HashSet<String>, Wrong) {
+fn is_wanted(cancel: &Cancel) -> Result<(), Failed> {
+    if cancel.is_cancelled() {
+        return Err(Failed::Stopped);
+    }
+    Ok(())
+}
+
+/// The rows as they are stored and sent, the features they name, and those that are too long. Cancelled, fewer of them.
+fn written(rows: &Rows, cancel: &Cancel) -> (Inventory, HashSet<String>, Wrong) {
     let mut features = HashSet::new();
     let mut wrong = Wrong::default();
-    let mut changes = Vec::new();
-    for (row, at) in convert::to_messages(rows).into_iter().zip(places(rows)) {
-        match Change::from_message(&row) {
-            Ok(change) => changes.push(change),
-            Err(BadRow::TooLong(key)) => wrong.add(
-                at,
-                format!(
-                    "the row of `{}` is longer than {ROW_BYTES_MAX} bytes; split its lists",
-                    key.name
-                ),
-            ),
-            // Never: what was written from rows has a key.
-            Err(bad) => wrong.add(at, bad.to_string()),
-        }
-        note_features(&mut features, row.features);
+    let messages = convert::messages(rows).zip(places(rows));
+    let changes = messages
+        .take_while(|_| !cancel.is_cancelled())
+        .filter_map(|(row, at)| {
+            let change = Change::from_message(&row)
+                .map_err(|bad| wrong.add(at, told(&bad)))
+                .ok();
+            note_features(&mut features, row.features);
+            change
+        });
+    let inventory = Inventory::default().with(changes);
+    (inventory, features, wrong)
+}
+
+fn told(bad: &BadRow) -> String {
+    match bad {
+        BadRow::TooLong(key) => format!(
+            "the row of `{}` is longer than {ROW_BYTES_MAX} bytes; split its lists",
+            key.name
+        ),
+        // Never: what was written from rows has a key.
+        BadRow::NoKey | BadRow::OtherKey(_) => bad.to_string(),
     }
-    (Inventory::default().with(changes), features, wrong)
 }
 
 /// Where each row stands, in the order in which rows are written.

@@ -16,22 +16,26 @@ use crate::rulebook::Rulebook;
 use crate::snapshot::Origin;
 use crate::users::Users;
 use crate::validate::{self, Ground, Source, Uses};
-use crate::{Generation, RULES_MAX, Snapshot, compile, crowd};
+use crate::{Cancel, Generation, RULES_MAX, Snapshot, compile, crowd};
 
 /// So many changes are always made one by one; more only while they are few beside all rows.
 const CHANGES_MIN: usize = 64;
 /// One change costs about as much as so many rows of a whole compile.
 const CHANGE_IN_ROWS: usize = 8;
 
-/// Compiles all rows, one after the other. `None`: something is wrong.
+/// Compiles all rows, one after the other. `None`: something is wrong, or it was cancelled.
 pub(crate) fn whole(
     inventory: &Inventory,
     generation: Generation,
     previous: Option<&Snapshot>,
+    cancel: &Cancel,
 ) -> Option<Snapshot> {
-    let mut problems = Problems::default();
+    let mut problems = Problems::until(cancel);
     let (mut reader, mut has_settings) = (RowReader::default(), false);
     for (key, row) in inventory.iter() {
+        if cancel.is_cancelled() {
+            return None;
+        }
         has_settings |= key.kind == RowKind::Settings;
         if key.kind != RowKind::Rule && !reader.read(row) {
             return None;
@@ -65,11 +69,12 @@ pub(crate) fn whole(
     }
     // No two rules are equal in this, since their names are not.
     model.rules.sort_unstable_by(RuleModel::asked_before);
-    for user in &model.users {
-        ground.count(&Uses::User(user), true);
-    }
-    for rule in &model.rules {
-        ground.count(&Uses::Rule(rule), true);
+    let users = model.users.iter().map(Uses::User);
+    for row in users.chain(model.rules.iter().map(Uses::Rule)) {
+        if cancel.is_cancelled() {
+            return None;
+        }
+        ground.count(&row, true);
     }
     if !ground.is_within_bounds() {
         return None;
@@ -77,17 +82,20 @@ pub(crate) fn whole(
     let digest = hex(&inventory.digest());
     let snapshot = compile::assemble(model, generation, digest, previous, &mut problems)?;
     let inventory = inventory.clone();
-    problems.is_empty().then(|| Snapshot {
+    let is_whole = problems.is_empty() && !cancel.is_cancelled();
+    is_whole.then(|| Snapshot {
         origin: Some(Origin { inventory, ground }),
         ..snapshot
     })
 }
 
-/// Makes the changes since the snapshot before. `None`: it takes more than changed rules and users, or something is wrong.
+/// Makes the changes since the snapshot before. `None`: it takes more than changed rules and users, something is wrong, or
+/// it was cancelled.
 pub(crate) fn follow(
     previous: &Snapshot,
     inventory: &Inventory,
     generation: Generation,
+    cancel: &Cancel,
 ) -> Option<Snapshot> {
     let origin = previous.origin.as_ref()?;
     let changes = origin.inventory.changes_to(inventory);
@@ -104,6 +112,9 @@ pub(crate) fn follow(
         changed_users: Vec::new(),
     };
     for change in &changes {
+        if cancel.is_cancelled() {
+            return None;
+        }
         match change.key.kind {
             RowKind::Rule => next.rule(change)?,
             RowKind::User => next.user(change)?,

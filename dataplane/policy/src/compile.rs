@@ -15,8 +15,8 @@ use crate::snapshot::{Frame, Numbers, Outcome};
 use crate::users::Users;
 use crate::validate::{self, Source};
 use crate::{
-    Balance, Generation, Listener, ListenerId, Snapshot, Upstream, UpstreamId, crowd, digest,
-    document,
+    Balance, Cancel, Generation, Listener, ListenerId, Snapshot, Upstream, UpstreamId, crowd,
+    digest, document,
 };
 
 /// Compiles a YAML document. `file` is only for the messages; `previous` is the snapshot in use, whose numbers of
@@ -27,7 +27,33 @@ pub fn compile(
     generation: Generation,
     previous: Option<&Snapshot>,
 ) -> Result<Snapshot, Errors> {
-    let mut problems = Problems::default();
+    compile_document(document, file, generation, previous, Problems::default())
+}
+
+/// The same; an error as well when the flag is set before it is done.
+pub fn compile_until(
+    document: &str,
+    file: &str,
+    generation: Generation,
+    previous: Option<&Snapshot>,
+    cancel: &Cancel,
+) -> Result<Snapshot, Errors> {
+    compile_document(
+        document,
+        file,
+        generation,
+        previous,
+        Problems::until(cancel),
+    )
+}
+
+fn compile_document(
+    document: &str,
+    file: &str,
+    generation: Generation,
+    previous: Option<&Snapshot>,
+    mut problems: Problems,
+) -> Result<Snapshot, Errors> {
     let rows = document::read(document, &mut problems);
     compile_noted(rows, Source::Document, file, generation, previous, problems)
 }
@@ -40,6 +66,18 @@ pub fn compile_rows(
     previous: Option<&Snapshot>,
 ) -> Result<Snapshot, Errors> {
     let problems = Problems::default();
+    compile_noted(rows, Source::Document, file, generation, previous, problems)
+}
+
+/// The same; an error as well when the flag is set before it is done.
+pub fn compile_rows_until(
+    rows: Rows,
+    file: &str,
+    generation: Generation,
+    previous: Option<&Snapshot>,
+    cancel: &Cancel,
+) -> Result<Snapshot, Errors> {
+    let problems = Problems::until(cancel);
     compile_noted(rows, Source::Document, file, generation, previous, problems)
 }
 
@@ -63,8 +101,9 @@ fn compile_noted(
 ) -> Result<Snapshot, Errors> {
     // Checked even when reading found problems, so that one run reports everything.
     let model = validate::check(rows, source, &mut problems);
+    let cancel = problems.cancel().cloned();
     let model = problems.finish(file, model)?;
-    let mut problems = Problems::default();
+    let mut problems = cancel.map_or_else(Problems::default, |cancel| Problems::until(&cancel));
     match build(model, generation, previous, &mut problems) {
         Some(snapshot) => problems.finish(file, snapshot),
         None => Err(problems.into_errors(file)),
@@ -77,7 +116,7 @@ fn build(
     previous: Option<&Snapshot>,
     problems: &mut Problems,
 ) -> Option<Snapshot> {
-    let digest = digest::digest(&model);
+    let digest = digest::digest(&model, problems)?;
     assemble(model, generation, digest, previous, problems)
 }
 
@@ -114,7 +153,7 @@ pub(crate) fn assemble(
         is_shadow: false,
     };
     let known = previous.map(|snapshot| &snapshot.rules);
-    let rules = Rulebook::new(model.rules, default, known)
+    let rules = Rulebook::new(model.rules, default, known, problems.cancel())
         .map_err(|message| problems.add(Position::default(), message))
         .ok()?;
     let frame = Frame {
@@ -132,8 +171,9 @@ pub(crate) fn assemble(
         upstream_numbers,
         needs_client_id,
     };
-    let users = Users::new(model.users.into_iter());
-    let crowd = crowd::count(&rules, &users, &frame.listeners);
+    let users = model.users.into_iter();
+    let users = Users::new(users.take_while(|_| !problems.is_cancelled()));
+    let crowd = crowd::count(&rules, &users, &frame.listeners, problems.cancel());
     for message in crowd.problems {
         problems.add(Position::default(), message);
     }

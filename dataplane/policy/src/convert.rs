@@ -26,36 +26,45 @@ use crate::rows::{
 };
 use crate::users::LockedOut;
 use crate::validate::{self, Source};
-use crate::{Action, Balance, Effect, FEATURES, Generation, OnDeny, Position, Snapshot, changes};
+use crate::{
+    Action, Balance, Cancel, Effect, FEATURES, Generation, OnDeny, Position, Snapshot, changes,
+};
 
 use problems::Notes;
 pub use problems::{Refused, RowProblem, Wrong};
 
 /// Writes rows, checked or not. What they leave out is left out; only a rule's place in the document becomes a key.
 pub fn to_messages(rows: &Rows) -> Vec<v1::Row> {
+    messages(rows).collect()
+}
+
+/// The same, one by one: all messages of a large document take more memory than its rows.
+pub fn messages(rows: &Rows) -> impl Iterator<Item = v1::Row> {
     let settings = v1::Settings {
         default_effect: number_of(&rows.default),
         on_deny: number_of(&rows.on_deny),
     };
-    let mut out = vec![v1::Row {
+    let settings = v1::Row {
         name: String::new(),
         features: strings(&rows.requires),
         kind: Some(Kind::Settings(settings)),
-    }];
-    out.extend(rows.listeners.iter().map(write_listener));
-    out.extend(rows.upstreams.iter().map(write_upstream));
-    out.extend(rows.groups.iter().map(write_group));
-    out.extend(rows.users.iter().map(write_user));
+    };
     let mut ties = HashMap::new();
-    for (place, row) in rows.rules.iter().enumerate() {
+    let rules = rows.rules.iter().enumerate().map(move |(place, row)| {
         let place = i64::try_from(place).unwrap_or(i64::MAX);
         let order = row.order.as_ref().map_or(place, |order| order.value);
         let priority = row.priority.as_ref().map_or(0, |priority| priority.value);
         let tie: &mut u64 = ties.entry((priority, order)).or_default();
-        out.push(write_rule(row, order, *tie));
+        let rule = write_rule(row, order, *tie);
         *tie += 1;
-    }
-    out
+        rule
+    });
+    std::iter::once(settings)
+        .chain(rows.listeners.iter().map(write_listener))
+        .chain(rows.upstreams.iter().map(write_upstream))
+        .chain(rows.groups.iter().map(write_group))
+        .chain(rows.users.iter().map(write_user))
+        .chain(rules)
 }
 
 /// Reads messages. What only `validate` can see is not asked yet; the positions in the rows mean nothing to others.
@@ -98,9 +107,22 @@ pub fn compile_inventory(
     generation: Generation,
     previous: Option<&Snapshot>,
 ) -> Result<Snapshot, Refused> {
-    let short = previous.and_then(|previous| changes::follow(previous, rows, generation));
-    if let Some(snapshot) = short.or_else(|| changes::whole(rows, generation, previous)) {
+    compile_inventory_until(rows, generation, previous, &Cancel::new())
+}
+
+/// The same; refused as well when the flag is set before it is done.
+pub fn compile_inventory_until(
+    rows: &Inventory,
+    generation: Generation,
+    previous: Option<&Snapshot>,
+    cancel: &Cancel,
+) -> Result<Snapshot, Refused> {
+    let short = previous.and_then(|previous| changes::follow(previous, rows, generation, cancel));
+    if let Some(snapshot) = short.or_else(|| changes::whole(rows, generation, previous, cancel)) {
         return Ok(snapshot);
+    }
+    if cancel.is_cancelled() {
+        return Err(Refused::cancelled());
     }
     // Something is wrong: the slow way finds all of it.
     let mut messages = Vec::with_capacity(rows.len());

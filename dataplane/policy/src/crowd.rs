@@ -14,7 +14,7 @@ use crate::rulebook::Rulebook;
 use crate::tables::who::Facts;
 use crate::users::Users;
 use crate::verdict::SESSION_CLASSES_MAX;
-use crate::{Listener, document};
+use crate::{Cancel, Listener, document};
 
 /// What was found.
 pub(crate) struct Crowd {
@@ -24,8 +24,13 @@ pub(crate) struct Crowd {
     pub(crate) problems: Vec<String>,
 }
 
-/// Counts for all users, where there are enough classes for anyone to be in too many.
-pub(crate) fn count(rules: &Rulebook, users: &Users, listeners: &[Listener]) -> Crowd {
+/// Counts for all users, where there are enough classes for anyone to be in too many; for fewer when it is cancelled.
+pub(crate) fn count(
+    rules: &Rulebook,
+    users: &Users,
+    listeners: &[Listener],
+    cancel: Option<&Cancel>,
+) -> Crowd {
     let mut crowd = Crowd {
         max: None,
         problems: Vec::new(),
@@ -40,6 +45,9 @@ pub(crate) fn count(rules: &Rulebook, users: &Users, listeners: &[Listener]) -> 
         .filter(|(_, groups): &(Option<&str>, &[Box<str>])| !groups.is_empty());
     let mut max = 0;
     for (name, groups) in named.chain(anonymous) {
+        if cancel.is_some_and(Cancel::is_cancelled) {
+            break;
+        }
         let count = certain_classes(rules, name, groups);
         max = max.max(count);
         if count > SESSION_CLASSES_MAX {
@@ -68,7 +76,7 @@ pub(crate) fn recount(
     listeners: &[Listener],
 ) -> Crowd {
     let Some(mut max) = before.filter(|_| rules.certain() > SESSION_CLASSES_MAX) else {
-        return count(rules, users, listeners);
+        return count(rules, users, listeners, None);
     };
     let mut names: Vec<&str> = changed.iter().map(|name| &**name).collect();
     for part in came.iter().filter_map(|class| rules.index().part(*class)) {
@@ -84,7 +92,7 @@ pub(crate) fn recount(
         max = max.max(certain_classes(rules, Some(&user.name), &user.groups));
     }
     if max > SESSION_CLASSES_MAX {
-        return count(rules, users, listeners);
+        return count(rules, users, listeners, None);
     }
     Crowd {
         max: Some(max),

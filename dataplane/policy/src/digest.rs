@@ -11,23 +11,38 @@ use crate::model::{
     Cidr, ClientIdBinding, ListenerModel, Model, Password, RuleModel, UpstreamModel, UserModel,
     VersionSet, WhoPart,
 };
+use crate::problem::Problems;
 
-/// Hex of the digest.
-pub(crate) fn digest(model: &Model) -> Box<str> {
+/// Hex of the digest; `None` when it is cancelled.
+pub(crate) fn digest(model: &Model, problems: &Problems) -> Option<Box<str>> {
     let mut out = Writer(blake3::Hasher::new_derive_key("sluice policy rows 1"));
     out.tag(model.default as u8);
     out.tag(model.on_deny as u8);
-    rows(&mut out, &model.listeners, |row| &row.name, listener);
-    rows(&mut out, &model.upstreams, |row| &row.name, upstream);
+    let is_wanted = || !problems.is_cancelled();
+    rows(
+        &mut out,
+        &model.listeners,
+        |row| &row.name,
+        listener,
+        is_wanted,
+    )?;
+    rows(
+        &mut out,
+        &model.upstreams,
+        |row| &row.name,
+        upstream,
+        is_wanted,
+    )?;
     rows(
         &mut out,
         &model.groups,
         |name| name,
         |out, name| out.text(name),
-    );
-    rows(&mut out, &model.users, |row| &row.name, user);
-    rows(&mut out, &model.rules, RuleModel::name, rule);
-    out.0.finalize().to_hex().as_str().into()
+        is_wanted,
+    )?;
+    rows(&mut out, &model.users, |row| &row.name, user, is_wanted)?;
+    rows(&mut out, &model.rules, RuleModel::name, rule, is_wanted)?;
+    Some(out.0.finalize().to_hex().as_str().into())
 }
 
 struct Writer(blake3::Hasher);
@@ -72,11 +87,15 @@ fn rows<T>(
     rows: &[T],
     name: impl Fn(&T) -> &str,
     write: impl Fn(&mut Writer, &T),
-) {
+    is_wanted: impl Fn() -> bool,
+) -> Option<()> {
     let mut sorted: Vec<&T> = rows.iter().collect();
     sorted.sort_by(|a, b| name(a).cmp(name(b)));
     out.count(sorted.len());
-    sorted.into_iter().for_each(|row| write(out, row));
+    for row in sorted {
+        is_wanted().then(|| write(out, row))?;
+    }
+    Some(())
 }
 
 fn listener(out: &mut Writer, row: &ListenerModel) {

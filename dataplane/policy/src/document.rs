@@ -12,11 +12,19 @@ use crate::rows::{
     Text, UpstreamAuth, UpstreamRow, UserRow, Usernames, WhoRow,
 };
 use crate::yaml::{DOCUMENT_BYTES_MAX, Key, Node, Reader, Stopped, Top, Value};
-use crate::{Action, Balance, Effect, OnDeny, units};
+use crate::{Action, Balance, Cancel, Effect, OnDeny, units};
 
 /// Reads a document. `file` is only for the messages.
 pub fn parse(document: &str, file: &str) -> Result<Rows, Errors> {
-    let mut problems = Problems::default();
+    parse_noted(document, file, Problems::default())
+}
+
+/// The same; an error as well when the flag is set before it is done.
+pub fn parse_until(document: &str, file: &str, cancel: &Cancel) -> Result<Rows, Errors> {
+    parse_noted(document, file, Problems::until(cancel))
+}
+
+fn parse_noted(document: &str, file: &str, mut problems: Problems) -> Result<Rows, Errors> {
     let rows = read(document, &mut problems);
     problems.finish(file, rows)
 }

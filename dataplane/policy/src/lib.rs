@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod cancel;
 mod changes;
 mod compile;
 pub mod convert;
@@ -28,8 +29,9 @@ mod validate;
 mod verdict;
 mod yaml;
 
-pub use compile::{compile, compile_rows};
-pub use document::parse;
+pub use cancel::Cancel;
+pub use compile::{compile, compile_rows, compile_rows_until, compile_until};
+pub use document::{parse, parse_until};
 pub use explain::{Explanation, PASSED_OVER_MAX, PassedOver, Question, version_name};
 pub use filter::{FILTER_LEVELS_MAX, Level, TopicFilter, Variable};
 pub use live::{PolicyCache, PolicyHandle};

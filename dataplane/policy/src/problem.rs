@@ -4,6 +4,8 @@
 
 use std::fmt;
 
+use crate::Cancel;
+
 /// How many problems are kept; the rest are counted only, so that a hopeless document cannot fill the memory.
 pub const PROBLEMS_MAX: usize = 1_000;
 
@@ -73,14 +75,34 @@ impl fmt::Display for Errors {
 
 impl std::error::Error for Errors {}
 
-/// Collects problems while a document is read; bounded.
+/// Collects problems while a document is read; bounded. Says as well when the reading is to end early.
 #[derive(Debug, Default)]
 pub(crate) struct Problems {
     list: Vec<Problem>,
     left_off: usize,
+    cancel: Option<Cancel>,
 }
 
 impl Problems {
+    /// Of a reading that ends when the flag is set.
+    pub(crate) fn until(cancel: &Cancel) -> Self {
+        Self {
+            cancel: Some(cancel.clone()),
+            ..Self::default()
+        }
+    }
+
+    /// True exactly when the reading is to end. What was read so far is not whole, and [`Self::finish`] does not give it.
+    #[inline]
+    pub(crate) fn is_cancelled(&self) -> bool {
+        self.cancel.as_ref().is_some_and(Cancel::is_cancelled)
+    }
+
+    /// The flag, for work that notes no problem.
+    pub(crate) fn cancel(&self) -> Option<&Cancel> {
+        self.cancel.as_ref()
+    }
+
     /// Notes one.
     pub(crate) fn add(&mut self, at: Position, message: impl Into<String>) {
         if self.list.len() < PROBLEMS_MAX {
@@ -100,7 +122,7 @@ impl Problems {
 
     /// The end of the reading: `value` when nothing was noted, else all problems in document order.
     pub(crate) fn finish<T>(self, file: &str, value: T) -> Result<T, Errors> {
-        if self.is_empty() {
+        if self.is_empty() && !self.is_cancelled() {
             Ok(value)
         } else {
             Err(self.into_errors(file))
@@ -109,6 +131,9 @@ impl Problems {
 
     /// The end of a reading that gave no value.
     pub(crate) fn into_errors(mut self, file: &str) -> Errors {
+        if self.is_cancelled() {
+            self.add(Position::default(), "cancelled before it was done");
+        }
         self.list.sort();
         self.list.dedup();
         Errors {

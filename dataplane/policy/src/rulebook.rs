@@ -12,6 +12,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::Cancel;
 use crate::filter::{Level, Variable};
 use crate::model::{RuleModel, WhoPart};
 use crate::rows::Mode;
@@ -73,12 +74,14 @@ struct Changed {
 
 impl Rulebook {
     /// A book of rules in the order of decision; equal who-parts are one. A table that `previous` has already is shared
-    /// with it. The error is for the writer of the patterns.
+    /// with it. The error is for the writer of the patterns. Cancelled, it is a book of some of the rules.
     pub(crate) fn new(
         rules: Vec<RuleModel>,
         default: Outcome,
         previous: Option<&Self>,
+        cancel: Option<&Cancel>,
     ) -> Result<Self, String> {
+        let is_wanted = || !cancel.is_some_and(Cancel::is_cancelled);
         let ranks = spread(&rules);
         let len = ranks.last().map_or(0, |last| *last as usize + 1);
         let mut book = Self {
@@ -98,16 +101,16 @@ impl Rulebook {
             changed: Changed::default(),
         };
         let (parts, members) = group(&rules, &ranks);
-        book.index = WhoIndex::new(&parts);
+        book.index = WhoIndex::new(&parts, is_wanted);
         book.index.settle()?;
-        for (rank, rule) in ranks.iter().zip(rules) {
+        for (rank, rule) in ranks.iter().zip(rules).take_while(|_| is_wanted()) {
             book.set_outcome(*rank, Outcome::of(&rule));
             if let Some(slot) = book.rules.get_mut(*rank as usize) {
                 *slot = Some(Arc::new(rule));
             }
         }
         let (mut classes, mut connects) = (Vec::new(), Vec::new());
-        for (number, ranks) in (0_u32..).zip(&members) {
+        for (number, ranks) in (0_u32..).zip(&members).take_while(|_| is_wanted()) {
             let mut class = Class::default();
             for (rank, rule) in book.rules_of(ranks.iter().copied()) {
                 class.count(rule, true);
@@ -123,14 +126,17 @@ impl Rulebook {
         let tables: Vec<Arc<ClassTable>> = parts
             .iter()
             .zip(&members)
+            .take_while(|_| is_wanted())
             .map(|(part, ranks)| {
                 let known = previous.and_then(|previous| book.same_table(previous, part, ranks));
                 known.unwrap_or_else(|| {
-                    Arc::new(ClassTable::new(book.rules_of(ranks.iter().copied())))
+                    let rules = book.rules_of(ranks.iter().copied());
+                    Arc::new(ClassTable::new(rules.take_while(|_| is_wanted())))
                 })
             })
             .collect();
-        for rule in book.rules.iter().flatten() {
+        let rules = book.rules.iter().flatten();
+        for rule in rules.take_while(|_| is_wanted()) {
             count_rule(&mut book.shadow_rules, &mut book.by_client_id, rule, true);
         }
         let is_certain = |(part, class): &(&Arc<WhoPart>, &Class)| {

@@ -29,9 +29,9 @@ pub(crate) struct Users {
 
 impl Users {
     /// The enabled ones of these.
-    pub(crate) fn new(users: impl ExactSizeIterator<Item = UserModel>) -> Self {
+    pub(crate) fn new(users: impl Iterator<Item = UserModel>) -> Self {
         let mut all = Self {
-            by_name: Sharded::with_capacity(users.len()),
+            by_name: Sharded::with_capacity(users.size_hint().1.unwrap_or(0)),
             kinds: Arc::default(),
             bound: 0,
             without_password: 0,

@@ -46,7 +46,7 @@ pub(crate) struct Key {
     pub(crate) text: Box<str>,
 }
 
-/// The text cannot be read on: the problem has been noted.
+/// The text is not read on: the problem has been noted, or the reading was cancelled.
 pub(crate) struct Stopped;
 
 /// Where [`Reader`] stands at the top of the document.
@@ -294,6 +294,9 @@ impl<'a> Reader<'a> {
     }
 
     fn pull(&mut self, problems: &mut Problems) -> Result<(Event<'a>, Position), Stopped> {
+        if problems.is_cancelled() {
+            return Err(Stopped);
+        }
         match self.parser.next_event() {
             Some(Ok((event, span))) => Ok((event, position(&span))),
             Some(Err(error)) => {

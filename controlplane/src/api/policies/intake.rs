@@ -13,7 +13,7 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::Status;
 
 use super::answers::failure;
-use crate::release::{Asked, Document, Releases};
+use crate::release::{Asked, Document, Draft, Seat};
 
 /// Longest piece of a document, in bytes.
 pub(super) const PIECE_BYTES_MAX: usize = 1 << 20;
@@ -39,10 +39,10 @@ pub(super) async fn header(
 /// The text, which follows.
 pub(super) async fn text(
     parts: &mut (impl Stream<Item = Result<DocumentPart, Status>> + Unpin),
-    releases: &Releases,
+    seat: Seat,
     file: Option<String>,
 ) -> Result<Document, Status> {
-    let mut draft = releases.draft(file).map_err(|failed| failure(&failed))?;
+    let mut draft = Draft::new(seat, file).map_err(|failed| failure(&failed))?;
     let whole = async {
         while let Some(part) = next(parts).await? {
             let Part::Text(piece) = part else {

@@ -16,7 +16,7 @@ use crate::auth::{Caller, Gate};
 use crate::clock;
 use crate::domain::{Generation, Role};
 use crate::fleet::Fleet;
-use crate::release::{Against, Author, COMMENT_BYTES_MAX, Failed, Releases};
+use crate::release::{Against, Author, COMMENT_BYTES_MAX, Failed, Releases, Seat, Share};
 
 use answers::failure;
 
@@ -41,16 +41,25 @@ struct Desk {
     fleet: Fleet,
 }
 
+impl Desk {
+    #[allow(clippy::result_large_err)] // tonic's own error
+    fn seat(&self, share: Share, caller: &Caller) -> Result<Seat, Status> {
+        let seat = self.releases.seat(share, &caller.token);
+        seat.map_err(|failed| failure(&failed))
+    }
+}
+
 #[tonic::async_trait]
 impl Policies for Desk {
     async fn validate(
         &self,
         request: Request<Streaming<DocumentPart>>,
     ) -> Result<Response<ValidateResponse>, Status> {
-        self.gate.caller(&request, Role::Viewer)?;
+        let caller = self.gate.caller(&request, Role::Viewer)?;
         let mut parts = request.into_inner();
         let header = intake::header(&mut parts).await?;
-        let document = intake::text(&mut parts, &self.releases, header.file).await?;
+        let seat = self.seat(Share::Readers, &caller)?;
+        let document = intake::text(&mut parts, seat, header.file).await?;
         let answer = match self.releases.validate(document).await {
             Ok(checked) => ValidateResponse {
                 problems: None,
@@ -75,9 +84,10 @@ impl Policies for Desk {
         let mut parts = request.into_inner();
         let header = intake::header(&mut parts).await?;
         let expected = required(header.expected_newest, "expected_newest")?;
+        let seat = self.seat(Share::Writers, &caller)?;
         let author = author(caller, header.comment)?;
         let now = author.at;
-        let document = intake::text(&mut parts, &self.releases, header.file).await?;
+        let document = intake::text(&mut parts, seat, header.file).await?;
         let applied = self.releases.apply(document, expected, author).await;
         let applied = applied.map_err(|failed| failure(&failed))?;
         Ok(Response::new(ApplyResponse {
@@ -97,16 +107,17 @@ impl Policies for Desk {
         &self,
         request: Request<Streaming<DocumentPart>>,
     ) -> Result<Response<DiffResponse>, Status> {
-        self.gate.caller(&request, Role::Viewer)?;
+        let caller = self.gate.caller(&request, Role::Viewer)?;
         let mut parts = request.into_inner();
         let header = intake::header(&mut parts).await?;
         let limit = within(header.limit, 1000, 1..=10_000, "limit")?;
+        let seat = self.seat(Share::Readers, &caller)?;
         let to = match header.to {
             Some(to) => {
                 intake::end(&mut parts).await?;
-                Against::Generation(to)
+                Against::Generation(to, seat)
             }
-            None => Against::Document(intake::text(&mut parts, &self.releases, header.file).await?),
+            None => Against::Document(intake::text(&mut parts, seat, header.file).await?),
         };
         let limit = usize::try_from(limit).unwrap_or(usize::MAX);
         let compared = self.releases.diff(header.from, to, limit).await;
@@ -167,11 +178,11 @@ impl Policies for Desk {
         &self,
         request: Request<ExplainRequest>,
     ) -> Result<Response<ExplainResponse>, Status> {
-        self.gate.caller(&request, Role::Viewer)?;
+        let caller = self.gate.caller(&request, Role::Viewer)?;
         let request = request.into_inner();
         let number = request.generation;
         let asked = intake::asked(request)?;
-        let explained = self.releases.explain(number, asked).await;
+        let explained = self.releases.explain(number, asked, &caller.token).await;
         let explained = explained.map_err(|failed| failure(&failed))?;
         Ok(Response::new(ExplainResponse {
             generation: explained.generation,

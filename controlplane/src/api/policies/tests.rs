@@ -16,8 +16,8 @@ use tonic::transport::{Channel, Server};
 
 use super::*;
 use crate::auth::{self, Call, Kind, Peer, Stay};
-use crate::domain::{Name, Token, UnixMillis};
-use crate::release::Limits;
+use crate::domain::{Name, Token, TokenId, UnixMillis};
+use crate::release::{Bounds, Limits, READERS_BYTES_MAX};
 use crate::store::{Sqlite, Store};
 
 const GOOD: &str = "
@@ -179,6 +179,7 @@ async fn tokens(store: &dyn Store) -> Vec<(Role, String)> {
         };
         let caller = Caller {
             name: "test".into(),
+            token: id.clone(),
             role,
             request_id: String::new(),
             is_tls: false,
@@ -408,7 +409,10 @@ async fn c10_a_write_names_what_its_author_saw() {
 #[tokio::test]
 async fn c14_of_two_who_apply_at_once_one_wins() {
     let plane = Plane::start_with(Limits {
-        trials_max: 2,
+        writers: Bounds {
+            trials_max: 2,
+            ..Bounds::writers()
+        },
         ..Limits::default()
     })
     .await;
@@ -506,7 +510,10 @@ async fn many_problems_are_told_as_far_as_an_answer_goes() {
 #[tokio::test]
 async fn c19_a_document_beyond_the_bound_is_refused() {
     let limits = Limits {
-        documents_bytes_max: 3 << 20,
+        writers: Bounds {
+            documents_bytes_max: 3 << 20,
+            ..Bounds::writers()
+        },
         ..Limits::default()
     };
     let plane = Plane::start_with(limits).await;
@@ -912,8 +919,10 @@ async fn a_document_that_never_ends_is_given_up_and_its_seat_is_free() {
     let dir = TempDir::new().unwrap();
     let store = Arc::new(Sqlite::open(dir.path()).await.unwrap());
     let limits = Limits {
-        trials_max: 1,
-        waiting_max: 0,
+        readers: Bounds {
+            seats_max: 1,
+            ..Bounds::readers(READERS_BYTES_MAX)
+        },
         ..Limits::default()
     };
     let releases = Releases::open(store, limits).await.unwrap();
@@ -924,7 +933,8 @@ async fn a_document_that_never_ends_is_given_up_and_its_seat_is_free() {
         Ok(piece(" "))
     });
     let mut trickle = Box::pin(trickle);
-    let text = intake::text(&mut trickle, &releases, None);
+    let seat = || releases.seat(Share::Readers, &TokenId("bob".into()));
+    let text = intake::text(&mut trickle, seat().unwrap(), None);
     assert_eq!(code(text).await, Code::DeadlineExceeded);
     // Timers have a grain of a millisecond.
     let late = begun.elapsed().checked_sub(intake::DOCUMENT_WITHIN);
@@ -932,5 +942,5 @@ async fn a_document_that_never_ends_is_given_up_and_its_seat_is_free() {
         late.is_some_and(|late| late < Duration::from_millis(10)),
         "{late:?}"
     );
-    assert!(releases.draft(None).is_ok());
+    assert!(seat().is_ok());
 }

@@ -1,5 +1,6 @@
 //! Releasing over a real store: lifetimes, callers who go away, a store in trouble, and the bounds.
 
+mod shares;
 mod stored;
 mod troubled;
 
@@ -40,8 +41,17 @@ impl Bench {
         }
     }
 
+    fn seat(&self, share: Share, token: &str) -> Result<Seat, Failed> {
+        self.releases.seat(share, &TokenId(token.into()))
+    }
+
     fn document(&self, text: &str) -> Document {
-        let mut draft = self.releases.draft(None).unwrap();
+        self.document_of(Share::Writers, "ann", text)
+    }
+
+    fn document_of(&self, share: Share, token: &str, text: &str) -> Document {
+        let seat = self.seat(share, token).unwrap();
+        let mut draft = Draft::new(seat, None).unwrap();
         draft.push(text.as_bytes()).unwrap();
         draft.finish().unwrap()
     }
@@ -100,7 +110,8 @@ async fn c10_an_expired_generation_is_not_released_and_can_be_applied_again() {
     // The rows of the first are removed with the next.
     assert_eq!(bench.apply("a", 1, 1500).await.unwrap(), 2);
     assert_eq!(bench.apply("a", 2, 1999).await.unwrap(), 2);
-    let gone = bench.releases.diff(None, Against::Generation(1), 10).await;
+    let against = Against::Generation(1, bench.seat(Share::Readers, "bob").unwrap());
+    let gone = bench.releases.diff(None, against, 10).await;
     assert!(matches!(gone, Err(Failed::NotFound(_))), "{gone:?}");
     let released = bench.releases.release(2, 0, author(1999)).await.unwrap();
     assert_eq!(released.released_at, Some(UnixMillis(1999)));
@@ -344,39 +355,20 @@ async fn at_most_two_compiled_policies_are_kept() {
         (Some(5), vec![3, 5]),
         (Some(3), vec![3, 5]),
     ] {
-        bench.releases.snapshot(asked).await.unwrap();
+        bench
+            .releases
+            .snapshot(asked, &TokenId("bob".into()))
+            .await
+            .unwrap();
         assert_eq!(kept(), expected, "{asked:?}");
     }
     bench.releases.release(5, 3, author(3)).await.unwrap();
-    bench.releases.snapshot(Some(3)).await.unwrap();
+    bench
+        .releases
+        .snapshot(Some(3), &TokenId("bob".into()))
+        .await
+        .unwrap();
     assert_eq!(kept(), [3, 5]);
-}
-
-#[tokio::test]
-async fn documents_beyond_the_bounds_are_turned_away_and_their_room_is_given_back() {
-    let limits = Limits {
-        trials_max: 1,
-        waiting_max: 1,
-        documents_bytes_max: 10 * 1024,
-        ..Limits::default()
-    };
-    let bench = Bench::start_with(limits).await;
-    let mut first = bench.releases.draft(None).unwrap();
-    let mut second = bench.releases.draft(None).unwrap();
-    assert!(matches!(bench.releases.draft(None), Err(Failed::Busy(_))));
-    first.push(&[b' '; 1000]).unwrap();
-    first.push(&[b' '; 24]).unwrap();
-    second.push(&[b' '; 9 * 1024]).unwrap();
-    assert!(matches!(second.push(b" "), Err(Failed::Busy(_))));
-    assert!(matches!(first.push(b" "), Err(Failed::Busy(_))));
-    drop(second);
-    first.push(&[b' '; 9 * 1024]).unwrap();
-    assert!(matches!(first.push(b" "), Err(Failed::Busy(_))));
-    let whole = first.finish().unwrap();
-    let empty = bench.releases.validate(whole).await;
-    assert!(matches!(empty, Err(Failed::Document(_))), "{empty:?}");
-    let mut third = bench.releases.draft(None).unwrap();
-    third.push(&[b' '; 10 * 1024]).unwrap();
 }
 
 #[test]

@@ -94,10 +94,18 @@ async fn a_store_with_broken_hashes_opens_goes_back_and_says_who_is_locked_out()
         retain: false,
         payload_bytes: 0,
     };
-    let good = bench.releases.explain(None, asked("good")).await.unwrap();
+    let good = bench
+        .releases
+        .explain(None, asked("good"), &TokenId("bob".into()))
+        .await
+        .unwrap();
     assert_eq!(good.decision, "allow");
     for name in LOCKED_OUT {
-        let answer = bench.releases.explain(None, asked(name)).await.unwrap();
+        let answer = bench
+            .releases
+            .explain(None, asked(name), &TokenId("bob".into()))
+            .await
+            .unwrap();
         assert_eq!(answer.decision, "deny");
         assert!(
             answer

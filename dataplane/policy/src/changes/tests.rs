@@ -11,6 +11,10 @@ use super::*;
 use crate::convert::{compile_inventory, compile_messages};
 use crate::{Action, Question, Request, RuleId, Vars, Who};
 
+fn follow(previous: &Snapshot, rows: &Inventory, generation: Generation) -> Option<Snapshot> {
+    super::follow(previous, rows, generation, &Cancel::new())
+}
+
 const KEY: &str =
     "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA==";
 const TOPICS: [&str; 8] = [

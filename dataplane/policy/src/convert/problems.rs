@@ -66,6 +66,18 @@ impl Refused {
 }
 
 impl Refused {
+    pub(super) fn cancelled() -> Self {
+        Self {
+            problems: vec![RowProblem {
+                kind: RowKind::Unspecified,
+                name: Box::default(),
+                field: "",
+                wrong: Wrong::Invalid("cancelled before it was done".into()),
+            }],
+            left_off: 0,
+        }
+    }
+
     pub(super) fn unreadable(key: &RowKey) -> Self {
         Self {
             problems: vec![RowProblem {

@@ -106,10 +106,10 @@ impl WhoIndex {
     }
 
     /// An index of many who-parts, all different; they are numbered in their order.
-    pub(crate) fn new(parts: &[Arc<WhoPart>]) -> Self {
+    pub(crate) fn new(parts: &[Arc<WhoPart>], is_wanted: impl Fn() -> bool) -> Self {
         let mut index = Self::with_capacity(parts.len());
         index.classes = Paged::filled(&None, parts.len());
-        for (number, part) in (0_u32..).zip(parts) {
+        for (number, part) in (0_u32..).zip(parts).take_while(|_| is_wanted()) {
             index.put(number, part);
         }
         index

@@ -180,7 +180,7 @@ impl Ground {
         self.checker(problems).rule(row, 0, on_deny)
     }
 
-    /// The same for many, which share their who-parts. `None`: one of them is not there.
+    /// The same for many, which share their who-parts. `None`: one of them is not there, or it was cancelled.
     pub(crate) fn rules(
         &self,
         rows: impl Iterator<Item = Option<(RuleRow, u64)>>,
@@ -189,7 +189,7 @@ impl Ground {
         let on_deny = self.on_deny.unwrap_or(OnDeny::Drop);
         let mut checker = self.checker(problems);
         rows.map(|row| {
-            let (row, tie) = row?;
+            let (row, tie) = row.filter(|_| !checker.problems.is_cancelled())?;
             rule_names(std::iter::once(&row.name), checker.problems);
             let rule = checker.rule(row, 0, on_deny);
             Some(RuleModel { tie, ..rule })
@@ -270,6 +270,9 @@ fn names<'a>(
 ) -> Names {
     let mut names = Names::new();
     for name in rows {
+        if problems.is_cancelled() {
+            break;
+        }
         if name.value.is_empty() {
             // A name that is missing altogether has been reported when the row was read.
             if name.at != Position::default() {
@@ -356,6 +359,9 @@ impl Checker<'_> {
         self.same_address_twice(&rows.listeners, &listeners);
         let mut rules: Vec<RuleModel> = Vec::with_capacity(rows.rules.len());
         for (position, row) in rows.rules.into_iter().enumerate() {
+            if self.problems.is_cancelled() {
+                break;
+            }
             rules.push(self.rule(row, position, on_deny));
         }
         // Stable: rows that tie in both keep their document order.
@@ -370,11 +376,7 @@ impl Checker<'_> {
                 .map(|row| self.upstream(row))
                 .collect(),
             groups: rows.groups.into_iter().map(|row| row.name.value).collect(),
-            users: rows
-                .users
-                .into_iter()
-                .map(|row| self.user(row, &members))
-                .collect(),
+            users: self.users(rows.users, &members),
             rules,
         }
     }
@@ -384,6 +386,9 @@ impl Checker<'_> {
         let mut members: HashMap<Box<str>, Vec<Box<str>>> = HashMap::new();
         for group in groups {
             for user in &group.users {
+                if self.problems.is_cancelled() {
+                    return members;
+                }
                 if !self.users.contains_key(&user.value) {
                     self.problem(user, format!("there is no user `{}`", shown(&user.value)));
                 }
@@ -394,6 +399,21 @@ impl Checker<'_> {
             }
         }
         members
+    }
+
+    fn users(
+        &mut self,
+        rows: Vec<UserRow>,
+        members: &HashMap<Box<str>, Vec<Box<str>>>,
+    ) -> Vec<UserModel> {
+        let mut users = Vec::with_capacity(rows.len());
+        for row in rows {
+            if self.problems.is_cancelled() {
+                break;
+            }
+            users.push(self.user(row, members));
+        }
+        users
     }
 
     fn user(&mut self, row: UserRow, members: &HashMap<Box<str>, Vec<Box<str>>>) -> UserModel {

@@ -29,6 +29,9 @@ impl Checker<'_> {
         }
         let mut topics: SmallVec<[TopicFilter<'_>; 8]> = SmallVec::new();
         for text in &row.topics {
+            if self.problems.is_cancelled() {
+                break;
+            }
             match TopicFilter::parse(&text.value) {
                 Ok(filter) if topics.contains(&filter) => {
                     self.problem(text, "the filter is there twice")
