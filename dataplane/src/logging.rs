@@ -115,6 +115,29 @@ pub fn notices(shard: u16, batch: &NoticeBatch) {
             "more kept sessions were sent to another endpoint than their own"
         );
     }
+    faults(shard, batch);
+}
+
+fn faults(shard: u16, batch: &NoticeBatch) {
+    for line in &batch.faults {
+        tracing::warn!(
+            target: "sluice::session",
+            shard,
+            violation = line.violation.name(),
+            clause = line.clause,
+            client_id = &*line.client_id,
+            upstream = &*line.upstream,
+            "the broker broke the protocol; the packet was mended or dropped and the session goes on"
+        );
+    }
+    if batch.faults_left_off > 0 {
+        tracing::warn!(
+            target: "sluice::session",
+            shard,
+            left_off = batch.faults_left_off,
+            "brokers broke the protocol more often than is told here"
+        );
+    }
 }
 
 fn ended(shard: u16, line: &EndedLine) {
@@ -124,7 +147,7 @@ fn ended(shard: u16, line: &EndedLine) {
         shard,
         cause = line.cause.name(),
         violation = violation.map(|violation| violation.name()),
-        clause = violation.map(|violation| violation.clause()),
+        clause = violation.map(|_| line.clause),
         client_id = &*line.client_id,
         peer = %line.peer,
         listener = &*line.listener,

@@ -66,6 +66,10 @@ counters! {
     RetainStripped => "sluice_edits_total" { "edit": "retain_stripped" };
     /// Acknowledgements sent by the proxy in the place of a peer.
     AcknowledgementsOwned => "sluice_acknowledgements_owned_total" {};
+    /// Packets of brokers that broke a rule and were passed on as what they can only have meant.
+    BrokerPacketsMended => "sluice_broker_faults_total" { "outcome": "mended" };
+    /// Packets of brokers that broke a rule and were dropped, deliveries with their acknowledgement.
+    BrokerPacketsDropped => "sluice_broker_faults_total" { "outcome": "dropped" };
     /// PINGREQ sent upstream because everything of the client was absorbed.
     PingsOriginated => "sluice_pings_originated_total" {};
     /// Decisions that a shadow rule would have made otherwise.
@@ -120,6 +124,8 @@ counters! {
     EndedKicked => "sluice_sessions_ended_total" { "cause": "kicked" };
     /// Sessions ended; the cause of that name.
     EndedDrained => "sluice_sessions_ended_total" { "cause": "drained" };
+    /// Sessions ended; the cause of that name.
+    EndedClientNoRoom => "sluice_sessions_ended_total" { "cause": "client_no_room" };
     /// Sessions ended; the cause of that name.
     EndedOverload => "sluice_sessions_ended_total" { "cause": "overload" };
     /// Connections closed at once: the shard drains.

@@ -272,7 +272,10 @@ impl Rig {
                         self.waits.push(Waits::Dial);
                     }
                 }
-                Output::Answered | Output::PauseReading(_) | Output::ResumeReading(_) => {}
+                Output::Answered
+                | Output::PauseReading(_)
+                | Output::ResumeReading(_)
+                | Output::Fault(_) => {}
                 Output::Close(_) => self.is_closed = true,
             }
         }

@@ -159,7 +159,7 @@ pub enum ToControl {
         /// What.
         batch: Box<DecisionBatch>,
     },
-    /// Ended sessions and failovers for the log, at most one batch for each turn. When the queue is full: left off and
+    /// Ended sessions, failovers and faults for the log, at most one batch for each turn. When the queue is full: left off and
     /// counted ([`Notices::undelivered`](super::Notices::undelivered)).
     Notices {
         /// Who.

@@ -17,7 +17,7 @@ pub mod endpoints;
 pub mod mailbox;
 /// The closed lists of what control and a shard tell each other.
 pub mod message;
-/// Ended sessions and failovers on their way to the log.
+/// Ended sessions, failovers and faults of brokers on their way to the log.
 pub mod notices;
 /// Counts that hold for the whole node.
 pub mod table;
@@ -33,7 +33,7 @@ pub use message::{
     AfterDrain, DrainOutcome, KickWho, SessionFilter, SessionInfo, SessionRef, ShardGauges,
     ShardId, ToControl, ToShard,
 };
-pub use notices::{EndedLine, FailoverLine, NoticeBatch, Notices};
+pub use notices::{EndedLine, FailoverLine, FaultLine, NoticeBatch, Notices};
 pub use table::{
     Permit, Refused, STRANGERS_PER_ADDRESS, Scope, Table, TableConfig, strangers_share,
 };

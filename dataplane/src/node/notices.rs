@@ -1,6 +1,6 @@
 //! What a shard tells the log about single sessions, on its way to the control thread, which writes it: how each session
-//! ended, when somebody wants to know, which kept MQTT sessions were sent to another endpoint than their own, and how many
-//! connections were turned away.
+//! ended, when somebody wants to know, which kept MQTT sessions were sent to another endpoint than their own, which rules
+//! brokers broke while their sessions went on, and how many connections were turned away.
 //!
 //! Travels as sampled decisions do: a small batch at the end of a turn, bounded in lines and in bytes; what does not fit
 //! is counted. Names, addresses and causes only: no payload, no secret.
@@ -14,14 +14,17 @@ use super::turned_away::TurnedAway;
 use crate::clock::Time;
 use crate::metrics::Counter;
 use crate::session::Cause;
+use sluice_wire::mqtt::Violation;
 
 /// Ended sessions of one batch; more of one turn are counted only.
 pub const ENDED_MAX: usize = 128;
-/// Failovers told in [`FAILOVER_WINDOW`]; more are counted only. They are told whether anybody asked or not, so a fleet
-/// that loses its broker must not become a flood of lines.
+/// Failovers told in [`WINDOW`]; more are counted only. They are told whether anybody asked or not, so a fleet that loses
+/// its broker must not become a flood of lines.
 pub const FAILOVERS_MAX: usize = 8;
-/// The time that [`FAILOVERS_MAX`] is for.
-pub const FAILOVER_WINDOW: Duration = Duration::from_secs(1);
+/// Faults of brokers told in [`WINDOW`]; more are counted only, for the same reason.
+pub const FAULTS_MAX: usize = 8;
+/// The time that [`FAILOVERS_MAX`] and [`FAULTS_MAX`] are for.
+pub const WINDOW: Duration = Duration::from_secs(1);
 /// Connections turned away are told of at most this often, unless something else is told anyway.
 pub const TURNED_AWAY_WINDOW: Duration = Duration::from_secs(1);
 
@@ -30,6 +33,8 @@ pub const TURNED_AWAY_WINDOW: Duration = Duration::from_secs(1);
 pub struct EndedLine {
     /// Why it ended.
     pub cause: Cause,
+    /// The clause that was broken, of the session's version; empty when none was.
+    pub clause: &'static str,
     /// Who it was; empty when not known.
     pub client_id: Box<str>,
     /// From where.
@@ -51,6 +56,19 @@ pub struct FailoverLine {
     pub endpoint: Box<str>,
 }
 
+/// A rule that a broker broke while the session went on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FaultLine {
+    /// Whose session; empty when not known.
+    pub client_id: Box<str>,
+    /// Name of the upstream.
+    pub upstream: Box<str>,
+    /// What was broken.
+    pub violation: Violation,
+    /// Its clause in the session's version.
+    pub clause: &'static str,
+}
+
 /// What a shard posts.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NoticeBatch {
@@ -62,16 +80,43 @@ pub struct NoticeBatch {
     pub failovers: Vec<FailoverLine>,
     /// Failovers beyond the rate, or that found no room.
     pub failovers_left_off: u32,
+    /// In order.
+    pub faults: Vec<FaultLine>,
+    /// Faults beyond the rate, or that found no room.
+    pub faults_left_off: u32,
     /// Connections that were closed at accept, or gave way to another.
     pub turned_away: TurnedAway,
+}
+
+/// How many lines of one kind were told since when.
+#[derive(Debug, Default)]
+struct Rate {
+    window_began: Option<Time>,
+    in_window: usize,
+}
+
+impl Rate {
+    /// True exactly when one more line may be told.
+    fn admits(&mut self, now: Time, max: usize) -> bool {
+        if self
+            .window_began
+            .is_none_or(|began| now.since(began) >= WINDOW)
+        {
+            self.window_began = Some(now);
+            self.in_window = 0;
+        }
+        let admits = self.in_window < max;
+        self.in_window += usize::from(admits);
+        admits
+    }
 }
 
 /// What a shard notes until the end of its turn.
 #[derive(Debug, Default)]
 pub struct Notices {
     batch: NoticeBatch,
-    window_began: Option<Time>,
-    in_window: usize,
+    failover_rate: Rate,
+    fault_rate: Rate,
     told_turned_away: Option<Time>,
 }
 
@@ -79,7 +124,7 @@ impl Notices {
     /// A session ended. Asked for only when somebody wants to know.
     pub fn ended(
         &mut self,
-        cause: Cause,
+        (cause, clause): (Cause, &'static str),
         client_id: &str,
         peer: IpAddr,
         listener: &str,
@@ -91,6 +136,7 @@ impl Notices {
         }
         self.batch.ended.push(EndedLine {
             cause,
+            clause,
             client_id: shortened(client_id),
             peer,
             listener: shortened(listener),
@@ -100,16 +146,10 @@ impl Notices {
 
     /// A kept session is dialled at an endpoint that is not its own.
     pub fn failover(&mut self, now: Time, client_id: &str, upstream: &str, endpoint: &str) {
-        let is_over = |began: Time| now.since(began) >= FAILOVER_WINDOW;
-        if self.window_began.is_none_or(is_over) {
-            self.window_began = Some(now);
-            self.in_window = 0;
-        }
-        if self.in_window >= FAILOVERS_MAX {
+        if !self.failover_rate.admits(now, FAILOVERS_MAX) {
             self.batch.failovers_left_off = self.batch.failovers_left_off.saturating_add(1);
             return;
         }
-        self.in_window += 1;
         self.batch.failovers.push(FailoverLine {
             client_id: shortened(client_id),
             upstream: shortened(upstream),
@@ -122,10 +162,32 @@ impl Notices {
         self.batch.turned_away.note(reason, address);
     }
 
+    /// A broker broke a rule and the session went on.
+    pub fn fault(
+        &mut self,
+        now: Time,
+        client_id: &str,
+        upstream: &str,
+        (violation, clause): (Violation, &'static str),
+    ) {
+        if !self.fault_rate.admits(now, FAULTS_MAX) {
+            self.batch.faults_left_off = self.batch.faults_left_off.saturating_add(1);
+            return;
+        }
+        self.batch.faults.push(FaultLine {
+            client_id: shortened(client_id),
+            upstream: shortened(upstream),
+            violation,
+            clause,
+        });
+    }
+
     /// What was noted since the last call; `None` when nothing was. Counts alone wait for the next line, and those of
     /// connections turned away until they were not told of for a while.
     pub fn take(&mut self, now: Time) -> Option<NoticeBatch> {
-        let has_lines = !self.batch.ended.is_empty() || !self.batch.failovers.is_empty();
+        let has_lines = !self.batch.ended.is_empty()
+            || !self.batch.failovers.is_empty()
+            || !self.batch.faults.is_empty();
         let is_over = |told: Time| now.since(told) >= TURNED_AWAY_WINDOW;
         let has_counts =
             !self.batch.turned_away.is_empty() && self.told_turned_away.is_none_or(is_over);
@@ -145,6 +207,8 @@ impl Notices {
         };
         let ended = lost(batch.ended.len(), batch.ended_left_off);
         let failovers = lost(batch.failovers.len(), batch.failovers_left_off);
+        let faults = lost(batch.faults.len(), batch.faults_left_off);
+        self.batch.faults_left_off = self.batch.faults_left_off.saturating_add(faults);
         self.batch.ended_left_off = self.batch.ended_left_off.saturating_add(ended);
         self.batch.failovers_left_off = self.batch.failovers_left_off.saturating_add(failovers);
         self.batch.turned_away.merge(&batch.turned_away);
@@ -163,7 +227,7 @@ mod tests {
 
     fn end(notices: &mut Notices, client_id: &str) {
         let open_for = Duration::from_secs(1);
-        notices.ended(Cause::KeepAlive, client_id, PEER, "devices", open_for);
+        notices.ended((Cause::KeepAlive, ""), client_id, PEER, "devices", open_for);
     }
 
     #[test]
@@ -198,7 +262,7 @@ mod tests {
             told += notices.take(NOW).map_or(0, |batch| batch.failovers.len());
         }
         assert_eq!(told, FAILOVERS_MAX);
-        let later = Time(0).after(FAILOVER_WINDOW);
+        let later = Time(0).after(WINDOW);
         notices.failover(later, "c", "brokers", "tcp://b:1883");
         let batch = notices.take(NOW).expect("a new window");
         assert_eq!(batch.failovers.len(), 1);
@@ -226,5 +290,22 @@ mod tests {
         let later = now.after(TURNED_AWAY_WINDOW);
         let batch = notices.take(later).expect("again");
         assert_eq!(batch.turned_away.total(), 5);
+    }
+
+    #[test]
+    fn faults_are_bounded_by_time_apart_from_failovers() {
+        let mut notices = Notices::default();
+        let what = (Violation::PubackCodeUndefined, "MQTT-3.4.2-1");
+        for turn in 0..100 {
+            notices.fault(Time(turn), "c", "brokers", what);
+        }
+        let batch = notices.take(NOW).expect("lines");
+        assert_eq!(batch.faults.len(), FAULTS_MAX);
+        assert_eq!(batch.faults_left_off as usize, 100 - FAULTS_MAX);
+        notices.undelivered(&batch);
+        notices.failover(Time(101), "c", "brokers", "tcp://b:1883");
+        let next = notices.take(NOW).expect("a line");
+        assert_eq!((next.failovers.len(), next.faults.len()), (1, 0));
+        assert_eq!(next.faults_left_off, 100);
     }
 }

@@ -51,6 +51,15 @@ impl Aliases {
         Some((&entry.topic, entry.known_to_peer))
     }
 
+    /// `alias` stands for something that is not known.
+    pub(super) fn forget(&mut self, alias: NonZeroU16) {
+        if let Some(slot) = self.entries.get_mut(usize::from(alias.get()) - 1)
+            && let Some(entry) = slot.take()
+        {
+            self.topic_bytes -= entry.topic.len();
+        }
+    }
+
     /// A message that carries `alias` together with its topic was forwarded.
     pub(super) fn told(&mut self, alias: NonZeroU16) {
         if let Some(Some(entry)) = self.entries.get_mut(usize::from(alias.get()) - 1) {
@@ -78,6 +87,10 @@ mod tests {
         assert_eq!(aliases.topic(alias(3)), Some(("a/b", true)));
         aliases.set(alias(3), "c");
         assert_eq!(aliases.topic(alias(3)), Some(("c", false)));
+        aliases.forget(alias(3));
+        aliases.forget(alias(9));
+        assert_eq!(aliases.topic(alias(3)), None);
+        assert_eq!(aliases.topic_bytes, 0);
     }
 
     #[test]

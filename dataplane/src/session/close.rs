@@ -5,8 +5,9 @@
 //! when the current generation would refuse the will as a message, and when a drain is set to suppress wills.
 
 use sluice_policy::{Decision, Refusal};
-use sluice_wire::mqtt::{ReasonCode, Version, Violation};
+use sluice_wire::mqtt::{Disconnect, Packet, PropertyId, ReasonCode, Version, Violation, encode};
 
+use super::lane::Route;
 use super::{Context, Output, Phase, Session, Side, packets};
 use crate::metrics::Counter;
 
@@ -57,6 +58,8 @@ pub enum Cause {
     Kicked,
     /// Drain: 0x8b.
     Drained,
+    /// The client takes no packet as long as one it had to be sent [MQTT-3.1.2-24]: 0x95.
+    ClientNoRoom,
     /// A bound of ours was reached: the memory budget, messages in flight.
     Overload,
 }
@@ -125,6 +128,7 @@ impl Cause {
             Self::KeepAlive => Farewell::new(3, R::UnspecifiedError, R::KeepAliveTimeout),
             Self::Kicked => Farewell::new(5, R::NotAuthorized, R::AdministrativeAction),
             Self::Drained => Farewell::new(3, R::ServerUnavailable, R::ServerShuttingDown),
+            Self::ClientNoRoom => Farewell::new(3, R::PacketTooLarge, R::PacketTooLarge),
             Self::Overload => Farewell::new(3, R::ServerBusy, R::QuotaExceeded),
         }
     }
@@ -161,6 +165,7 @@ impl Cause {
             | Self::WriteStall
             | Self::Kicked
             | Self::Drained
+            | Self::ClientNoRoom
             | Self::Overload => None,
         }
     }
@@ -190,6 +195,7 @@ impl Cause {
             Self::WriteStall => Counter::EndedWriteStall,
             Self::Kicked => Counter::EndedKicked,
             Self::Drained => Counter::EndedDrained,
+            Self::ClientNoRoom => Counter::EndedClientNoRoom,
             Self::Overload => Counter::EndedOverload,
         }
     }
@@ -283,6 +289,41 @@ impl Session {
         self.end(context, cause);
     }
 
+    /// DISCONNECT: the client's goes on as it is, unless it would set off a will that the current generation forbids.
+    pub(super) fn disconnect(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        disconnect: &Disconnect<'_>,
+    ) -> Route {
+        if from == Side::Upstream {
+            return Route::Last(Cause::UpstreamDisconnect);
+        }
+        // The broker would answer this, but nobody waits for an answer to DISCONNECT here (section 3.14.2.2.2).
+        let expiry = disconnect
+            .properties
+            .number(PropertyId::SessionExpiryInterval);
+        if self.expires_at_close && expiry.unwrap_or(0) > 0 {
+            self.broken(context, from, Violation::SessionExpiryRaised);
+            return Route::Absorb;
+        }
+        if disconnect.code == 0 || !self.is_will_forbidden(context) {
+            return Route::Last(Cause::ClientDisconnect);
+        }
+        let harmless = Packet::Disconnect(Disconnect {
+            code: 0,
+            properties: disconnect.properties,
+        });
+        if !self.encode_to(context, Side::Upstream, |version, buffer| {
+            encode(version, &harmless, buffer)
+        }) {
+            return Route::Absorb;
+        }
+        context.counters.add(Counter::WillSuppressed, 1);
+        self.end(context, Cause::ClientDisconnect);
+        Route::Absorb
+    }
+
     fn end_with(&mut self, context: &mut Context<'_>, cause: Cause, farewell: Farewell) {
         if self.phase == Phase::Ended {
             return;
@@ -294,6 +335,7 @@ impl Session {
         }
         if self.is_at_boundary(Side::Downstream)
             && let Some(packet) = self.last_words(farewell)
+            && self.is_taken(packet.len())
         {
             context.out.write(Side::Downstream, &packet);
         }
@@ -360,6 +402,7 @@ impl Session {
             | Cause::KeepAlive
             | Cause::WriteStall
             | Cause::Kicked
+            | Cause::ClientNoRoom
             | Cause::Overload => self.is_will_forbidden(context),
         }
     }

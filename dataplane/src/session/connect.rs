@@ -100,9 +100,13 @@ impl Session {
             self.phase = Phase::Authenticating;
             return self.refuse_connect(context, cause, 1, ReasonCode::UnsupportedProtocolVersion);
         }
-        if level == Some(5) {
-            self.version = Version::V5;
-            self.phase = Phase::Authenticating;
+        match level {
+            Some(3) => self.version = Version::V31,
+            Some(5) => {
+                self.version = Version::V5;
+                self.phase = Phase::Authenticating;
+            }
+            _ => {}
         }
         self.end(context, cause);
     }
@@ -110,8 +114,12 @@ impl Session {
     /// Everything that can be asked without the password.
     fn question(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, bytes: &[u8]) {
         self.version = connect.version;
+        self.learn_client_limits(connect);
         // From here on the version is known, so that a refusal is a CONNACK.
         self.phase = Phase::Authenticating;
+        if !self.is_taken(CONNACK_BYTES_MIN) {
+            return self.end(context, Cause::ClientNoRoom);
+        }
         let Some(listener) = context.snapshot.listener(self.listener) else {
             return self.refuse_admission(context, Refusal::ListenerGone);
         };
@@ -121,6 +129,9 @@ impl Session {
         let Some(client_id) = self.effective_client_id(context, connect) else {
             return self.refuse_admission(context, Refusal::ClientIdentifier);
         };
+        if connect.username.is_some_and(|name| name.contains('\0')) {
+            return self.refuse_admission(context, Refusal::Credentials);
+        }
         if connect
             .properties
             .text(PropertyId::AuthenticationMethod)
@@ -168,12 +179,26 @@ impl Session {
             .push(Output::Authenticate(Box::new(credentials)));
     }
 
+    /// What the client says of its own end. From here on nothing longer than it takes is sent to it.
+    fn learn_client_limits(&mut self, connect: &Connect<'_>) {
+        let number = |id| connect.properties.number(id);
+        if let Some(bytes) = number(PropertyId::MaximumPacketSize) {
+            self.client_bytes_max = bytes;
+        }
+        self.expires_at_close = connect.version == Version::V5
+            && number(PropertyId::SessionExpiryInterval).unwrap_or(0) == 0;
+    }
+
     /// The client id as it goes upstream: the client's, or ours when it has none and one is needed. `None` refuses.
     fn effective_client_id(
         &mut self,
         context: &mut Context<'_>,
         connect: &Connect<'_>,
     ) -> Option<String> {
+        // Only 3.1 lets U+0000 through. Whoever ends a text there would see another id than the rules do.
+        if connect.client_id.contains('\0') {
+            return None;
+        }
         if !connect.client_id.is_empty() {
             return Some(connect.client_id.to_owned());
         }
@@ -199,7 +224,7 @@ impl Session {
             AuthOutcome::Refused => return self.end(context, Cause::Unauthenticated),
             AuthOutcome::Busy => return self.end(context, Cause::Busy),
         }
-        self.with_kept_connect(context, |session, context, connect, _| {
+        self.with_kept_connect(context, |session, context, connect| {
             let Some(username) = connect.username else {
                 return session.end(context, Cause::Unauthenticated);
             };
@@ -216,11 +241,11 @@ impl Session {
     fn with_kept_connect(
         &mut self,
         context: &mut Context<'_>,
-        then: impl FnOnce(&mut Self, &mut Context<'_>, &Connect<'_>, &[u8]),
+        then: impl FnOnce(&mut Self, &mut Context<'_>, &Connect<'_>),
     ) {
         let kept = std::mem::take(&mut self.rare().connect);
         match decode_connect(&kept.bytes) {
-            Ok(connect) => then(self, context, &connect, &kept.bytes),
+            Ok(connect) => then(self, context, &connect),
             // It was decoded when it came.
             Err(violation) => self.end(context, Cause::Violation(violation)),
         }
@@ -300,7 +325,7 @@ impl Session {
         }
         // A will that has not gone upstream yet is stopped; a later one is looked at when the session ends.
         if self.phase == Phase::Dialling {
-            self.with_kept_connect(context, |session, context, connect, _| {
+            self.with_kept_connect(context, |session, context, connect| {
                 if let Some(will) = &connect.will
                     && let Err((code_3, code_5)) = session.admit_will(context, will)
                 {
@@ -356,14 +381,14 @@ impl Session {
         }
     }
 
-    /// The upstream is there: CONNECT goes to it, untouched when nothing must change. It is kept further exactly when there
+    /// The upstream is there: CONNECT goes to it. It is kept further exactly when there
     /// is another broker for it should this one not answer.
     pub(super) fn send_connect(&mut self, context: &mut Context<'_>, has_another: bool) {
-        self.with_kept_connect(context, |session, context, connect, bytes| {
+        self.with_kept_connect(context, |session, context, connect| {
             session.up = lane::Lane::server();
             session.up.set_version(session.version);
             session.phase = Phase::Connack;
-            session.put_connect(context, connect, bytes);
+            session.put_connect(context, connect);
             session.timers.spoke(context.now);
         });
         self.begin_chance(context, has_another);
@@ -379,7 +404,7 @@ impl Session {
         }
     }
 
-    fn put_connect(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, bytes: &[u8]) {
+    fn put_connect(&mut self, context: &mut Context<'_>, connect: &Connect<'_>) {
         let mut edits: Vec<PropertyEdit<'_>> = Vec::new();
         if connect.version == Version::V5 {
             self.lower_connect_limits(context, connect, &mut edits);
@@ -393,9 +418,7 @@ impl Session {
             will.qos = record.message.qos;
             will.retain = record.message.retain;
         }
-        if edits.is_empty() && changed == *connect {
-            return context.out.write(Side::Upstream, bytes);
-        }
+        // Written anew although nothing need be changed: older versions leave room for bits that a broker may not take.
         self.encode_to(context, Side::Upstream, |_, buffer| {
             encode_connect(&changed, &edits, buffer)
         });
@@ -417,7 +440,7 @@ impl Session {
         };
         let listener = context.snapshot.listener(self.listener);
         let aliases = listener.map_or(0, |listener| listener.limits.topic_alias_max);
-        self.delivery_bytes_max = lower(
+        lower(
             PropertyId::MaximumPacketSize,
             number(PropertyId::MaximumPacketSize).unwrap_or(PACKET_BYTES_MAX),
             self.packet_bytes_max,
@@ -439,6 +462,9 @@ impl Session {
 /// The longest packet that can be written: five bytes of fixed header and the largest remaining length. Who sets no
 /// maximum means this one, so a listener that allows it has nothing lower to say.
 pub(super) const PACKET_BYTES_MAX: u32 = 5 + 268_435_455;
+
+/// The shortest CONNACK of version 5, the only one in which a client can say how much it takes.
+const CONNACK_BYTES_MIN: usize = 5;
 
 /// The keep alive that both ends go by, in seconds; 0 is none. Only a client of version 5 can be told another value
 /// than its own, so the listener's maximum binds it alone; the greatest maximum there is binds nobody.
@@ -486,9 +512,9 @@ fn claimed_level(bytes: &[u8]) -> Option<u8> {
     let length_bytes = rest.iter().take(4).position(|byte| byte & 0x80 == 0)? + 1;
     let (name, rest) = rest.get(length_bytes..)?.split_at_checked(6)?;
     match (*first, name) {
-        (0x10, b"\0\x04MQTT") => rest.first().copied(),
+        (0x10..=0x1f, b"\0\x04MQTT") => rest.first().copied(),
         // The longer name of 3.1.
-        (0x10, b"\0\x06MQIs") => rest.get(2).copied(),
+        (0x10..=0x1f, b"\0\x06MQIs") => rest.get(2).copied(),
         _ => None,
     }
 }

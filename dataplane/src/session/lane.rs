@@ -5,7 +5,10 @@
 
 use std::ops::Range;
 
-use sluice_wire::mqtt::{self, At, Framer, PacketKind, Step, TooLong, Version};
+use sluice_wire::mqtt::{
+    self, At, FixedHeader, Framer, PacketKind, Step, TooLong, Version, encode_fixed_header,
+    plain_first_byte,
+};
 
 use super::{Cause, Context, Output, Outputs, Phase, Session, Side};
 use crate::clock::Time;
@@ -132,7 +135,7 @@ impl<'a> Input<'a> {
 pub(super) enum Route {
     /// It goes on as it is.
     Forward,
-    /// It goes on with this first byte.
+    /// It goes on with this first byte. This and the others that go on are given a header that every version takes.
     ForwardWith(u8),
     /// It goes on as it is, and then the session ends.
     Last(Cause),
@@ -248,8 +251,10 @@ impl Session {
                 } => {
                     let route = self.route(context, from, bytes);
                     match place {
-                        At::Input => self.emit(context, from, route, input, at..at + consumed),
-                        At::Carry => self.emit_copy(context, from, route, bytes),
+                        At::Input => {
+                            self.emit(context, from, header, route, input, at..at + consumed);
+                        }
+                        At::Carry => self.emit_copy(context, from, header, route, bytes),
                     }
                     if header.kind == PacketKind::Connect {
                         framer.set_version(self.version);
@@ -268,8 +273,10 @@ impl Session {
                 } => {
                     let route = self.publish(context, from, header, bytes);
                     match place {
-                        At::Input => self.emit(context, from, route, input, at..at + consumed),
-                        At::Carry => self.emit_copy(context, from, route, bytes),
+                        At::Input => {
+                            self.emit(context, from, header, route, input, at..at + consumed);
+                        }
+                        At::Carry => self.emit_copy(context, from, header, route, bytes),
                     }
                     at += consumed;
                     finished_one |= payload_bytes == 0;
@@ -294,8 +301,8 @@ impl Session {
                     }
                 }
             }
-            if self.rare.as_ref().is_some_and(|rare| rare.is_queue_full) {
-                self.end(context, Cause::Overload);
+            if let Some(cause) = self.rare.as_ref().and_then(|rare| rare.must_end) {
+                self.end(context, cause);
             }
         }
         let carry_bytes = framer.carry_bytes();
@@ -345,21 +352,30 @@ impl Session {
         &mut self,
         context: &mut Context<'_>,
         from: Side,
+        header: FixedHeader,
         route: Route,
         input: &mut Input<'_>,
         range: Range<usize>,
     ) {
-        match route {
-            Route::Forward | Route::Last(_) => {}
-            Route::ForwardWith(first) => {
-                if let Some(byte) = input.bytes.get_mut(range.start) {
-                    *byte = first;
-                }
-            }
+        let first = match route {
+            Route::Forward | Route::Last(_) => header.first_byte(),
+            Route::ForwardWith(first) => first,
             Route::Replaced => return self.sent(context, from.other()),
             Route::Absorb => return,
+        };
+        let first = plain_first_byte(first);
+        let mut start = range.start;
+        if !header.is_minimal() {
+            start += usize::from(header.header_bytes);
+            write_header(context.out, from.other(), header, first);
+        } else if let Some(byte) = input.bytes.get_mut(start)
+            && *byte != first
+        {
+            *byte = first;
         }
-        input.forward(context.out, from.other(), range.start, range.len());
+        if start < range.end {
+            input.forward(context.out, from.other(), start, range.end - start);
+        }
         self.sent(context, from.other());
         if let Route::Last(cause) = route {
             self.end(context, cause);
@@ -367,20 +383,23 @@ impl Session {
     }
 
     /// Carries out a route for bytes that lie in the framer's carry.
-    fn emit_copy(&mut self, context: &mut Context<'_>, from: Side, route: Route, bytes: &[u8]) {
-        match route {
-            Route::Forward | Route::Last(_) => context.out.write(from.other(), bytes),
-            Route::ForwardWith(first) => {
-                let start = context.out.bytes.len();
-                context.out.bytes.extend_from_slice(bytes);
-                if let Some(byte) = context.out.bytes.get_mut(start) {
-                    *byte = first;
-                }
-                context.out.commit(from.other(), start);
-            }
-            Route::Replaced => {}
+    fn emit_copy(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        header: FixedHeader,
+        route: Route,
+        bytes: &[u8],
+    ) {
+        let first = match route {
+            Route::Forward | Route::Last(_) => header.first_byte(),
+            Route::ForwardWith(first) => first,
+            Route::Replaced => return self.sent(context, from.other()),
             Route::Absorb => return,
-        }
+        };
+        write_header(context.out, from.other(), header, plain_first_byte(first));
+        let rest = bytes.get(usize::from(header.header_bytes)..);
+        context.out.write(from.other(), rest.unwrap_or_default());
         self.sent(context, from.other());
         if let Route::Last(cause) = route {
             self.end(context, cause);
@@ -394,7 +413,7 @@ impl Session {
     }
 
     /// Writes a packet that stands in the place of a peer's. False when it cannot be written, which takes a packet that
-    /// grows past what MQTT can say; the session is ended then.
+    /// grows past what MQTT can say, or past what the client takes; the session is ended then.
     pub(super) fn encode_to(
         &mut self,
         context: &mut Context<'_>,
@@ -402,18 +421,26 @@ impl Session {
         encode: impl FnOnce(Version, &mut Vec<u8>) -> Result<(), TooLong>,
     ) -> bool {
         let start = context.out.bytes.len();
-        let written = encode(self.version, &mut context.out.bytes).is_ok();
-        if written {
-            context.out.commit(to, start);
-        } else {
+        let bytes = &mut context.out.bytes;
+        if encode(self.version, bytes).is_err() {
             self.end(context, Cause::Overload);
+            return false;
         }
-        written
+        if to == Side::Downstream && !self.fits_client(bytes, start) {
+            self.end(context, Cause::ClientNoRoom);
+            return false;
+        }
+        context.out.commit(to, start);
+        true
     }
 
     /// Sends a packet of our own: at once at a boundary, else when the forwarded PUBLISH is complete.
     pub(super) fn originate(&mut self, context: &mut Context<'_>, to: Side, packet: &[u8]) {
         if self.phase == Phase::Ended {
+            return;
+        }
+        if to == Side::Downstream && !self.is_taken(packet.len()) {
+            self.rare().must_end = Some(Cause::ClientNoRoom);
             return;
         }
         if self.is_at_boundary(to) {
@@ -427,7 +454,7 @@ impl Session {
                 rare.queue_up.extend_from_slice(packet);
             }
             // Not ended here: the packet that is being routed must be settled first, so that boundaries are known.
-            Side::Upstream => rare.is_queue_full = true,
+            Side::Upstream => rare.must_end = Some(Cause::Overload),
         }
     }
 
@@ -444,6 +471,14 @@ impl Session {
             self.sent(context, to);
         }
     }
+}
+
+/// Writes a fixed header with this first byte, and a length that every version takes.
+fn write_header(out: &mut Outputs, to: Side, header: FixedHeader, first: u8) {
+    let start = out.bytes.len();
+    // A length that was read can be written.
+    let _ = encode_fixed_header(first, header.remaining_bytes, &mut out.bytes);
+    out.commit(to, start);
 }
 
 /// What may be buffered of one packet of a broker that is not finished. The longest head of a delivery before version 5

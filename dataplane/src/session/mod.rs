@@ -32,6 +32,7 @@
 //! | `subscribe.rs` | SUBSCRIBE and its merged SUBACK |
 //! | `waiting.rs` | why reading of the client waits, and what it had sent by then |
 //! | `deadlines.rs` | keep alive and every other timer |
+//! | `faults.rs` | what the broker does wrong, and what the client has no room for |
 //! | `close.rs` | the table of how a session ends |
 //! | `packets.rs` | the few packets that the proxy originates |
 
@@ -42,6 +43,7 @@ mod close;
 mod connack;
 mod connect;
 mod deadlines;
+mod faults;
 mod lane;
 mod order;
 mod packets;
@@ -57,7 +59,7 @@ use sluice_policy::{
     Action, Decision, Generation, ListenerId, Message, RuleId, Snapshot, UpstreamId, Vars, Verdict,
     Verifier,
 };
-use sluice_wire::mqtt::{Disconnect, Packet, Version, Violation, decode, encode};
+use sluice_wire::mqtt::{Packet, Version, Violation, decode};
 
 use crate::clock::Time;
 use crate::metrics::{Counter, Counters};
@@ -155,6 +157,8 @@ pub enum Output {
     PauseReading(Side),
     /// Resume reading a side.
     ResumeReading(Side),
+    /// The broker broke a rule and the session goes on: for the log.
+    Fault(Violation),
     /// The session is over: flush what was written, then close both sides. Nothing more is given to the session.
     Close(Cause),
 }
@@ -249,8 +253,8 @@ pub struct Session {
     timers: deadlines::Timers,
     /// The longest packet either side may send us: the listener's limit when the session opened.
     packet_bytes_max: u32,
-    /// The longest packet the client takes.
-    delivery_bytes_max: u32,
+    /// The longest packet the client takes, as it said in CONNECT.
+    client_bytes_max: u32,
     /// The longest packet the upstream takes (as told to the client).
     upward_bytes_max: u32,
     /// Topic aliases the client may use, as told to it.
@@ -264,6 +268,8 @@ pub struct Session {
     run_down: order::Run,
     /// True exactly when authentication is left to the upstream, so that AUTH packets pass.
     upstream_auth: bool,
+    /// True exactly when CONNECT said that the MQTT session ends with the connection (version 5).
+    expires_at_close: bool,
     /// True exactly when the client id was assigned here, so that a client of version 5 is to be told.
     assigned_client_id: bool,
     /// The will as it was sent upstream.
@@ -285,8 +291,8 @@ struct Rare {
     /// Originated packets that wait for a boundary, towards the client and the upstream.
     queue_down: Vec<u8>,
     queue_up: Vec<u8>,
-    /// True exactly when a packet did not fit its queue; the session ends before the next packet is read.
-    is_queue_full: bool,
+    /// A packet of ours found no room; the session ends for this before the next packet is read.
+    must_end: Option<Cause>,
     /// The same when they cannot, and flows that we see to.
     flows_up: order::Flows,
     flows_down: order::Flows,
@@ -329,7 +335,7 @@ impl Rare {
             && self.pings_owned == 0
             && self.queue_down.is_empty()
             && self.queue_up.is_empty()
-            && !self.is_queue_full
+            && self.must_end.is_none()
             && self.flows_up.is_unused(now)
             && self.flows_down.is_unused(now)
             && self.subscribes.is_empty()
@@ -399,7 +405,7 @@ impl Session {
             rights: Rights::default(),
             timers: deadlines::Timers::accepted(context.now, limits),
             packet_bytes_max: limits.map_or(0, |limits| limits.packet_bytes_max),
-            delivery_bytes_max: limits.map_or(0, |limits| limits.packet_bytes_max),
+            client_bytes_max: u32::MAX,
             upward_bytes_max: u32::MAX,
             alias_max_up: 0,
             alias_max_down: 0,
@@ -407,6 +413,7 @@ impl Session {
             run_up: order::Run::default(),
             run_down: order::Run::default(),
             upstream_auth: false,
+            expires_at_close: false,
             assigned_client_id: false,
             will: None,
             rare: None,
@@ -614,13 +621,16 @@ impl Session {
         if self.phase == Phase::Connecting {
             return self.connect(context, bytes);
         }
-        let packet = match decode(self.version, lane::speaker(from), bytes) {
-            Ok(packet) => packet,
-            Err(violation) => {
-                self.broken(context, from, violation);
-                return Route::Absorb;
+        match decode(self.version, lane::speaker(from), bytes) {
+            Ok(packet) => {
+                let route = self.packet(context, from, &packet);
+                self.fitted(context, from, route, bytes)
             }
-        };
+            Err(violation) => self.illegal(context, from, violation, bytes),
+        }
+    }
+
+    fn packet(&mut self, context: &mut Context<'_>, from: Side, packet: &Packet<'_>) -> Route {
         let violation = match (self.phase, packet) {
             (_, Packet::Auth(_)) if self.upstream_auth => {
                 self.end_chance();
@@ -628,17 +638,17 @@ impl Session {
             }
             (_, Packet::Auth(_)) => Violation::AuthNotNegotiated,
             (_, Packet::Disconnect(disconnect)) => {
-                return self.disconnect(context, from, &disconnect);
+                return self.disconnect(context, from, disconnect);
             }
-            (Phase::Connack, Packet::Connack(connack)) => return self.connack(context, &connack),
+            (Phase::Connack, Packet::Connack(connack)) => return self.connack(context, connack),
             (_, Packet::Connack(_)) => Violation::SecondConnack,
-            (Phase::Open, Packet::Puback(ack)) => return self.puback(context, from, &ack),
-            (Phase::Open, Packet::Pubrec(ack)) => return self.pubrec(context, from, &ack),
-            (Phase::Open, Packet::Pubrel(ack)) => return self.pubrel(context, from, &ack),
+            (Phase::Open, Packet::Puback(ack)) => return self.puback(context, from, ack),
+            (Phase::Open, Packet::Pubrec(ack)) => return self.pubrec(context, from, ack),
+            (Phase::Open, Packet::Pubrel(ack)) => return self.pubrel(context, from, ack),
             (Phase::Open, Packet::Subscribe(subscribe)) => {
-                return self.subscribe(context, &subscribe);
+                return self.subscribe(context, subscribe);
             }
-            (Phase::Open, Packet::Suback(suback)) => return self.suback(context, &suback),
+            (Phase::Open, Packet::Suback(suback)) => return self.suback(context, suback),
             (Phase::Open, Packet::Pingresp) if self.swallows_pingresp() => return Route::Absorb,
             (Phase::Open, Packet::Pingreq) => {
                 self.rest(context.now);
@@ -665,37 +675,9 @@ impl Session {
                 | Packet::Unsuback(_)
                 | Packet::Pingreq
                 | Packet::Pingresp,
-            ) => Violation::AuthNotNegotiated,
+            ) => faults::too_early(from),
         };
-        self.broken(context, from, violation);
-        Route::Absorb
-    }
-
-    /// DISCONNECT: the client's goes on as it is, unless it would set off a will that the current generation forbids.
-    fn disconnect(
-        &mut self,
-        context: &mut Context<'_>,
-        from: Side,
-        disconnect: &Disconnect<'_>,
-    ) -> Route {
-        if from == Side::Upstream {
-            return Route::Last(Cause::UpstreamDisconnect);
-        }
-        if disconnect.code == 0 || !self.is_will_forbidden(context) {
-            return Route::Last(Cause::ClientDisconnect);
-        }
-        let harmless = Packet::Disconnect(Disconnect {
-            code: 0,
-            properties: disconnect.properties,
-        });
-        if !self.encode_to(context, Side::Upstream, |version, buffer| {
-            encode(version, &harmless, buffer)
-        }) {
-            return Route::Absorb;
-        }
-        context.counters.add(Counter::WillSuppressed, 1);
-        self.end(context, Cause::ClientDisconnect);
-        Route::Absorb
+        self.misplaced(context, from, violation)
     }
 
     /// Asks the policy about one message, and tells who wants to know.

@@ -15,7 +15,7 @@ use sluice_wire::mqtt::{
 use super::alias::Aliases;
 use super::connect::{BARE, denial_reason};
 use super::lane::{Route, speaker};
-use super::{Cause, Context, Message, Phase, Session, Side, packets};
+use super::{Cause, Context, Message, Phase, Session, Side, faults, packets};
 use crate::metrics::Counter;
 
 /// How a message that may pass goes on.
@@ -62,15 +62,12 @@ impl Session {
         bytes: &[u8],
     ) -> Route {
         if self.phase != Phase::Open {
-            self.broken(context, from, Violation::AuthNotNegotiated);
+            self.broken(context, from, faults::too_early(from));
             return Route::Absorb;
         }
         let publish = match decode_publish_head(self.version, speaker(from), bytes) {
             Ok(publish) => publish,
-            Err(violation) => {
-                self.broken(context, from, violation);
-                return Route::Absorb;
-            }
+            Err(violation) => return self.illegal_publish(context, from, violation, bytes),
         };
         let hints = Hints::of(&publish);
         match hints.alias {
@@ -94,8 +91,7 @@ impl Session {
             Side::Upstream => self.alias_max_down,
         };
         if alias.get() > max {
-            self.broken(context, from, Violation::TopicAliasAboveMaximum);
-            return Route::Absorb;
+            return self.unjudged(context, from, Violation::TopicAliasAboveMaximum, publish);
         }
         // The table leaves its place while a topic in it is judged.
         let mut aliases = self.aliases(from).take().unwrap_or_default();
@@ -103,10 +99,7 @@ impl Session {
             aliases.set(alias, publish.topic);
         }
         let route = match aliases.topic(alias) {
-            None => {
-                self.broken(context, from, Violation::TopicAliasUnknown);
-                Route::Absorb
-            }
+            None => self.unjudged(context, from, Violation::TopicAliasUnknown, publish),
             Some((topic, known)) => {
                 let must_tell = publish.topic.is_empty() && !known;
                 self.message(context, from, header, publish, hints, topic, must_tell)
@@ -277,7 +270,7 @@ impl Session {
 
     fn receiver_bytes_max(&self, receiver: Side) -> u32 {
         match receiver {
-            Side::Downstream => self.delivery_bytes_max,
+            Side::Downstream => self.client_bytes_max.min(self.packet_bytes_max),
             Side::Upstream => self.upward_bytes_max,
         }
     }
@@ -359,7 +352,11 @@ impl Session {
 
     /// A delivery does not reach the client: the broker is told that it did, to the end of the handshake, so that it
     /// neither sends it again nor keeps its identifier in flight.
-    fn drop_delivery(&mut self, context: &mut Context<'_>, publish: &Publish<'_>) -> Route {
+    pub(super) fn drop_delivery(
+        &mut self,
+        context: &mut Context<'_>,
+        publish: &Publish<'_>,
+    ) -> Route {
         self.answer_dropped(context, Side::Upstream, publish, 0);
         Route::Absorb
     }

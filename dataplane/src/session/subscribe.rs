@@ -1,7 +1,8 @@
 //! SUBSCRIBE, filter by filter, and the SUBACK that is merged from two answers.
 //!
 //! Owns the list of SUBSCRIBEs that went upstream without some of their filters, until their SUBACK comes. A SUBSCRIBE
-//! of which nothing is refused or lowered is forwarded as it lies and leaves no trace here.
+//! of which nothing is refused or lowered is forwarded as it lies and leaves no trace here, but in 3.1: its SUBACK cannot say
+//! that a subscription failed, so that the QoS that was asked for must be known.
 
 use sluice_policy::{Action, Decision, Effort};
 use sluice_wire::mqtt::{
@@ -19,8 +20,9 @@ const PENDING_MAX: usize = 64;
 /// The same for the filters in all of them. The last one may go beyond it, by less than a packet has bytes.
 const PENDING_CODES_MAX: usize = 64 * 1024;
 
-/// In a list of codes: the broker's answer goes here. No SUBACK code has this value.
-const FROM_BROKER: u8 = 0xff;
+/// In a list of codes: the broker's answer goes here. The QoS that it is asked for stands in the two low bits. No SUBACK
+/// code is that great.
+const FROM_BROKER: u8 = 0xfc;
 
 /// SUBSCRIBEs whose SUBACK is to be merged.
 #[derive(Default)]
@@ -32,7 +34,7 @@ pub(super) struct Pending {
 
 struct PendingSubscribe {
     packet_id: PacketId,
-    /// One for each filter of the client; [`FROM_BROKER`] where the broker decides.
+    /// One for each filter of the client; [`FROM_BROKER`] and the QoS where the broker decides.
     codes: Box<[u8]>,
 }
 
@@ -58,6 +60,11 @@ impl Pending {
         });
     }
 
+    fn codes(&self, packet_id: PacketId) -> Option<&[u8]> {
+        let mut list = self.list.iter();
+        Some(&list.find(|entry| entry.packet_id == packet_id)?.codes)
+    }
+
     fn take(&mut self, packet_id: PacketId) -> Option<Box<[u8]>> {
         let index = self
             .list
@@ -78,14 +85,19 @@ impl Session {
     ) -> Route {
         let mut filters = Vec::new();
         let mut codes = Vec::new();
-        let mut is_lowered = false;
+        let mut is_changed = false;
         let mut refused = 0_usize;
         let mut effort = Effort::default();
-        for filter in subscribe.filters() {
+        for mut filter in subscribe.filters() {
+            if self.version == Version::V31 {
+                // The other bits are "not used", and a broker may not take them.
+                is_changed |= filter.options != filter.qos.bits();
+                filter.options = filter.qos.bits();
+            }
             match self.judge_filter(context, &filter, &mut effort) {
                 Decided::Granted(qos) => {
-                    is_lowered |= qos != filter.qos;
-                    codes.push(FROM_BROKER);
+                    is_changed |= qos != filter.qos;
+                    codes.push(FROM_BROKER | filter.qos.bits());
                     filters.push(SubscribeFilter { qos, ..filter });
                 }
                 Decided::Refused(code) => {
@@ -94,7 +106,13 @@ impl Session {
                 }
             }
         }
-        if refused == 0 && !is_lowered {
+        if refused == 0 && self.version == Version::V31 {
+            // For the answer's sake: see `requested_qos`.
+            self.rare()
+                .subscribes
+                .push(subscribe.packet_id, codes.clone());
+        }
+        if refused == 0 && !is_changed {
             return Route::Forward;
         }
         if filters.is_empty() {
@@ -157,6 +175,21 @@ impl Session {
         }
     }
 
+    /// The QoS that the broker was asked for by each filter of a SUBSCRIBE that waits for its SUBACK; nothing when that is
+    /// not known.
+    pub(super) fn requested_qos(&self, packet_id: PacketId) -> Vec<QoS> {
+        let codes = self
+            .rare
+            .as_deref()
+            .and_then(|rare| rare.subscribes.codes(packet_id))
+            .unwrap_or_default();
+        codes
+            .iter()
+            .filter(|code| **code >= FROM_BROKER)
+            .filter_map(|code| QoS::from_bits(*code))
+            .collect()
+    }
+
     /// SUBACK from the broker.
     pub(super) fn suback(&mut self, context: &mut Context<'_>, suback: &Suback<'_>) -> Route {
         let Some(rare) = self.rare.as_mut() else {
@@ -165,16 +198,23 @@ impl Session {
         let Some(codes) = rare.subscribes.take(suback.packet_id) else {
             return Route::Forward;
         };
-        let asked = codes.iter().filter(|code| **code == FROM_BROKER).count();
+        let asked = codes.iter().filter(|code| **code >= FROM_BROKER).count();
+        if asked == codes.len() {
+            return Route::Forward;
+        }
         if asked != suback.codes.len() {
-            self.broken(context, Side::Upstream, Violation::AckCountMismatch);
-            return Route::Absorb;
+            let violation = Violation::AckCountMismatch;
+            self.note_fault(context, violation, Counter::BrokerPacketsMended);
         }
         let mut answers = suback.codes.iter();
         let merged: Vec<u8> = codes
             .iter()
             .map(|code| match *code {
-                FROM_BROKER => answers.next().copied().unwrap_or(0x80),
+                // What the broker does not answer is no grant.
+                FROM_BROKER.. => match answers.next() {
+                    Some(answer) => *answer,
+                    None => self.failure_code(*code),
+                },
                 ours => ours,
             })
             .collect();
@@ -188,6 +228,14 @@ impl Session {
             Route::Replaced
         } else {
             Route::Absorb
+        }
+    }
+
+    /// What a client is told of a filter that the broker was asked for and did not answer.
+    fn failure_code(&self, asked: u8) -> u8 {
+        match self.version {
+            Version::V31 => asked & !FROM_BROKER,
+            Version::V311 | Version::V5 => ReasonCode::UnspecifiedError.byte(),
         }
     }
 

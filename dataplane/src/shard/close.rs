@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use sluice_policy::Snapshot;
+use sluice_wire::mqtt::Violation;
 
 use crate::clock::Time;
 use crate::metrics::Counter;
@@ -59,12 +60,37 @@ impl<R: Ring> Core<R> {
         };
         let client_id = open.session.as_ref().and_then(Session::client_id);
         let listener = turn.snapshot.listener(open.listener);
+        let version = open.session.as_ref().and_then(Session::version);
+        let clause = cause
+            .violation()
+            .zip(version)
+            .map_or("", |(violation, version)| violation.clause(version));
         self.notices.ended(
-            cause,
+            (cause, clause),
             client_id.unwrap_or_default(),
             open.peer,
             listener.map_or("", |row| &row.name),
             turn.now.since(open.opened),
+        );
+    }
+
+    /// Tells the log of a rule that the broker broke.
+    pub(super) fn note_fault(&mut self, turn: Turn<'_>, slot: u32, violation: Violation) {
+        let Some(session) = self.slots.get(slot).and_then(|open| open.session.as_ref()) else {
+            return;
+        };
+        let listener = turn.snapshot.listener(session.listener());
+        let upstream = listener.and_then(|listener| turn.snapshot.upstream(listener.upstream));
+        self.notices.fault(
+            turn.now,
+            session.client_id().unwrap_or_default(),
+            upstream.map_or("", |upstream| &upstream.name),
+            (
+                violation,
+                session
+                    .version()
+                    .map_or("", |version| violation.clause(version)),
+            ),
         );
     }
 

@@ -173,7 +173,7 @@ struct Core<R: Ring> {
     latency: Histogram<u64>,
     inbox: Inbox<ToShard>,
     outgoing: Outgoing,
-    /// For the log: ended sessions, failovers.
+    /// For the log: ended sessions, failovers, faults of brokers.
     notices: Notices,
     sweep: Sweep,
     drain: Option<Drain>,

@@ -16,7 +16,8 @@ use sluice_dataplane::session::{
 use sluice_policy::{Decision, Generation, Snapshot, compile};
 use sluice_wire::mqtt::{
     Ack, Connack, Connect, Disconnect, Packet, PacketId, Properties, PropertiesBuf, Property,
-    Publish, QoS, Suback, Subscribe, SubscribeFilter, SubscribeFilters, Version, Will, encode,
+    Publish, QoS, Suback, Subscribe, SubscribeFilter, SubscribeFilters, Version, Violation, Will,
+    encode,
 };
 
 pub(crate) const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
@@ -118,6 +119,8 @@ pub(crate) struct Rig {
     pub(crate) version: Version,
     /// Clear answers to CONNECT.
     pub(crate) answered: usize,
+    /// What the broker did wrong while the session went on.
+    pub(crate) faults: Vec<Violation>,
     counters: Counters,
     out: Outputs,
     random: u64,
@@ -153,6 +156,7 @@ impl Rig {
             pieces: Vec::new(),
             version: Version::V311,
             answered: 0,
+            faults: Vec::new(),
             counters,
             out,
             random: 0,
@@ -271,6 +275,10 @@ impl Rig {
                     self.events.push(Event::Resume(*side));
                     continue;
                 }
+                Output::Fault(violation) => {
+                    self.faults.push(*violation);
+                    continue;
+                }
                 Output::Close(cause) => {
                     self.events.push(Event::Close(*cause));
                     continue;
@@ -387,6 +395,7 @@ impl Rig {
         self.events.clear();
         self.decisions.clear();
         self.pieces.clear();
+        self.faults.clear();
     }
 
     pub(crate) fn count(&self, counter: Counter) -> u64 {

@@ -538,7 +538,7 @@ fn every_alias_that_was_allowed_may_stand_for_the_longest_topic() {
 }
 
 #[test]
-fn alias_violations_end_the_session() {
+fn alias_violations_end_the_session_of_a_client_and_drop_the_delivery_of_a_broker() {
     for (topic, alias, violation) in [
         ("open/a", 4, Violation::TopicAliasAboveMaximum),
         ("", 3, Violation::TopicAliasUnknown),
@@ -550,7 +550,11 @@ fn alias_violations_end_the_session() {
         assert_eq!(rig.ended(), Some(Cause::Violation(violation)));
         let mut rig = aliased();
         rig.broker(&message_with_alias(topic, alias, QoS::AtMostOnce));
-        assert_eq!(rig.ended(), Some(Cause::UpstreamViolation(violation)));
+        rig.expect(&[], &[], "QoS 0");
+        rig.broker(&message_with_alias(topic, alias, QoS::AtLeastOnce));
+        rig.expect(&[], &[0x40, 2, 0, 9], "with its acknowledgement");
+        assert_eq!(rig.faults, [violation; 2]);
+        assert_eq!(rig.ended(), None);
     }
 }
 

@@ -7,7 +7,7 @@ use sluice_dataplane::ring::simulated::Serve;
 use sluice_dataplane::session::Cause;
 use sluice_wire::mqtt::{Version, Violation};
 
-use crate::basics::{POLICY, address, connect, knock, open, say};
+use crate::basics::{POLICY, address, connect, hear, knock, open, say};
 use crate::packets;
 use crate::stage::{Options, Stage};
 
@@ -26,8 +26,7 @@ fn how_a_session_ends_is_told_exactly_when_it_is_wanted() {
         for line in ended {
             assert_eq!(line.cause, Cause::Violation(Violation::SecondConnect));
             assert_eq!(line.cause.name(), "violation");
-            let clause = line.cause.violation().map(Violation::clause);
-            assert_eq!(clause, Some("MQTT-3.1.0-2"));
+            assert_eq!(line.clause, "MQTT-3.1.0-2");
             assert_eq!((&*line.client_id, &*line.listener), ("client-1", "devices"));
             assert_eq!(line.peer, address(1));
             assert!(line.open_for >= Duration::from_secs(1));
@@ -35,6 +34,43 @@ fn how_a_session_ends_is_told_exactly_when_it_is_wanted() {
         stage.network.close(client);
         stage.run_for(Duration::from_secs(3));
     }
+}
+
+#[test]
+fn a_session_of_an_older_version_names_a_clause_of_its_own() {
+    for (version, clause) in [
+        (Version::V31, "3.1 3.1"),
+        (Version::V311, "3.1.1 MQTT-3.1.0-2"),
+    ] {
+        let mut stage = Stage::with_policy(&Options::quiet(), POLICY);
+        stage.table.set_logs_ended(true);
+        let (client, _broker) = open(&mut stage, version, 1);
+        stage.run_for(Duration::from_secs(1));
+        say(&mut stage, client, &connect(version, "client-1"));
+        let ended: Vec<_> = stage.notices.drain(..).flat_map(|b| b.ended).collect();
+        let clauses: Vec<_> = ended.iter().map(|line| line.clause).collect();
+        assert_eq!(clauses, [clause]);
+    }
+}
+
+#[test]
+fn a_fault_of_a_broker_is_told_and_the_session_goes_on() {
+    let mut stage = Stage::with_policy(&Options::quiet(), POLICY);
+    let (client, broker) = open(&mut stage, Version::V5, 1);
+    say(&mut stage, broker, b"\x40\x03\x00\x01\x95");
+    let faults: Vec<_> = stage.notices.drain(..).flat_map(|b| b.faults).collect();
+    let [fault] = &faults[..] else {
+        panic!("one line: {faults:?}");
+    };
+    assert_eq!(fault.violation, Violation::PubackCodeUndefined);
+    assert_eq!(fault.clause, "MQTT-3.4.2-1");
+    assert_eq!(
+        (&*fault.client_id, &*fault.upstream),
+        ("client-1", "broker")
+    );
+    assert_eq!(hear(&mut stage, client), b"\x40\x03\x00\x01\x80");
+    say(&mut stage, client, &packets::pingreq());
+    assert_eq!(hear(&mut stage, broker), packets::pingreq());
 }
 
 #[test]

@@ -18,8 +18,8 @@ pub(crate) enum Varint {
     Incomplete,
     /// The fourth byte announces a fifth.
     TooLong,
-    /// More bytes than the value needs.
-    NotMinimal,
+    /// The same, in more bytes than the value needs.
+    NotMinimal(u32, u8),
 }
 
 impl<'a> Cursor<'a> {
@@ -106,7 +106,7 @@ fn long_varint(bytes: &[u8]) -> Varint {
         if byte < 0x80 {
             // A last byte of zero adds nothing to the value [MQTT-1.5.5-1].
             return if byte == 0 && index > 0 {
-                Varint::NotMinimal
+                Varint::NotMinimal(value, index + 1)
             } else {
                 Varint::Value(value, index + 1)
             };
@@ -135,8 +135,9 @@ mod tests {
             (&[0x80, 0x80, 0x01], Varint::Value(16_384, 3)),
             (&[0xff, 0xff, 0xff], Varint::Incomplete),
             (&[0xff, 0xff, 0xff, 0x7f], Varint::Value(268_435_455, 4)),
-            (&[0x80, 0x00], Varint::NotMinimal),
-            (&[0xff, 0xff, 0xff, 0x00], Varint::NotMinimal),
+            (&[0x80, 0x00], Varint::NotMinimal(0, 2)),
+            (&[0x88, 0x00], Varint::NotMinimal(8, 2)),
+            (&[0xff, 0xff, 0xff, 0x00], Varint::NotMinimal(2_097_151, 4)),
             (&[0x80, 0x80, 0x80, 0x80], Varint::TooLong),
             (&[0x80, 0x80, 0x80, 0x80, 0x01], Varint::TooLong),
         ];

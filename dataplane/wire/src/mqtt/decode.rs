@@ -11,7 +11,7 @@ use super::packet::{
     Suback, Subscribe, Unsuback, Unsubscribe, Version, Will,
 };
 use super::properties::{Place, Properties, PropertyId, read_properties, text};
-use super::topic::{FilterError, has_any, has_wildcard, parse_filter};
+use super::topic::{FilterError, check_levels, has_any, has_wildcard, parse_filter};
 use super::violation::Violation;
 use crate::cursor::Cursor;
 
@@ -23,7 +23,7 @@ pub fn decode<'a>(version: Version, side: Side, bytes: &'a [u8]) -> Result<Packe
     }
     let fields = &mut body;
     let packet = match header.kind {
-        PacketKind::Connect => Packet::Connect(connect(fields)?),
+        PacketKind::Connect => Packet::Connect(connect(header, fields)?),
         PacketKind::Connack => Packet::Connack(connack(version, fields)?),
         PacketKind::Publish => Packet::Publish(publish(version, side, header, fields)?),
         PacketKind::Puback => Packet::Puback(ack(
@@ -125,13 +125,14 @@ mod connect_flag {
     pub(super) const USERNAME: u8 = 0x80;
 }
 
-fn connect<'a>(fields: &mut Cursor<'a>) -> Result<Connect<'a>, Violation> {
+fn connect<'a>(header: FixedHeader, fields: &mut Cursor<'a>) -> Result<Connect<'a>, Violation> {
     let version = protocol(fields)?;
+    header::check_connect(version, header)?;
     let flags = fields.u8().ok_or(Violation::FieldPastEnd)?;
     check_connect_flags(version, flags)?;
     let keep_alive_secs = fields.u16().ok_or(Violation::FieldPastEnd)?;
     let properties = read_properties(fields, version, Place::Connect)?;
-    let client_id = string(fields)?;
+    let client_id = string(version, fields)?;
     let will = if flags & connect_flag::WILL == 0 {
         None
     } else {
@@ -142,7 +143,7 @@ fn connect<'a>(fields: &mut Cursor<'a>) -> Result<Connect<'a>, Violation> {
         flags & flag != 0 && !(version == Version::V31 && fields.is_empty())
     };
     let username = if is_there(connect_flag::USERNAME, fields) {
-        Some(string(fields)?)
+        Some(string(version, fields)?)
     } else {
         None
     };
@@ -182,17 +183,20 @@ fn protocol(fields: &mut Cursor<'_>) -> Result<Version, Violation> {
 
 fn check_connect_flags(version: Version, flags: u8) -> Result<(), Violation> {
     let is_set = |flag| flags & flag != 0;
-    if is_set(connect_flag::RESERVED) {
-        return Err(Violation::ConnectReservedFlag);
+    if is_set(connect_flag::WILL) && will_qos(flags).is_none() {
+        return Err(Violation::WillQos3);
     }
-    if is_set(connect_flag::WILL) {
-        if will_qos(flags).is_none() {
-            return Err(Violation::WillQos3);
+    // 3.1 does not use bit 0, and disregards what the bits of a will say when there is none (its section 3.1).
+    if version > Version::V31 {
+        if is_set(connect_flag::RESERVED) {
+            return Err(Violation::ConnectReservedFlag);
         }
-    } else if will_qos(flags) != Some(QoS::AtMostOnce) {
-        return Err(Violation::WillQosWithoutWill);
-    } else if is_set(connect_flag::WILL_RETAIN) {
-        return Err(Violation::WillRetainWithoutWill);
+        if !is_set(connect_flag::WILL) && will_qos(flags) != Some(QoS::AtMostOnce) {
+            return Err(Violation::WillQosWithoutWill);
+        }
+        if !is_set(connect_flag::WILL) && is_set(connect_flag::WILL_RETAIN) {
+            return Err(Violation::WillRetainWithoutWill);
+        }
     }
     if version < Version::V5 && is_set(connect_flag::PASSWORD) && !is_set(connect_flag::USERNAME) {
         return Err(Violation::PasswordWithoutUsername);
@@ -206,7 +210,7 @@ fn will_qos(flags: u8) -> Option<QoS> {
 
 fn will<'a>(version: Version, flags: u8, fields: &mut Cursor<'a>) -> Result<Will<'a>, Violation> {
     let properties = read_properties(fields, version, Place::Will)?;
-    let topic = string(fields)?;
+    let topic = topic_text(fields)?;
     if topic.is_empty() {
         return Err(Violation::WillTopicEmpty);
     }
@@ -225,14 +229,15 @@ fn will<'a>(version: Version, flags: u8, fields: &mut Cursor<'a>) -> Result<Will
 fn connack<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Connack<'a>, Violation> {
     let flags = fields.u8().ok_or(Violation::FieldPastEnd)?;
     let code = fields.u8().ok_or(Violation::FieldPastEnd)?;
-    if flags > 1 {
+    // 3.1 does not use the byte of the flags (its section 3.2).
+    if version > Version::V31 && flags > 1 {
         return Err(Violation::ConnackReservedFlags);
     }
     if !codes::is_connack(version, code) {
         return Err(Violation::ConnackCodeUndefined);
     }
-    let session_present = flags == 1;
-    if session_present && code != 0 {
+    let session_present = flags & 1 == 1;
+    if version > Version::V31 && session_present && code != 0 {
         return Err(Violation::SessionPresentOnRefusal);
     }
     Ok(Connack {
@@ -355,11 +360,11 @@ fn subscribe<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Subscribe<
     let packet_id = packet_id(fields)?;
     let properties = read_properties(fields, version, Place::Subscribe)?;
     let body = fields.rest();
-    if body.is_empty() {
+    if body.is_empty() && version > Version::V31 {
         return Err(Violation::SubscribeNoFilter);
     }
     while !fields.is_empty() {
-        let is_shared = filter(fields)?;
+        let is_shared = filter(version, fields)?;
         let options = fields.u8().ok_or(Violation::FieldPastEnd)?;
         check_options(version, options, is_shared)?;
     }
@@ -371,12 +376,20 @@ fn subscribe<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Subscribe<
 }
 
 fn check_options(version: Version, options: u8, is_shared: bool) -> Result<(), Violation> {
-    let reserved = if version < Version::V5 { 0xfc } else { 0xc0 };
+    let reserved = match version {
+        // "Not used" (its section 3.8).
+        Version::V31 => 0,
+        Version::V311 => 0xfc,
+        Version::V5 => 0xc0,
+    };
     if options & reserved != 0 {
         return Err(Violation::SubscribeOptionsReserved);
     }
     if QoS::from_bits(options).is_none() {
         return Err(Violation::SubscribeQos3);
+    }
+    if version < Version::V5 {
+        return Ok(());
     }
     if options & 0x30 == 0x30 {
         return Err(Violation::RetainHandling3);
@@ -394,11 +407,11 @@ fn unsubscribe<'a>(
     let packet_id = packet_id(fields)?;
     let properties = read_properties(fields, version, Place::Unsubscribe)?;
     let body = fields.rest();
-    if body.is_empty() {
+    if body.is_empty() && version > Version::V31 {
         return Err(Violation::UnsubscribeNoFilter);
     }
     while !fields.is_empty() {
-        filter(fields)?;
+        filter(version, fields)?;
     }
     Ok(Unsubscribe {
         packet_id,
@@ -408,21 +421,29 @@ fn unsubscribe<'a>(
 }
 
 /// Reads one filter; true when it is a shared subscription.
-fn filter(fields: &mut Cursor<'_>) -> Result<bool, Violation> {
-    match parse_filter(string(fields)?) {
+fn filter(version: Version, fields: &mut Cursor<'_>) -> Result<bool, Violation> {
+    is_shared(version, topic_text(fields)?).map_err(|error| match error {
+        FilterError::Empty => Violation::FilterEmpty,
+        FilterError::Nul => Violation::StringHasNul,
+        // Two bytes of length cannot say so much.
+        FilterError::TooLong => Violation::FieldPastEnd,
+        FilterError::MultiLevelNotLast | FilterError::MultiLevelNotAlone => {
+            Violation::FilterMultiLevel
+        }
+        FilterError::WildcardNotAlone => Violation::FilterSingleLevel,
+        FilterError::ShareGroup => Violation::FilterShareName,
+        FilterError::ShareWithoutFilter => Violation::FilterShareWithoutFilter,
+    })
+}
+
+/// Below version 5 no rule speaks of shares: one that is not well formed is a plain filter, and left to whoever judges it.
+fn is_shared(version: Version, filter: &str) -> Result<bool, FilterError> {
+    match parse_filter(filter) {
         Ok(filter) => Ok(filter.share_group.is_some()),
-        Err(error) => Err(match error {
-            FilterError::Empty => Violation::FilterEmpty,
-            FilterError::Nul => Violation::StringHasNul,
-            // Two bytes of length cannot say so much.
-            FilterError::TooLong => Violation::FieldPastEnd,
-            FilterError::MultiLevelNotLast | FilterError::MultiLevelNotAlone => {
-                Violation::FilterMultiLevel
-            }
-            FilterError::WildcardNotAlone => Violation::FilterSingleLevel,
-            FilterError::ShareGroup => Violation::FilterShareName,
-            FilterError::ShareWithoutFilter => Violation::FilterShareWithoutFilter,
-        }),
+        Err(FilterError::ShareGroup | FilterError::ShareWithoutFilter) if version < Version::V5 => {
+            check_levels(filter).map(|()| false)
+        }
+        Err(error) => Err(error),
     }
 }
 
@@ -430,7 +451,7 @@ fn suback<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Suback<'a>, V
     let packet_id = packet_id(fields)?;
     let properties = read_properties(fields, version, Place::Ack)?;
     let codes = all_codes(fields);
-    if codes.is_empty() {
+    if codes.is_empty() && version > Version::V31 {
         return Err(Violation::SubackNoCode);
     }
     if !codes.iter().all(|&code| codes::is_suback(version, code)) {
@@ -510,6 +531,16 @@ fn packet_id(fields: &mut Cursor<'_>) -> Result<PacketId, Violation> {
     PacketId::new(id).ok_or(Violation::PacketIdZero)
 }
 
-fn string<'a>(fields: &mut Cursor<'a>) -> Result<&'a str, Violation> {
+/// A client id or user name. 3.1 forbids U+0000 in topics only (its appendix A).
+fn string<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<&'a str, Violation> {
+    let bytes = fields.prefixed().ok_or(Violation::FieldPastEnd)?;
+    match version {
+        Version::V31 => core::str::from_utf8(bytes).map_err(|_| Violation::StringNotUtf8),
+        Version::V311 | Version::V5 => text(bytes),
+    }
+}
+
+/// A topic or filter.
+fn topic_text<'a>(fields: &mut Cursor<'a>) -> Result<&'a str, Violation> {
     text(fields.prefixed().ok_or(Violation::FieldPastEnd)?)
 }

@@ -6,11 +6,13 @@
 //! Rewriting is encoding a decoded view with other fields (`Publish { qos, ..head }`) and with [`PropertyEdit`]s: all
 //! properties are copied in order except those edited, then come the new ones.
 
+use super::decode::decode;
 use super::header::{DUP, FLAGS_0010, RETAIN};
 use super::packet::{
-    Ack, Connack, Connect, Packet, PacketId, PacketKind, Publish, SubscribeFilter, Version, Will,
+    Ack, Connack, Connect, Packet, PacketId, PacketKind, Publish, Side, SubscribeFilter, Version,
+    Will,
 };
-use super::properties::{DataType, Properties, Property, PropertyId};
+use super::properties::{DataType, Properties, PropertiesBuf, Property, PropertyId};
 
 /// The greatest value of a variable byte integer (section 1.5.5), and so the longest packet body.
 const VARINT_MAX: u32 = 268_435_455;
@@ -201,6 +203,51 @@ pub fn encode_unsubscribe<'a>(
         }
         Ok(())
     })
+}
+
+/// Appends a first byte and a remaining length in as few bytes as it needs.
+pub fn encode_fixed_header(
+    first: u8,
+    remaining_bytes: u32,
+    out: &mut Vec<u8>,
+) -> Result<(), TooLong> {
+    framed(out, first, remaining_bytes, |_| Ok(()))
+}
+
+/// A packet of a server without what it must leave out rather than send more than the client takes: Reason String
+/// [MQTT-3.2.2-19] and User Properties [MQTT-3.2.2-20], and the same for the other packets. `None` for what is none of
+/// these, or not legal.
+pub fn slim(version: Version, bytes: &[u8]) -> Option<Vec<u8>> {
+    let mut packet = decode(version, Side::Server, bytes).ok()?;
+    let properties = match &mut packet {
+        Packet::Connack(connack) => &mut connack.properties,
+        Packet::Puback(ack) | Packet::Pubrec(ack) | Packet::Pubrel(ack) | Packet::Pubcomp(ack) => {
+            &mut ack.properties
+        }
+        Packet::Suback(suback) => &mut suback.properties,
+        Packet::Unsuback(unsuback) => &mut unsuback.properties,
+        Packet::Disconnect(disconnect) => &mut disconnect.properties,
+        Packet::Auth(auth) => &mut auth.properties,
+        Packet::Connect(_)
+        | Packet::Publish(_)
+        | Packet::Subscribe(_)
+        | Packet::Unsubscribe(_)
+        | Packet::Pingreq
+        | Packet::Pingresp => return None,
+    };
+    let mut kept = PropertiesBuf::new();
+    for property in properties.iter() {
+        if !matches!(
+            property.id(),
+            PropertyId::ReasonString | PropertyId::UserProperty
+        ) {
+            kept.push(property).ok()?;
+        }
+    }
+    *properties = kept.view();
+    let mut slimmed = Vec::new();
+    encode(version, &packet, &mut slimmed).ok()?;
+    Some(slimmed)
 }
 
 fn encode_publish(
@@ -407,7 +454,7 @@ const fn first_byte(kind: PacketKind, flags: u8) -> u8 {
 
 /// Appends a first byte, a remaining length and the body that `write` appends; `extra_bytes` of the packet follow by
 /// another way. When `write` fails, or the length does not fit, `out` is as it was.
-fn framed(
+pub(super) fn framed(
     out: &mut Vec<u8>,
     first: u8,
     extra_bytes: u32,

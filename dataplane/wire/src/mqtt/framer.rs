@@ -24,7 +24,7 @@ const CARRY_KEPT_BYTES: usize = 1024;
 pub struct FixedHeader {
     /// Packet type.
     pub kind: PacketKind,
-    /// Low four bits of the first byte, valid for the kind.
+    /// Low four bits of the first byte, as the version allows them for the kind.
     pub flags: u8,
     /// Remaining length in bytes.
     pub remaining_bytes: u32,
@@ -38,6 +38,20 @@ impl FixedHeader {
     pub fn packet_bytes(&self) -> u32 {
         // At most 5 + 268,435,455.
         u32::from(self.header_bytes) + self.remaining_bytes
+    }
+
+    /// The first byte.
+    #[inline]
+    pub fn first_byte(&self) -> u8 {
+        self.kind.number() << 4 | self.flags
+    }
+
+    /// True exactly when the remaining length takes no more bytes than it needs. Only version 5 asks for that.
+    #[inline]
+    pub fn is_minimal(&self) -> bool {
+        // Two bytes are the fewest there can be; each byte more is needed from seven bits more on.
+        let longer_by = self.header_bytes.saturating_sub(2).min(4);
+        longer_by == 0 || self.remaining_bytes >> (7 * longer_by) > 0
     }
 }
 
@@ -360,7 +374,7 @@ fn scan_publish(header: FixedHeader, version: Version, bytes: &[u8]) -> Result<S
             }
             Varint::Incomplete => return Ok(Scan::Needs(bytes.len().max(end) + 1)),
             Varint::TooLong => return Err(Violation::VariableIntegerTooLong),
-            Varint::NotMinimal => return Err(Violation::VariableIntegerNotMinimal),
+            Varint::NotMinimal(..) => return Err(Violation::VariableIntegerNotMinimal),
         }
     }
     if end > packet_len {

@@ -496,7 +496,7 @@ pub(crate) fn read_varint(cursor: &mut Cursor<'_>, past_end: Violation) -> Resul
         Varint::Value(value, _) => Ok(value),
         Varint::Incomplete => Err(past_end),
         Varint::TooLong => Err(Violation::VariableIntegerTooLong),
-        Varint::NotMinimal => Err(Violation::VariableIntegerNotMinimal),
+        Varint::NotMinimal(..) => Err(Violation::VariableIntegerNotMinimal),
     }
 }
 

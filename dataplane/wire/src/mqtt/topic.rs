@@ -117,7 +117,8 @@ fn parse_share(shared: &str) -> Result<Filter<'_>, FilterError> {
     }
 }
 
-fn check_levels(filter: &str) -> Result<(), FilterError> {
+/// Where wildcards may stand.
+pub(crate) fn check_levels(filter: &str) -> Result<(), FilterError> {
     if !has_wildcard(filter) {
         return Ok(());
     }

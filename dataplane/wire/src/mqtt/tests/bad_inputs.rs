@@ -339,18 +339,23 @@ fn haproxy_2026_first_byte_table() {
     }
 }
 
-/// Tables 2.1 and 2.2 of the specification, for a stream past CONNECT.
+/// Tables 2.1 and 2.2 of the specification, for a stream past CONNECT. 3.1 does not use the flags.
 fn is_first_byte(version: Version, side: Side, first: u8) -> bool {
     let from_client = side == Client;
+    let is_v31 = version == V31;
     match first {
+        0x30..=0x35 | 0x3a..=0x3d => true,
+        0x38 | 0x39 => is_v31,
+        0x36..=0x3f => false,
         0x20 | 0x90 | 0xb0 | 0xd0 => !from_client,
-        0x30 | 0x31 | 0x32..=0x35 | 0x3a..=0x3d => true,
         0x40 | 0x50 | 0x62 | 0x70 => true,
         0x82 | 0xa2 | 0xc0 => from_client,
-        0x6a => version == V31,
-        0x8a | 0xaa => version == V31 && from_client,
         0xe0 => from_client || version == V5,
         0xf0 => version == V5,
+        _ if !is_v31 => false,
+        0x40..=0x7f => true,
+        0x20..=0x2f | 0x90..=0x9f | 0xb0..=0xbf | 0xd0..=0xdf => !from_client,
+        0x80..=0x8f | 0xa0..=0xaf | 0xc0..=0xcf | 0xe0..=0xef => from_client,
         _ => false,
     }
 }
@@ -396,6 +401,18 @@ fn mosquitto_shared_subscription_filters() {
             .concat(),
         );
         assert_eq!(outcome(Client, Some(V5), &subscribe), Err(*expected));
+        // Plain filters before shares were invented: only the rules for wildcards bind them.
+        let filter = [&[0, filter.len() as u8], *filter, b"\x00"].concat();
+        let subscribe = packet(0x82, &[&b"\x00\x01"[..], &filter].concat());
+        let has_bad_wildcard = filter.contains(&b'#');
+        for version in [V31, V311] {
+            let expected = if has_bad_wildcard {
+                Err(Violation::FilterMultiLevel)
+            } else {
+                Ok(1)
+            };
+            assert_eq!(outcome(Client, Some(version), &subscribe), expected);
+        }
     }
 }
 

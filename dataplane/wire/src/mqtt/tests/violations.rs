@@ -8,6 +8,8 @@ use Version::{V5, V31, V311};
 /// The limit used by every row; the row of `PacketTooLarge` is above it.
 const PACKET_BYTES_MAX: u32 = 1000;
 
+const VERSIONS: [Version; 3] = [V31, V311, V5];
+
 /// Makes one test for each row, and the table that the proof of completeness walks.
 macro_rules! violation_tests {
     ($( $test:ident: $violation:ident, $side:ident, $version:expr, $bytes:expr; )*) => {
@@ -32,6 +34,13 @@ fn check(test: &str, expected: Violation, side: Side, version: Option<Version>, 
         let outcome = read_stream(&mut framer, read_as, side, bytes.chunks(size));
         assert_eq!(outcome, Err(expected), "{test} in chunks of {size}");
     }
+    let has_clause = match version {
+        Some(version) => !expected.clause(version).is_empty(),
+        None => VERSIONS
+            .iter()
+            .any(|known| !expected.clause(*known).is_empty()),
+    };
+    assert!(has_clause, "{test} is refused by a clause of its version");
 }
 
 /// CONNECT of version 5 with these flags, properties and payload.
@@ -142,7 +151,7 @@ violation_tests! {
 
     // --- PUBLISH and its acknowledgements ---
     mqtt_3_3_2_2_publish_topic_has_wildcard: PublishTopicHasWildcard, Client, V311, packet(0x30, b"\x00\x03a/#");
-    mqtt_4_7_3_1_publish_topic_empty: PublishTopicEmpty, Client, V311, packet(0x30, b"\x00\x00");
+    v311_mqtt_4_7_3_1_publish_topic_empty: PublishTopicEmpty, Client, V311, packet(0x30, b"\x00\x00");
     s_3_3_2_1_publish_topic_missing: PublishTopicMissing, Client, V5, packet(0x30, b"\x00\x00\x00");
     mqtt_3_4_2_1_puback_code_undefined: PubackCodeUndefined, Client, V5, packet(0x40, b"\x00\x01\x92");
     mqtt_3_5_2_1_pubrec_code_undefined: PubrecCodeUndefined, Server, V5, packet(0x50, b"\x00\x01\x01");
@@ -198,16 +207,15 @@ fn every_violation_of_the_codec_has_a_test_named_after_its_clause() {
     assert_eq!(tested.len(), Violation::CODEC.len());
 }
 
-/// `MQTT-3.3.2-2` and `PublishTopicHasWildcard` give `mqtt_3_3_2_2_publish_topic_has_wildcard`; a bare section begins
+/// The clause of the newest version that has one: `MQTT-3.3.2-2` and `PublishTopicHasWildcard` give `mqtt_3_3_2_2_publish_topic_has_wildcard`; a bare section begins
 /// with `s_`, an older version with its own name.
 fn test_name(violation: Violation) -> String {
-    let mut clause = violation
-        .clause()
-        .to_lowercase()
-        .replace(['.', '-', ' '], "_");
+    let newest = VERSIONS.map(|version| violation.clause(version));
+    let newest = newest.iter().rfind(|clause| !clause.is_empty()).unwrap();
+    let mut clause = newest.to_lowercase().replace(['.', '-', ' '], "_");
     if let Some(rest) = clause.strip_prefix("3_1_1_") {
         // MQTT 5 has sections that begin so, too; only with a space is it the version.
-        if violation.clause().starts_with("3.1.1 ") {
+        if newest.starts_with("3.1.1 ") {
             clause = format!("v311_{rest}");
         }
     }
@@ -291,7 +299,7 @@ fn further_violations() {
         (
             Violation::HeaderFlagsReserved,
             Client,
-            V31,
+            V311,
             packet(0x42, b"\x00\x01"),
         ),
         (
@@ -303,7 +311,7 @@ fn further_violations() {
         (
             Violation::SubscribeFlags,
             Client,
-            V31,
+            V311,
             packet(0x80, b"\x00\x01\x00\x01a\x00"),
         ),
         (
@@ -512,11 +520,187 @@ fn further_violations() {
             Violation::PropertyNotAllowed,
             connect(0x06, b"", b"\x00\x00\x02\x17\x01\x00\x01t\x00\x00"),
         ),
-        (Violation::HeaderFlagsReserved, packet(0x12, b"")),
+        (
+            Violation::HeaderFlagsReserved,
+            packet(0x12, b"\x00\x04MQTT\x04\x02\x00\x3c\x00\x00"),
+        ),
     ];
     for (expected, bytes) in connects {
         check(&format!("{bytes:02x?}"), *expected, Client, None, bytes);
     }
+}
+
+/// Violations of 3.1 and 3.1.1 sessions name clauses of their own version.
+#[test]
+fn clauses_are_those_of_the_version() {
+    let table = [
+        (
+            Violation::PacketIdZero,
+            ["3.1 2.4", "3.1.1 MQTT-2.3.1-1", "MQTT-2.2.1-3"],
+        ),
+        (
+            Violation::PublishQos3,
+            ["3.1 2.1", "3.1.1 MQTT-3.3.1-4", "MQTT-3.3.1-4"],
+        ),
+        (
+            Violation::PublishTopicEmpty,
+            ["3.1 A", "3.1.1 MQTT-4.7.3-1", ""],
+        ),
+        (
+            Violation::SubscribeFlags,
+            ["", "3.1.1 MQTT-3.8.1-1", "MQTT-3.8.1-1"],
+        ),
+        (
+            Violation::RemainingLengthNotMinimal,
+            ["", "", "MQTT-1.5.5-1"],
+        ),
+        (Violation::TopicAliasUnknown, ["", "", "3.3.2.3.4"]),
+    ];
+    for (violation, expected) in table {
+        assert_eq!(VERSIONS.map(|version| violation.clause(version)), expected);
+    }
+    for violation in Violation::CODEC.iter().chain(Violation::SESSION) {
+        let [v31, v311, v5] = VERSIONS.map(|version| violation.clause(version));
+        assert!(v31.is_empty() || v31.starts_with("3.1 "), "{v31}");
+        assert!(v311.is_empty() || v311.starts_with("3.1.1 "), "{v311}");
+        assert!(!v5.starts_with("3.1 ") && !v5.starts_with("3.1.1 "), "{v5}");
+        assert!(!v31.is_empty() || !v311.is_empty() || !v5.is_empty());
+    }
+}
+
+/// A rule of a later version does not bind an older one.
+#[test]
+fn rules_of_later_versions_do_not_bind_older_ones() {
+    let table: &[(Side, &[Version], &[u8], &str)] = &[
+        (
+            Client,
+            &[V31, V311],
+            b"\x82\x88\x00\x00\x06\x00\x03a/b\x00",
+            "SUBSCRIBE, a length in two bytes",
+        ),
+        (
+            Client,
+            &[V31, V311],
+            b"\x30\x83\x80\x80\x00\x00\x01a",
+            "PUBLISH, a length in four bytes",
+        ),
+        (
+            Client,
+            &[V31, V311],
+            b"\xc0\x80\x00",
+            "PINGREQ, a length in two bytes",
+        ),
+        (
+            Server,
+            &[V31, V311],
+            b"\x20\x82\x00\x00\x00",
+            "CONNACK, a length in two bytes",
+        ),
+        (
+            Client,
+            &[V31, V311],
+            b"\x82\x0e\x00\x06\x00\x09$share//a\x00",
+            "a share without a name is a plain filter",
+        ),
+        (
+            Client,
+            &[V31, V311],
+            b"\x82\x0d\x00\x06\x00\x08$share/g\x00",
+            "and one without a filter",
+        ),
+        (Client, &[V31], b"\xc2\x00", "PINGREQ with QoS 1"),
+        (Client, &[V31], b"\x42\x02\x00\x01", "PUBACK with QoS 1"),
+        (
+            Client,
+            &[V31],
+            b"\x80\x06\x00\x01\x00\x01a\x00",
+            "SUBSCRIBE with QoS 0",
+        ),
+        (
+            Client,
+            &[V31],
+            b"\xaf\x05\x00\x01\x00\x01a",
+            "UNSUBSCRIBE with every flag",
+        ),
+        (Client, &[V31], b"\x60\x02\x00\x01", "PUBREL with QoS 0"),
+        (
+            Client,
+            &[V31],
+            b"\x38\x03\x00\x01a",
+            "PUBLISH with DUP and QoS 0",
+        ),
+        (Client, &[V31], b"\xe1\x00", "DISCONNECT with RETAIN"),
+        (
+            Client,
+            &[V31],
+            b"\x82\x06\x00\x01\x00\x01a\xfc",
+            "options that are not used",
+        ),
+        (
+            Client,
+            &[V31],
+            b"\x82\x02\x00\x01",
+            "SUBSCRIBE without a filter",
+        ),
+        (
+            Client,
+            &[V31],
+            b"\xa2\x02\x00\x01",
+            "UNSUBSCRIBE without a filter",
+        ),
+        (Server, &[V31], b"\x92\x03\x00\x01\x00", "SUBACK with QoS 1"),
+        (Server, &[V31], b"\x90\x02\x00\x01", "SUBACK without a code"),
+        (Server, &[V31], b"\x22\x02\x00\x00", "CONNACK with QoS 1"),
+        (
+            Server,
+            &[V31],
+            b"\x20\x02\x01\x05",
+            "CONNACK, a byte that is not used",
+        ),
+        (
+            Client,
+            &[V31],
+            b"\x12\x0f\x00\x06MQIsdp\x03\x23\x00\x3c\x00\x01c",
+            "CONNECT with QoS 1, bit 0, and RETAIN of no will",
+        ),
+        (
+            Client,
+            &[V31],
+            b"\x10\x0f\x00\x06MQIsdp\x03\x02\x00\x3c\x00\x01\x00",
+            "a client id of U+0000",
+        ),
+        (
+            Client,
+            &[V311],
+            b"\x10\x8d\x00\x00\x04MQTT\x04\x02\x00\x3c\x00\x01c",
+            "CONNECT, a length in two bytes",
+        ),
+    ];
+    for (side, versions, bytes, note) in table {
+        for version in VERSIONS {
+            let is_connect = bytes[0] >> 4 == 1;
+            let mut framer = framer(*side, (!is_connect).then_some(version), PACKET_BYTES_MAX);
+            let seen = read_stream(&mut framer, version, *side, bytes.chunks(1));
+            let is_bound = !is_connect && !versions.contains(&version);
+            assert_eq!(seen.is_err(), is_bound, "{note} in {version:?}: {seen:?}");
+        }
+    }
+}
+
+/// The header of a CONNECT is judged by the version that the packet names.
+#[test]
+fn a_connect_is_held_to_its_own_version() {
+    let body = |version: &[u8]| [version, b"\x02\x00\x3c\x00\x00"].concat();
+    let (v311, v5) = (body(b"\x00\x04MQTT\x04"), body(b"\x00\x04MQTT\x05"));
+    let v5 = [&v5[..], b"\x00"].concat();
+    for body in [&v311, &v5] {
+        let bytes = packet(0x12, body);
+        let outcome = decode_connect(&bytes);
+        assert_eq!(outcome, Err(Violation::HeaderFlagsReserved));
+    }
+    let long = [&[0x10, 0x80 | v5.len() as u8, 0], &v5[..]].concat();
+    let outcome = decode_connect(&long);
+    assert_eq!(outcome, Err(Violation::RemainingLengthNotMinimal));
 }
 
 /// What looks forbidden and is not.
