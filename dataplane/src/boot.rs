@@ -156,6 +156,7 @@ async fn control_thread(
         policy_file: args.policy.clone(),
         fleet: member.as_ref().map(fleet::Member::shared),
         drain_time: args.drain_time.0,
+        needs_upstreams: args.unready_without_upstream,
         notifier: Notifier::from_env(),
     })
     .context("the password threads")?;

@@ -113,6 +113,11 @@ pub struct RunArgs {
     )]
     pub drain_time: Span,
 
+    /// Be not ready (/readyz) while an upstream of the policy has no endpoint that is used. Without this such a node is ready,
+    /// and says that it is degraded: that a broker is down is no reason to take every node of a fleet out of service.
+    #[arg(long, env = "SLUICE_UNREADY_WITHOUT_UPSTREAM")]
+    pub unready_without_upstream: bool,
+
     /// Threads that verify passwords, at low priority; the default is one per processor, at most 8.
     #[arg(long, env = "SLUICE_AUTH_THREADS", value_name = "N",
           value_parser = clap::value_parser!(u16).range(1..=64))]

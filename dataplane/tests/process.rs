@@ -8,6 +8,8 @@
 mod crowds;
 #[path = "process/harness.rs"]
 mod harness;
+#[path = "process/upstreams.rs"]
+mod upstreams;
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -579,7 +581,7 @@ fn a_listener_moves_to_another_address() {
         running.wait_for("/readyz", |_| std::net::TcpStream::connect(before).is_err());
         assert_eq!(
             running.get("/readyz?verbose").body,
-            "{\"ready\":true,\"reasons\":[]}"
+            "{\"degraded\":[],\"ready\":true,\"reasons\":[]}"
         );
         stays.stream.write_all(&[0xc0, 0]).expect("still open");
     }

@@ -19,6 +19,7 @@ use super::args::ConnectionArgs;
 use super::connect::{self, Connection, Target, within};
 use super::failure::{Exit, Failure};
 use super::out::Answer;
+use super::render::nodes::trouble_text;
 use super::render::{access, clean, count, time};
 use crate::clock::unix_now;
 
@@ -59,9 +60,20 @@ struct Stage {
 }
 
 /// The stages, in order.
-const STAGES: [&str; 12] = [
-    "address", "tcp", "tls", "health", "token", "role", "store", "clock", "policy", "nodes",
-    "offline", "lag",
+const STAGES: [&str; 13] = [
+    "address",
+    "tcp",
+    "tls",
+    "health",
+    "token",
+    "role",
+    "store",
+    "clock",
+    "policy",
+    "nodes",
+    "offline",
+    "lag",
+    "upstreams",
 ];
 
 #[derive(Default)]
@@ -405,8 +417,8 @@ fn policy(status: &StatusResponse) -> Stage {
     stage("policy", Finding::Warn, status.warnings.join("; "), advice)
 }
 
-/// Rejected, offline, late.
-fn fleet(answer: &NodesResponse) -> [Stage; 3] {
+/// Rejected, offline, late; and what connected nodes cannot send clients to.
+fn fleet(answer: &NodesResponse) -> [Stage; 4] {
     let of = |wanted: &[NodeState]| -> Vec<&Node> {
         answer
             .nodes
@@ -484,7 +496,38 @@ fn fleet(answer: &NodesResponse) -> [Stage; 3] {
             stage("lag", Finding::Fail(Exit::Partly), detail, advice)
         }
     };
-    [nodes, offline, lag]
+    [nodes, offline, lag, upstreams(answer)]
+}
+
+/// A fault when clients of a node have nowhere to go, a warning when there are other endpoints.
+fn upstreams(answer: &NodesResponse) -> Stage {
+    let connected = answer.nodes.iter().filter(|node| node.connected);
+    let troubles = connected.flat_map(|node| {
+        let troubles = node.troubles.iter();
+        troubles.map(move |trouble| (trouble.is_last, node, trouble))
+    });
+    let (last, others): (Vec<_>, Vec<_>) = troubles.partition(|(is_last, ..)| *is_last);
+    if last.is_empty() && others.is_empty() {
+        return stage("upstreams", Finding::Ok, "every endpoint works", "");
+    }
+    let all: Vec<_> = last.iter().chain(&others).collect();
+    let shown = all.iter().take(NAMES_MAX).map(|(_, node, trouble)| {
+        let trouble = trouble_text(trouble);
+        format!("{}: {trouble}", clean(&node.name))
+    });
+    let shown: Vec<_> = shown.collect();
+    let beyond: u64 = answer.nodes.iter().map(|node| node.troubles_left_off).sum();
+    let more = match (all.len() - shown.len()) as u64 + beyond {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    let detail = format!("{}{more}", shown.join("; "));
+    if last.is_empty() {
+        let advice = "clients go to the other endpoints; `sluicectl nodes` and /upstreams of the node say more";
+        return stage("upstreams", Finding::Warn, detail, advice);
+    }
+    let advice = "clients of these nodes have nowhere to go: is the broker up, and does it answer from there?";
+    stage("upstreams", Finding::Fail(Exit::Partly), detail, advice)
 }
 
 fn names(nodes: &[&Node]) -> String {
@@ -504,6 +547,9 @@ fn names(nodes: &[&Node]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use sluice_proto::v1::EndpointTrouble;
+    use sluice_proto::v1::endpoint_trouble::Fault;
+
     use super::*;
 
     fn node(name: &str, state: NodeState, lag_ms: Option<u64>) -> Node {
@@ -515,7 +561,7 @@ mod tests {
         }
     }
 
-    fn findings(nodes: Vec<Node>) -> [Finding; 3] {
+    fn findings(nodes: Vec<Node>) -> [Finding; 4] {
         let answer = NodesResponse {
             nodes,
             released: Some(sluice_proto::v1::GenerationId::default()),
@@ -533,29 +579,60 @@ mod tests {
             ..node("a", Active, None)
         };
         for (nodes, expected) in [
-            (vec![], [Warn, Ok, Ok]),
-            (vec![node("a", Active, None)], [Ok, Ok, Ok]),
-            (vec![drained.clone()], [Warn, Ok, Ok]),
+            (vec![], [Warn, Ok, Ok, Ok]),
+            (vec![node("a", Active, None)], [Ok, Ok, Ok, Ok]),
+            (vec![drained.clone()], [Warn, Ok, Ok, Ok]),
             (
                 vec![drained, node("b", Rejected, None)],
-                [Fail(Exit::Wrong), Ok, Ok],
+                [Fail(Exit::Wrong), Ok, Ok, Ok],
             ),
             (
                 vec![node("a", Rejected, Some(99_000))],
-                [Fail(Exit::Wrong), Ok, Ok],
+                [Fail(Exit::Wrong), Ok, Ok, Ok],
             ),
             (
                 vec![node("a", Offline, Some(99_000))],
-                [Ok, Fail(Exit::Partly), Ok],
+                [Ok, Fail(Exit::Partly), Ok, Ok],
             ),
-            (vec![node("a", Sweeping, Some(9_000))], [Ok, Ok, Ok]),
+            (vec![node("a", Sweeping, Some(9_000))], [Ok, Ok, Ok, Ok]),
             (
                 vec![node("a", Sweeping, Some(11_000))],
-                [Ok, Ok, Fail(Exit::Partly)],
+                [Ok, Ok, Fail(Exit::Partly), Ok],
             ),
+            (vec![with_trouble(false, true)], [Ok, Ok, Ok, Warn]),
+            (
+                vec![with_trouble(true, true)],
+                [Ok, Ok, Ok, Fail(Exit::Partly)],
+            ),
+            (vec![with_trouble(true, false)], [Ok, Ok, Ok, Ok]),
         ] {
             assert_eq!(findings(nodes.clone()), expected, "{nodes:?}");
         }
+    }
+
+    fn with_trouble(is_last: bool, connected: bool) -> Node {
+        let trouble = EndpointTrouble {
+            upstream: "brokers".into(),
+            endpoint: "tcp://broker:1883".into(),
+            address: "10.0.0.1:1883".into(),
+            fault: Fault::NoConnack.into(),
+            is_last,
+        };
+        Node {
+            connected,
+            troubles: vec![trouble],
+            ..node("a", NodeState::Active, None)
+        }
+    }
+
+    #[test]
+    fn an_endpoint_that_does_not_work_is_named_with_its_node_and_reason() {
+        let answer = NodesResponse {
+            nodes: vec![with_trouble(true, true)],
+            released: None,
+        };
+        let expected = "a: upstream brokers: tcp://broker:1883 (10.0.0.1:1883): no CONNACK";
+        assert_eq!(upstreams(&answer).detail, expected);
     }
 
     #[test]

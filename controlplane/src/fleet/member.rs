@@ -10,6 +10,7 @@ use tonic::Status;
 
 use super::history::lock;
 use super::node::{Node, State};
+use super::observe::Troubles;
 use super::requests::Command;
 use crate::domain::{NodeRecord, UnixMillis};
 
@@ -30,6 +31,8 @@ pub struct Seat {
     pub last_seen: Option<UnixMillis>,
     /// The state that metrics count it under.
     pub counted: State,
+    /// The troubles that metrics count for it.
+    pub counted_troubles: Troubles,
     /// Counts streams; the present one, or the last.
     stream: u64,
     line: Option<Line>,
@@ -65,6 +68,7 @@ impl Member {
             address: String::new(),
             last_seen: None,
             counted: State::Offline,
+            counted_troubles: Troubles::default(),
             stream: 0,
             line: None,
             is_removed: false,

@@ -203,7 +203,11 @@ impl Fleet {
             let removed = inner.members_mut().remove(&name);
             if let Some(member) = removed {
                 member.remove(Status::unauthenticated("the node was removed"));
-                observe::moved(Some(member.look(|seat| seat.counted)), None);
+                let counted = member.look(|seat| {
+                    seat.counted_troubles.become_those(&[]);
+                    seat.counted
+                });
+                observe::moved(Some(counted), None);
                 tracing::info!(node = name.as_str(), "node removed");
             }
             inner.changed.send_replace(());
@@ -360,6 +364,14 @@ impl Inner {
                 observe::moved(Some(seat.counted), Some(state));
                 seat.counted = state;
             }
+            // What a node that is away told last is not known to be so.
+            let is_away = state == State::Offline;
+            let told = if is_away {
+                &[]
+            } else {
+                seat.node.told().troubles.as_slice()
+            };
+            seat.counted_troubles.become_those(told);
         });
         self.changed.send_replace(());
     }

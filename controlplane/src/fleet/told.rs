@@ -15,6 +15,8 @@ const WORDS_MAX: usize = 256;
 const WORD_BYTES_MAX: usize = 128;
 /// Lines of `not_ready`.
 const LINES_MAX: usize = 100;
+/// Endpoints in trouble; the rest is counted. 10,000 nodes that all have as many with the longest names take 240 MB.
+const TROUBLES_MAX: usize = 16;
 /// Length of a line that is kept, and of a text in a problem.
 const LINE_BYTES_MAX: usize = 500;
 /// Bytes of problems kept of one refusal; the rest is counted. 10,000 nodes that all refuse take 160 MiB.
@@ -124,6 +126,10 @@ pub struct Told {
     pub endpoints: u32,
     /// Of these, taken for healthy.
     pub endpoints_healthy: u32,
+    /// Endpoints that clients cannot be sent to.
+    pub troubles: Vec<v1::EndpointTrouble>,
+    /// How many more there are.
+    pub troubles_left_off: u64,
     /// Resident memory.
     pub memory_bytes: u64,
     shard_count: usize,
@@ -159,6 +165,10 @@ impl Told {
         self.endpoints = heartbeat.endpoints;
         self.endpoints_healthy = heartbeat.endpoints_healthy;
         self.memory_bytes = heartbeat.memory_bytes;
+        let beyond = heartbeat.troubles.len().saturating_sub(TROUBLES_MAX) as u64;
+        self.troubles_left_off = heartbeat.troubles_left_off.saturating_add(beyond);
+        let troubles = heartbeat.troubles.into_iter().take(TROUBLES_MAX);
+        self.troubles = troubles.map(cut_trouble).collect();
         let lines = heartbeat.not_ready.into_iter().take(LINES_MAX);
         self.not_ready = lines.map(cut).collect();
     }
@@ -256,6 +266,15 @@ fn cut_problem(problem: v1::Problem) -> v1::Problem {
     }
 }
 
+fn cut_trouble(trouble: v1::EndpointTrouble) -> v1::EndpointTrouble {
+    v1::EndpointTrouble {
+        upstream: cut(trouble.upstream),
+        endpoint: cut(trouble.endpoint),
+        address: cut(trouble.address),
+        ..trouble
+    }
+}
+
 /// At most [`LINE_BYTES_MAX`] bytes, whole characters.
 pub(super) fn cut(mut text: String) -> String {
     if text.len() > LINE_BYTES_MAX {
@@ -332,6 +351,14 @@ mod tests {
                 5
             ],
             not_ready: vec!["ä".repeat(1000); 200],
+            troubles: vec![
+                v1::EndpointTrouble {
+                    endpoint: "e".repeat(9000),
+                    ..Default::default()
+                };
+                50
+            ],
+            troubles_left_off: 7,
             ..v1::Heartbeat::default()
         });
         assert_eq!(told.shards.len(), 2);
@@ -341,6 +368,10 @@ mod tests {
                 .iter()
                 .all(|line| line.len() <= LINE_BYTES_MAX)
         );
+        let troubles = (told.troubles.len(), told.troubles_left_off);
+        assert_eq!(troubles, (TROUBLES_MAX, 41));
+        let endpoint = &told.troubles[0].endpoint;
+        assert!(endpoint.len() <= LINE_BYTES_MAX);
         told.acknowledge(u32::MAX, GenerationId::from_wire(&wire(1)).unwrap());
         assert_eq!(told.active(), None);
     }

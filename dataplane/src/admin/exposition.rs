@@ -11,6 +11,7 @@ use metrics::{Key, KeyName, Label, Level, Metadata, Recorder};
 use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 
 use crate::clock;
+use crate::control::endpoints::Trouble;
 use crate::control::fleet::LinkState;
 use crate::control::observe::{Crowd, Observed, ShardView, resident_bytes};
 use crate::metrics::Counter;
@@ -283,14 +284,19 @@ fn upstreams(page: &Page<'_>, observed: &Observed) {
     let states = "sluice_upstream_endpoints";
     page.describe_gauge(
         states,
-        "Endpoints by upstream and state (usable, unhealthy, breaker_open).",
+        "Endpoints by upstream and state (usable, unresolved, breaker_open, unhealthy, silent).",
+    );
+    let down = "sluice_upstream_endpoint_down";
+    page.describe_gauge(
+        down,
+        "Addresses of an endpoint that do not work, by what they failed at; absent while all do.",
     );
     let open = "sluice_upstream_connections";
     page.describe_gauge(open, "Connections open to an upstream.");
     let failures = "sluice_upstream_dial_failures_total";
     page.describe_counter(
         failures,
-        "Failed dials, by upstream, of the endpoints in use.",
+        "Failures of the endpoints in use that they were charged with: dials, and CONNECTs without an answer.",
     );
     let mut names: Vec<&str> = observed
         .endpoints
@@ -305,21 +311,33 @@ fn upstreams(page: &Page<'_>, observed: &Observed) {
                 .iter()
                 .filter(|view| &*view.upstream == name)
         };
-        let breaker_open = views().filter(|view| view.breaker_open).count();
-        let unhealthy = views()
-            .filter(|view| !view.healthy && !view.breaker_open)
-            .count();
-        let usable = views().count() - breaker_open - unhealthy;
-        for (state, count) in [
-            ("usable", usable),
-            ("unhealthy", unhealthy),
-            ("breaker_open", breaker_open),
-        ] {
-            page.gauge(
-                states,
-                &[("upstream", name), ("state", state)],
-                count as f64,
-            );
+        let usable = views().filter(|view| view.trouble().is_none()).count();
+        page.gauge(
+            states,
+            &[("upstream", name), ("state", "usable")],
+            usable as f64,
+        );
+        for trouble in Trouble::ALL {
+            let count = views()
+                .filter(|view| view.trouble() == Some(trouble))
+                .count();
+            let labels = [("upstream", name), ("state", trouble.name())];
+            page.gauge(states, &labels, count as f64);
+        }
+        for view in views() {
+            if let (Some(_), Some(fault)) = (view.trouble(), view.fault) {
+                let same = views().filter(|other| {
+                    other.trouble().is_some()
+                        && other.endpoint == view.endpoint
+                        && other.fault == Some(fault)
+                });
+                let labels = [
+                    ("upstream", name),
+                    ("endpoint", &*view.endpoint),
+                    ("reason", fault.name()),
+                ];
+                page.gauge(down, &labels, same.count() as f64);
+            }
         }
         let connections: u64 = views().map(|view| u64::from(view.connections)).sum();
         page.gauge(open, &[("upstream", name)], connections as f64);

@@ -111,7 +111,7 @@ fn is_from_web_page(is_loopback: bool, headers: &HeaderMap) -> bool {
 async fn index() -> &'static str {
     "sluice-dataplane\n\
      GET /livez      the process answers\n\
-     GET /readyz     send it devices? (?verbose: why not, as JSON)\n\
+     GET /readyz     send it devices? (?verbose: why not, and what does not work, as JSON)\n\
      GET /metrics    for Prometheus\n\
      GET /policy     desired, compiled, delivered and active generation; the last refusal\n\
      GET /fleet      the link to the control plane; null without one\n\
@@ -128,9 +128,9 @@ async fn livez() -> &'static str {
 }
 
 async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Response {
-    let reasons = match admin.control.observe(false).await {
-        Ok(observed) => observed.not_ready,
-        Err(error) => vec![error.to_string()],
+    let (reasons, degraded) = match admin.control.observe(false).await {
+        Ok(observed) => (observed.not_ready, observed.degraded),
+        Err(error) => (vec![error.to_string()], Vec::new()),
     };
     let status = if reasons.is_empty() {
         StatusCode::OK
@@ -139,12 +139,13 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
     };
     if query.verbose.is_some() {
         let ready = reasons.is_empty();
-        return (status, Json(json!({ "ready": ready, "reasons": reasons }))).into_response();
+        let said = json!({ "ready": ready, "reasons": reasons, "degraded": degraded });
+        return (status, Json(said)).into_response();
     }
-    let text = if reasons.is_empty() {
-        "ready\n"
-    } else {
-        "not ready\n"
+    let text = match (reasons.is_empty(), degraded.is_empty()) {
+        (true, true) => "ready\n",
+        (true, false) => "ready, but degraded\n",
+        (false, _) => "not ready\n",
     };
     (status, text).into_response()
 }

@@ -3,8 +3,8 @@
 //!
 //! Nothing here waits: what takes long was sent to another thread or task and comes back as an event of its own.
 
+use super::endpoints::{self, EndpointView};
 use super::listeners::Listening;
-use super::observe::EndpointView;
 use super::*;
 use crate::logging;
 
@@ -156,7 +156,10 @@ impl Control {
     pub(super) fn endpoints(&self) -> Vec<EndpointView> {
         self.apply
             .snapshot()
-            .map(|snapshot| observe::endpoints(&snapshot, self.apply.directory(), &self.table))
+            .map(|snapshot| {
+                let missing = self.resolved.missing(&snapshot);
+                endpoints::endpoints(&snapshot, self.apply.directory(), &self.table, &missing)
+            })
             .unwrap_or_default()
     }
 

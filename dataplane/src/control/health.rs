@@ -12,7 +12,8 @@ use sluice_policy::Snapshot;
 use tokio::net::{TcpStream, UnixStream};
 use tokio::task::AbortHandle;
 
-use crate::node::{Directory, EndpointCell, Table};
+use crate::clock;
+use crate::node::{Directory, EndpointCell, Fault, Table};
 use crate::ring::Target;
 
 /// One lost SYN must not move a fleet.
@@ -113,6 +114,9 @@ async fn check(table: Arc<Table>, cell: EndpointCell, plan: Plan) {
             }
             Err(error) => {
                 failures = failures.saturating_add(1);
+                if let Some(state) = table.endpoint(cell) {
+                    state.noticed(clock::monotonic(), fault_of(&error));
+                }
                 if was_healthy && failures >= FAILURES {
                     tracing::warn!(upstream = %plan.upstream, endpoint = place(&plan.target), %error, "endpoint fails its health check");
                     mark(&table, cell, false);
@@ -134,6 +138,13 @@ async fn probe(target: &Target) -> io::Result<()> {
     match target {
         Target::Tcp(address) => TcpStream::connect(address).await.map(drop),
         Target::Unix(path) => UnixStream::connect(path).await.map(drop),
+    }
+}
+
+fn fault_of(error: &io::Error) -> Fault {
+    match error.raw_os_error() {
+        Some(errno) => Fault::of_errno(errno),
+        None => Fault::TimedOut,
     }
 }
 

@@ -28,6 +28,8 @@ pub mod auth;
 /// From a document to a snapshot, off this thread.
 pub mod compile;
 mod crowding;
+/// What operators see of endpoints.
+pub mod endpoints;
 mod events;
 /// The way to a control plane.
 pub mod fleet;
@@ -208,6 +210,8 @@ pub struct Parts {
     pub fleet: Option<fleet::Shared>,
     /// Time of a drain.
     pub drain_time: Duration,
+    /// The node is not ready while an upstream has no endpoint that is used.
+    pub needs_upstreams: bool,
     /// The service manager.
     pub notifier: Notifier,
 }
@@ -230,6 +234,7 @@ pub struct Control {
     policy_file: Option<PathBuf>,
     fleet: Option<fleet::Shared>,
     drain_time: Duration,
+    needs_upstreams: bool,
 
     mail: Arc<MailBell>,
     commands: mpsc::Receiver<Command>,
@@ -413,6 +418,7 @@ impl Control {
             policy_file: parts.policy_file,
             fleet: parts.fleet,
             drain_time: parts.drain_time,
+            needs_upstreams: parts.needs_upstreams,
             mail,
             commands,
             attempts: mpsc::channel(1),

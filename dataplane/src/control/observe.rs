@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use sluice_policy::{Listener, Snapshot};
+use sluice_policy::Listener;
 
 use super::apply::PolicyStatus;
 use super::auth::PoolGauges;
+use super::endpoints::EndpointView;
 use super::fleet::FleetView;
 use super::listeners::Listening;
 use crate::metrics::Counters;
-use crate::node::{Directory, ShardGauges, Table};
-use crate::ring::Target;
+use crate::node::{ShardGauges, Table};
 
 /// How long a shard may leave questions unanswered before the node is not ready.
 pub const SHARD_SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -51,6 +51,8 @@ pub struct Observed {
     pub fleet: Option<FleetView>,
     /// Why the node is not ready; empty exactly when it is.
     pub not_ready: Vec<String>,
+    /// What does not work although the node may be ready: upstreams without an endpoint that does.
+    pub degraded: Vec<String>,
 }
 
 /// How many connections there are, how many of them are strangers (their CONNECT has not come), and how many there may be.
@@ -89,25 +91,6 @@ pub struct ShardView {
     pub loop_lag_micros: u64,
     /// Since its last answer.
     pub silent_for_ms: u64,
-}
-
-/// An endpoint as the node counts it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct EndpointView {
-    /// Upstream it belongs to.
-    pub upstream: Box<str>,
-    /// As the policy spells it.
-    pub endpoint: Box<str>,
-    /// Where that is.
-    pub address: String,
-    /// Connections open.
-    pub connections: u32,
-    /// False exactly when the last active check failed.
-    pub healthy: bool,
-    /// True exactly when its breaker is not closed.
-    pub breaker_open: bool,
-    /// Failed dials.
-    pub failures: u64,
 }
 
 impl ShardView {
@@ -152,35 +135,6 @@ pub(super) fn crowd_of(table: &Table, listener: &Listener) -> Crowd {
         strangers: table.strangers_of(listener.id),
         strangers_max: table.strangers_max_of(connections_max),
     }
-}
-
-/// The endpoints of the snapshot's upstreams, in its order.
-pub(super) fn endpoints(
-    snapshot: &Snapshot,
-    directory: &Directory,
-    table: &Table,
-) -> Vec<EndpointView> {
-    let mut views = Vec::new();
-    for upstream in snapshot.upstreams() {
-        for endpoint in directory.endpoints(upstream.id) {
-            let Some(state) = table.endpoint(endpoint.cell) else {
-                continue;
-            };
-            views.push(EndpointView {
-                upstream: upstream.name.clone(),
-                endpoint: endpoint.name().into(),
-                address: match &endpoint.target {
-                    Target::Tcp(address) => address.to_string(),
-                    Target::Unix(path) => path.display().to_string(),
-                },
-                connections: state.open(),
-                healthy: state.is_healthy(),
-                breaker_open: state.is_open(),
-                failures: state.failures(),
-            });
-        }
-    }
-    views
 }
 
 /// Resident memory of this process (`VmRSS`), as the kernel tells it.

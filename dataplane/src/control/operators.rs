@@ -409,8 +409,13 @@ impl Control {
             .collect();
         let delivered_for = now.since(self.delivered_at);
         let draining = self.drain.is_some() || self.rest.is_some();
-        let not_ready = observe::not_ready(&policy, &shards, draining, delivered_for, &deaf);
+        let mut not_ready = observe::not_ready(&policy, &shards, draining, delivered_for, &deaf);
         let endpoints = self.endpoints();
+        let degraded = endpoints::degraded(&endpoints);
+        if self.needs_upstreams {
+            let down = degraded.iter().filter(|degraded| degraded.is_down);
+            not_ready.extend(down.map(|degraded| degraded.line.clone()));
+        }
         let listeners = self.apply.listening();
         Observed {
             policy,
@@ -430,6 +435,7 @@ impl Control {
             is_draining: draining,
             fleet: self.fleet.as_ref().map(fleet::Shared::view),
             not_ready,
+            degraded: degraded.into_iter().map(|degraded| degraded.line).collect(),
         }
     }
 

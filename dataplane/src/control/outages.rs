@@ -4,21 +4,16 @@
 
 use std::collections::BTreeMap;
 
-use super::observe::EndpointView;
+use super::endpoints::{EndpointView, Trouble};
+use crate::node::Fault;
+
+/// Lines of one look; more changes are counted in one. Looks are two seconds apart.
+const LINES_MAX: usize = 16;
 
 /// What was last said of each endpoint that is not usable, by upstream and address.
 #[derive(Default)]
 pub(super) struct Outages {
-    known: BTreeMap<(Box<str>, String), Trouble>,
-}
-
-/// Why an endpoint is passed over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Trouble {
-    /// Too many dials failed in a row.
-    BreakerOpen,
-    /// The last health checks failed.
-    Unhealthy,
+    known: BTreeMap<(Box<str>, Box<str>, String), Trouble>,
 }
 
 /// One line for the log.
@@ -35,9 +30,10 @@ impl Outages {
         let mut changes = Vec::new();
         let mut now = BTreeMap::new();
         for endpoint in endpoints {
-            let key = (endpoint.upstream.clone(), endpoint.address.clone());
+            let name = endpoint.endpoint.clone();
+            let key = (endpoint.upstream.clone(), name, endpoint.address.clone());
             let before = self.known.get(&key).copied();
-            let trouble = trouble(endpoint);
+            let trouble = endpoint.trouble();
             if trouble != before {
                 changes.push(Change { endpoint, trouble });
             }
@@ -52,30 +48,34 @@ impl Outages {
 
 /// Writes the changes to the log.
 pub(super) fn tell(changes: &[Change<'_>]) {
-    for Change { endpoint, trouble } in changes {
+    for Change { endpoint, trouble } in changes.iter().take(LINES_MAX) {
         let (upstream, name) = (&endpoint.upstream, &endpoint.endpoint);
         let (address, failures) = (&endpoint.address, endpoint.failures);
+        let reason = endpoint.fault.map_or("unknown", Fault::words);
         match trouble {
+            Some(Trouble::Unresolved) => {
+                tracing::warn!(%upstream, endpoint = %name, reason, "endpoint cannot be used: its name has no address");
+            }
             Some(Trouble::BreakerOpen) => {
-                tracing::warn!(%upstream, endpoint = %name, address, failures, "endpoint is left alone: its dials fail; one probe at a time until one succeeds");
+                tracing::warn!(%upstream, endpoint = %name, address, reason, failures, "endpoint is left alone: it failed too often in a row; one probe at a time until one succeeds");
             }
             Some(Trouble::Unhealthy) => {
-                tracing::warn!(%upstream, endpoint = %name, address, "endpoint is used only when no other is left: its health checks fail");
+                tracing::warn!(%upstream, endpoint = %name, address, reason, "endpoint is used only when no other is left: its health checks fail");
+            }
+            Some(Trouble::Silent) => {
+                tracing::warn!(%upstream, endpoint = %name, address, reason, "endpoint is used, but answers no CONNECT");
             }
             None => {
                 tracing::info!(%upstream, endpoint = %name, address, "endpoint is used again");
             }
         }
     }
-}
-
-fn trouble(endpoint: &EndpointView) -> Option<Trouble> {
-    if endpoint.breaker_open {
-        Some(Trouble::BreakerOpen)
-    } else if endpoint.healthy {
-        None
-    } else {
-        Some(Trouble::Unhealthy)
+    let left_off = changes.len().saturating_sub(LINES_MAX);
+    if left_off > 0 {
+        tracing::warn!(
+            left_off,
+            "more endpoints changed; /upstreams shows them all"
+        );
     }
 }
 
@@ -91,6 +91,8 @@ mod tests {
             connections: 0,
             healthy,
             breaker_open,
+            silent: false,
+            fault: None,
             failures: 5,
         }
     }

@@ -8,7 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use sluice_policy::{Endpoint, Snapshot};
+use sluice_policy::{Endpoint, Snapshot, UpstreamId};
 use tokio::task::JoinSet;
 
 use crate::node::Located;
@@ -137,6 +137,21 @@ impl Resolved {
             }
         }
         located
+    }
+
+    /// Endpoints of the snapshot whose name has no address: the upstream, and the endpoint as the policy spells it.
+    pub fn missing(&self, snapshot: &Snapshot) -> Vec<(UpstreamId, String)> {
+        let mut missing = Vec::new();
+        for upstream in snapshot.upstreams() {
+            for endpoint in &upstream.endpoints {
+                if let Endpoint::Tcp { host, port } = endpoint
+                    && self.addresses(host, *port).is_empty()
+                {
+                    missing.push((upstream.id, format!("tcp://{host}:{port}")));
+                }
+            }
+        }
+        missing
     }
 
     /// The names asked for.

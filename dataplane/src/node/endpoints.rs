@@ -90,6 +90,19 @@ impl Fault {
         Self::Unavailable,
     ];
 
+    /// In words, for the log and for operators.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::Unreachable => "unreachable",
+            Self::TimedOut => "timed out",
+            Self::NameNotFound => "name not found",
+            Self::NoConnack => "no CONNACK",
+            Self::ClosedEarly => "closed before CONNACK",
+            Self::Unavailable => "says that it is unavailable",
+        }
+    }
+
     /// Its name in metrics and JSON.
     pub fn name(self) -> &'static str {
         match self {

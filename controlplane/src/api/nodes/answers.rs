@@ -54,6 +54,8 @@ fn node(view: View) -> Node {
         endpoints: told.endpoints,
         endpoints_healthy: told.endpoints_healthy,
         memory_bytes: told.memory_bytes,
+        troubles: told.troubles,
+        troubles_left_off: told.troubles_left_off,
         features: told.features,
     }
 }

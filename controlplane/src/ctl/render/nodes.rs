@@ -4,6 +4,8 @@ use serde_json::{Value, json};
 use sluice_proto::control::v1::{
     Node, NodeAnswer, NodeSession, NodeShard, NodeState, NodesResponse, Rejection,
 };
+use sluice_proto::v1::EndpointTrouble;
+use sluice_proto::v1::endpoint_trouble::Fault;
 use sluice_proto::v1::reject::Reason;
 use sluice_proto::v1::session_page::Session;
 
@@ -88,8 +90,57 @@ pub(crate) fn nodes_text(answer: &NodesResponse) -> String {
                 clean(why)
             ));
         }
+        for trouble in &node.troubles {
+            text.push_str(&format!(
+                "{}: {}\n",
+                clean(&node.name),
+                trouble_text(trouble)
+            ));
+        }
+        if node.troubles_left_off > 0 {
+            let more = node.troubles_left_off;
+            text.push_str(&format!(
+                "{}: and {more} more endpoints\n",
+                clean(&node.name)
+            ));
+        }
     }
     text
+}
+
+/// The endpoint, where it is, and what it failed at.
+pub(crate) fn trouble_text(trouble: &EndpointTrouble) -> String {
+    let (upstream, endpoint) = (clean(&trouble.upstream), clean(&trouble.endpoint));
+    let address = if trouble.address.is_empty() || trouble.endpoint.ends_with(&trouble.address) {
+        String::new()
+    } else {
+        format!(" ({})", clean(&trouble.address))
+    };
+    let fault = fault_words(trouble.fault());
+    format!("upstream {upstream}: {endpoint}{address}: {fault}")
+}
+
+fn fault_words(fault: Fault) -> &'static str {
+    match fault {
+        Fault::Unspecified => "does not work",
+        Fault::Refused => "refused",
+        Fault::Unreachable => "unreachable",
+        Fault::TimedOut => "timed out",
+        Fault::NameNotFound => "name not found",
+        Fault::NoConnack => "no CONNACK",
+        Fault::ClosedBeforeConnack => "closed before CONNACK",
+        Fault::Unavailable => "says that it is unavailable",
+    }
+}
+
+fn trouble_json(trouble: &EndpointTrouble) -> Value {
+    json!({
+        "upstream": trouble.upstream,
+        "endpoint": trouble.endpoint,
+        "address": trouble.address,
+        "reason": fault_words(trouble.fault()),
+        "is_last": trouble.is_last,
+    })
 }
 
 fn note(node: &Node) -> String {
@@ -158,6 +209,8 @@ fn node_json(node: &Node) -> Value {
         "endpoints": node.endpoints,
         "endpoints_healthy": node.endpoints_healthy,
         "memory_bytes": node.memory_bytes,
+        "troubles": node.troubles.iter().map(trouble_json).collect::<Value>(),
+        "troubles_left_off": node.troubles_left_off,
         "features": node.features,
     })
 }

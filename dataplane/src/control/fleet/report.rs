@@ -3,15 +3,19 @@
 //! Pure: what is known comes in, a message comes out.
 
 use sluice_proto::v1;
+use sluice_proto::v1::endpoint_trouble::Fault as Told;
 
 use super::agent::Agent;
+use crate::control::endpoints::{self, EndpointView};
 use crate::control::observe::Observed;
 use crate::control::{SessionCursor, SessionPage};
 use crate::metrics::{Counter, Counters};
-use crate::node::SessionInfo;
+use crate::node::{Fault, SessionInfo};
 
 /// Reasons not to be ready in one heartbeat.
 const REASONS_MAX: usize = 100;
+/// Endpoints that do not work in one heartbeat.
+const TROUBLES_MAX: usize = 100;
 /// A page of sessions stays below this, unless one alone is longer; the control plane takes messages of 4 MiB.
 const PAGE_BYTES_MAX: usize = 2 << 20;
 /// What a session weighs beside its names: address, numbers, and what is around them.
@@ -37,7 +41,8 @@ const DENIALS: [Counter; 5] = [
 /// The heartbeat of this moment. Begins the longest turns anew.
 pub(super) fn heartbeat(observed: &Observed, agent: &Agent, memory_bytes: u64) -> v1::Heartbeat {
     let shards = observed.shards.iter().zip(&observed.counters);
-    let healthy = observed.endpoints.iter().filter(|view| view.healthy);
+    let used = observed.endpoints.iter().filter(|view| view.is_used());
+    let (troubles, troubles_left_off) = troubles(&observed.endpoints);
     v1::Heartbeat {
         shards: shards
             .map(|(view, cells)| v1::heartbeat::Shard {
@@ -51,7 +56,7 @@ pub(super) fn heartbeat(observed: &Observed, agent: &Agent, memory_bytes: u64) -
             .collect(),
         is_draining: observed.is_draining,
         endpoints: count(observed.endpoints.len()),
-        endpoints_healthy: count(healthy.count()),
+        endpoints_healthy: count(used.count()),
         memory_bytes,
         not_ready: observed
             .not_ready
@@ -59,6 +64,40 @@ pub(super) fn heartbeat(observed: &Observed, agent: &Agent, memory_bytes: u64) -
             .take(REASONS_MAX)
             .cloned()
             .collect(),
+        troubles,
+        troubles_left_off,
+    }
+}
+
+/// Endpoints that do not work, those of upstreams without another first; and how many more there are.
+fn troubles(views: &[EndpointView]) -> (Vec<v1::EndpointTrouble>, u64) {
+    let degraded = endpoints::degraded(views);
+    let is_last = |view: &EndpointView| degraded.iter().any(|lost| lost.upstream == view.upstream);
+    let troubled = views.iter().filter(|view| view.trouble().is_some());
+    let (last, others): (Vec<_>, Vec<_>) = troubled.partition(|view| is_last(view));
+    let told = last.iter().chain(&others).take(TROUBLES_MAX);
+    let told: Vec<_> = told
+        .map(|view| v1::EndpointTrouble {
+            upstream: view.upstream.as_ref().into(),
+            endpoint: view.endpoint.as_ref().into(),
+            address: view.address.clone(),
+            fault: view.fault.map_or(Told::Unspecified, in_contract).into(),
+            is_last: is_last(view),
+        })
+        .collect();
+    let left_off = last.len() + others.len() - told.len();
+    (told, left_off as u64)
+}
+
+fn in_contract(fault: Fault) -> Told {
+    match fault {
+        Fault::Refused => Told::Refused,
+        Fault::Unreachable => Told::Unreachable,
+        Fault::TimedOut => Told::TimedOut,
+        Fault::NameNotFound => Told::NameNotFound,
+        Fault::NoConnack => Told::NoConnack,
+        Fault::ClosedEarly => Told::ClosedBeforeConnack,
+        Fault::Unavailable => Told::Unavailable,
     }
 }
 
@@ -143,6 +182,34 @@ mod tests {
             open_for: Duration::ZERO,
         };
         (shard, info, "main".into())
+    }
+
+    #[test]
+    fn a_heartbeat_names_the_endpoints_that_do_not_work_the_gravest_first() {
+        let view = |upstream: &str, port: usize, breaker_open| EndpointView {
+            upstream: upstream.into(),
+            endpoint: format!("tcp://b:{port}").into(),
+            address: format!("10.0.0.1:{port}"),
+            connections: 0,
+            healthy: true,
+            breaker_open,
+            silent: false,
+            fault: breaker_open.then_some(Fault::Refused),
+            failures: 0,
+        };
+        let mut views: Vec<_> = (0..120).map(|port| view("a", port, port > 0)).collect();
+        views.push(view("b", 1, true));
+        let (told, left_off) = troubles(&views);
+        assert_eq!((told.len(), left_off), (TROUBLES_MAX, 20));
+        let first = v1::EndpointTrouble {
+            upstream: "b".into(),
+            endpoint: "tcp://b:1".into(),
+            address: "10.0.0.1:1".into(),
+            fault: Told::Refused.into(),
+            is_last: true,
+        };
+        assert_eq!(told.first(), Some(&first));
+        assert!(told.iter().skip(1).all(|other| !other.is_last));
     }
 
     #[test]

@@ -117,6 +117,7 @@ fn observed() -> Observed {
         is_draining: false,
         fleet: None,
         not_ready: Vec::new(),
+        degraded: Vec::new(),
     }
 }
 
