@@ -20,6 +20,7 @@ on_every_cell!(GATES;
     s5_dropped_deliveries_are_acknowledged_in_their_turn,
     s6_the_filter_part_of_a_shared_subscription_is_judged,
     filters_that_are_none_end_the_session,
+    older_versions_are_held_to_their_own_rules,
     max_qos_of_a_rule_lowers_the_subscription,
     unsubscribe_is_always_allowed,
 );
@@ -319,12 +320,23 @@ fn filters_that_are_none_end_the_session(gate: &Visit<'_>) {
             }
             client.expect_end();
         }
-        // No filter at all [MQTT-3.8.3-2], and a reserved bit in the options.
+        // No filter at all [MQTT-3.8.3-2], which 3.1 does not forbid.
+        let none = packet::subscribe(version, 1, &[]);
+        if version == Version::V31 {
+            let mut client = Client::open(gate.listener("main"), version, "s5-none");
+            client.put(&none);
+            client.expect_bytes(&[0x90, 2, 0, 1]);
+            client.ping();
+        }
+        // A QoS that is none, an identifier that is none.
         for bad in [
-            packet::subscribe(version, 1, &[]),
-            packet::subscribe(version, 1, &[("a", 3)]),
-            packet::subscribe(version, 0, &[("a", 0)]),
-        ] {
+            (version > Version::V31).then_some(none),
+            Some(packet::subscribe(version, 1, &[("a", 3)])),
+            Some(packet::subscribe(version, 0, &[("a", 0)])),
+        ]
+        .into_iter()
+        .flatten()
+        {
             let mut client = Client::open(gate.listener("main"), version, "s5-malformed");
             client.put(&bad);
             if version == Version::V5 {
@@ -333,6 +345,28 @@ fn filters_that_are_none_end_the_session(gate: &Visit<'_>) {
             client.expect_end();
         }
     }
+}
+
+/// Below version 5 a length may take more bytes than it needs, and 3.1 has bits that are not used. Mosquitto takes the
+/// first and not all of the second, so what goes on is plain.
+fn older_versions_are_held_to_their_own_rules(gate: &Visit<'_>) {
+    for version in [Version::V31, Version::V311] {
+        let mut client = Client::open(gate.listener("main"), version, "s5-older");
+        client.put(b"\x82\x88\x00\x00\x06\x00\x03a/b\x00");
+        client.expect_bytes(b"\x90\x03\x00\x06\x00");
+        client.ping();
+    }
+    let mut client = Client::open(gate.listener("main"), Version::V31, "s5-older");
+    client.put(b"\xc2\x00");
+    client.expect_bytes(&packet::PINGRESP);
+    client.put(b"\x42\x02\x00\x01");
+    client.put(b"\x80\x08\x00\x07\x00\x03a/b\xfc");
+    client.expect_bytes(b"\x90\x03\x00\x07\x00");
+    client.ping();
+    let mut writer = Client::open(gate.listener("main"), Version::V31, "writer-older");
+    writer.put(b"\x38\x06\x00\x03a/bx");
+    client.expect_message("a/b", "x");
+    writer.ping();
 }
 
 fn max_qos_of_a_rule_lowers_the_subscription(gate: &Visit<'_>) {

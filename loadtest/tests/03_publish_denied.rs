@@ -319,6 +319,9 @@ fn s15_payloads_over_the_rules_are_refused(gate: &Visit<'_>) {
             .bytes();
         client.put(&fits);
         peer.expect_bytes(&fits);
+        // Our answers wait for those before them.
+        peer.send(&packet::ack(PacketKind::Puback, 1));
+        client.expect_bytes(&packet::ack(PacketKind::Puback, 1));
         for payload in ["0123456789a", &"long".repeat(30_000)] {
             client.put(&Publish::new(version, "small/x", payload).qos(1, 2).bytes());
             expect_refusal(&mut client, 1, 2);
