@@ -13,7 +13,7 @@ use sluice_bench::fixtures::{Level, connack, connect_anonymous, policy, publish}
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::Counters;
 use sluice_dataplane::session::{Context, Dialled, Output, Outputs, Session, Side};
-use sluice_policy::{Generation, Snapshot, compile};
+use sluice_policy::{Effort, Generation, SLICE_NODES, Snapshot, compile};
 
 struct Bench {
     snapshot: Snapshot,
@@ -37,6 +37,7 @@ impl Bench {
         let mut context = Context {
             now: Time(1),
             snapshot: &snapshot,
+            effort: &mut Effort::new(SLICE_NODES),
             out: &mut out,
             counters: &counters,
             random: &mut random,
@@ -65,6 +66,7 @@ impl Bench {
         let mut context = Context {
             now: Time(2),
             snapshot: &self.snapshot,
+            effort: &mut Effort::new(SLICE_NODES),
             out: &mut self.out,
             counters: &self.counters,
             random: &mut random,

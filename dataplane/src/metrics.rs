@@ -60,6 +60,10 @@ counters! {
     SubscribeForwarded => "sluice_subscribe_filters_total" { "result": "forwarded" };
     /// Filters of SUBSCRIBE that were refused.
     SubscribeDenied => "sluice_subscribe_filters_total" { "result": "denied" };
+    /// Work done to judge filters of SUBSCRIBE, in nodes of the rule tables.
+    SubscribeNodes => "sluice_subscribe_nodes_total" {};
+    /// Times a SUBSCRIBE waited because its session had used up its allowance of such work.
+    SubscribePaused => "sluice_subscribe_paused_total" {};
     /// Messages, wills and filters whose QoS was lowered.
     QosLowered => "sluice_edits_total" { "edit": "qos_lowered" };
     /// Messages and wills whose RETAIN flag was cleared.

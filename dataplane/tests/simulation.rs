@@ -30,6 +30,8 @@ mod packets;
 mod stage;
 #[path = "simulation/strangers.rs"]
 mod strangers;
+#[path = "simulation/work.rs"]
+mod work;
 
 use std::collections::BTreeSet;
 use std::panic::catch_unwind;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::Counters;
 use sluice_dataplane::session::{AuthOutcome, Context, Dialled, Output, Outputs, Session, Side};
-use sluice_policy::{Generation, Snapshot, compile};
+use sluice_policy::{Effort, Generation, Snapshot, compile};
 use sluice_wire::mqtt::{
     self, Framer, PacketKind, Step, Version, decode, decode_connect, decode_publish_head,
 };
@@ -52,6 +52,9 @@ rules:
   - {name: connect, actions: [connect], decision: allow}
   - {name: open, actions: [publish, subscribe], topics: ["b/#"], decision: allow}
 "##;
+
+/// What a call may do of work that can be divided: so little that a SUBSCRIBE of two filters takes several.
+const SHARE_NODES: u32 = 20;
 
 /// What a session may keep, whatever it is sent: far above what these inputs need, far below a leak for each packet.
 const HEAP_BYTES_MAX: usize = 256 << 10;
@@ -131,6 +134,8 @@ struct Rig {
     broker: Reader,
     /// What the session waits for.
     waits: Vec<Waits>,
+    /// It left work for the next call.
+    has_work: bool,
     is_closed: bool,
 }
 
@@ -150,6 +155,7 @@ impl Rig {
             &mut Context {
                 now,
                 snapshot: &snapshots[0],
+                effort: &mut Effort::new(SHARE_NODES),
                 out: &mut out,
                 counters: &counters,
                 random: &mut || 0,
@@ -169,6 +175,7 @@ impl Rig {
             client: Reader::new(mqtt::Side::Server),
             broker: Reader::new(mqtt::Side::Client),
             waits: Vec::new(),
+            has_work: false,
             is_closed: false,
         }
     }
@@ -221,6 +228,9 @@ impl Rig {
         lease: &mut [u8],
         call: impl FnOnce(&mut Session, &mut Context<'_>, &mut [u8]),
     ) {
+        if std::mem::take(&mut self.has_work) {
+            self.call_once(&mut [], |session, context, _| session.handle_share(context));
+        }
         self.call_once(lease, call);
         while let Some(waits) = self.waits.pop() {
             self.call_once(&mut [], |session, context, _| match waits {
@@ -244,6 +254,7 @@ impl Rig {
             &mut Context {
                 now: self.now,
                 snapshot: &self.snapshots[self.generation],
+                effort: &mut Effort::new(SHARE_NODES),
                 out: &mut self.out,
                 counters: &self.counters,
                 random: &mut || {
@@ -276,6 +287,7 @@ impl Rig {
                 | Output::PauseReading(_)
                 | Output::ResumeReading(_)
                 | Output::Fault(_) => {}
+                Output::Later => self.has_work = true,
                 Output::Close(_) => self.is_closed = true,
             }
         }

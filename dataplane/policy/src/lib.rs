@@ -11,9 +11,11 @@ pub mod convert;
 mod crowd;
 mod digest;
 mod document;
+mod effort;
 mod explain;
 mod filter;
 pub mod fleet;
+mod granting;
 mod live;
 pub mod model;
 mod password;
@@ -32,8 +34,10 @@ mod yaml;
 pub use cancel::Cancel;
 pub use compile::{compile, compile_rows, compile_rows_until, compile_until};
 pub use document::{parse, parse_until};
+pub use effort::{Effort, SLICE_NODES};
 pub use explain::{Explanation, PASSED_OVER_MAX, PassedOver, Question, version_name};
 pub use filter::{FILTER_LEVELS_MAX, Level, TopicFilter, Variable};
+pub use granting::HalfJudged;
 pub use live::{PolicyCache, PolicyHandle};
 pub use password::{
     ARGON2_LANES_MAX, ARGON2_MEMORY_KIB_MAX, ARGON2_PASSES_MAX, BCRYPT_COST_MAX, HashError,
@@ -46,7 +50,7 @@ pub use users::LockedOut;
 pub use validate::{
     ENDPOINTS_MAX, LISTENERS_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX, RULES_MAX, validate,
 };
-pub use verdict::{Effort, PACKET_NODES_MAX, SESSION_CLASSES_MAX};
+pub use verdict::SESSION_CLASSES_MAX;
 pub use yaml::{ALIAS_NODES_MAX, DEPTH_MAX, DOCUMENT_BYTES_MAX, NODES_MAX};
 
 /// What this build can do. A document that `requires` anything else is refused, so that an old node never reads a row in

@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use sluice_wire::mqtt::{QoS, Version};
 
+use crate::effort::Effort;
 use crate::fleet::Inventory;
+use crate::granting::{self, HalfJudged, Subscription};
 use crate::model::{Cidr, ClientIdBinding, Pattern, RuleModel};
 use crate::password::Verifier;
 use crate::rows::{Mode, QosOver, Retain};
@@ -16,7 +18,7 @@ use crate::ruling::Ruling;
 use crate::tables::NO_RANK;
 use crate::users::Users;
 use crate::validate::Ground;
-use crate::verdict::{self, Effort};
+use crate::verdict;
 
 /// The number of a released policy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -622,10 +624,18 @@ impl Snapshot {
         shared: bool,
     ) -> Verdict {
         let _ = shared;
-        self.subscribe_within(classes, vars, filter, qos, &mut Effort::default())
+        let asked = Subscription::new(self, classes, vars, filter, qos);
+        let mut half = None;
+        loop {
+            let mut effort = Effort::new(u32::MAX);
+            if let Some(verdict) = granting::subscribe(&asked, &mut effort, &mut half) {
+                return verdict;
+            }
+        }
     }
 
-    /// The same for one filter of several in a packet, which share `effort`: once it is used up the rest is refused.
+    /// The same within a share of work. `None` when it is used up before the answer is known: then the same is asked again,
+    /// with another share and with what was left in `half`, which is empty in the beginning and whenever there is an answer.
     pub fn subscribe_within(
         &self,
         classes: &Classes,
@@ -633,7 +643,9 @@ impl Snapshot {
         filter: &str,
         qos: QoS,
         effort: &mut Effort,
-    ) -> Verdict {
-        verdict::subscribe(self, classes, vars, filter, qos, effort)
+        half: &mut Option<Box<HalfJudged>>,
+    ) -> Option<Verdict> {
+        let asked = Subscription::new(self, classes, vars, filter, qos);
+        granting::subscribe(&asked, effort, half)
     }
 }

@@ -1,50 +1,21 @@
-//! The three questions a snapshot answers: may this session be, may this message pass, may this filter be subscribed to.
+//! Two of the three questions a snapshot answers: may this session be, may this message pass. The third, may this filter be
+//! subscribed to, is in `granting.rs`.
 //!
 //! `ruling` runs for every delivery, and for every published message whose topic is another than its session's last: it
 //! allocates nothing and evaluates no expression. `admit` runs when a session begins and when it meets a new generation.
 
-use std::cell::Cell;
-
-use sluice_wire::mqtt::QoS;
-
-use crate::rows::QosOver;
 use crate::ruling::{Ranked, Ruling, rule};
 use crate::snapshot::{Class, Outcome};
 use crate::tables::NO_RANK;
-use crate::tables::class::{ClassTable, Tries};
+use crate::tables::class::Tries;
 use crate::tables::level::{Level, Levels, split_into};
-use crate::tables::subscription::{Check, Grant};
 use crate::tables::topic_trie::{Bound, Search, TopicTrie, VERDICT_NODES_MAX};
 use crate::tables::who::Facts;
-use crate::{
-    Action, Admission, Classes, Decision, Denial, Effect, Listener, OnDeny, Refusal, Snapshot,
-    User, Vars, Verdict, Who,
-};
+use crate::{Action, Admission, Classes, Effect, Listener, Refusal, Snapshot, User, Vars, Who};
 
 /// How many classes with topic rules a session may be in; one more and it is refused. A document in which some session
 /// certainly is in more is refused as a whole.
 pub const SESSION_CLASSES_MAX: usize = 64;
-
-/// How many nodes the checks of all filters of one SUBSCRIBE may visit together: about ten milliseconds of a shard. A
-/// packet can carry a hundred thousand filters, and each could cost the bound of a single one.
-pub const PACKET_NODES_MAX: u32 = 1_000_000;
-
-/// What a filter costs at least, however few nodes its check visits.
-const FILTER_NODES_MIN: u32 = 16;
-
-/// What is left of the work that one SUBSCRIBE may cause.
-#[derive(Clone, Debug)]
-pub struct Effort {
-    nodes_left: u32,
-}
-
-impl Default for Effort {
-    fn default() -> Self {
-        Self {
-            nodes_left: PACKET_NODES_MAX,
-        }
-    }
-}
 
 /// A session that was recognised, before any rule was asked.
 pub(crate) struct Recognised<'s> {
@@ -211,126 +182,6 @@ fn shadow(
     snapshot.ranked(search.best)
 }
 
-/// See [`Snapshot::subscribe`].
-pub(crate) fn subscribe(
-    snapshot: &Snapshot,
-    classes: &Classes,
-    vars: &Vars<'_>,
-    filter: &str,
-    qos: QoS,
-    effort: &mut Effort,
-) -> Verdict {
-    let asked = Subscription {
-        snapshot,
-        classes,
-        bound: bound(vars),
-        filter,
-        qos,
-        nodes_left: Cell::new(effort.nodes_left.saturating_sub(FILTER_NODES_MIN)),
-    };
-    let (mut verdict, _) = asked.judge(false);
-    let has_shadow = asked.tables().any(|table| table.shadow.is_some());
-    if has_shadow {
-        let (other, shadow) = asked.judge(true);
-        let is_same = other.decision == verdict.decision
-            && other.qos_max.min(qos) == verdict.qos_max.min(qos);
-        verdict.shadow = if is_same { None } else { rule(shadow) };
-    }
-    effort.nodes_left = asked.nodes_left.get();
-    verdict
-}
-
-struct Subscription<'a> {
-    snapshot: &'a Snapshot,
-    classes: &'a Classes,
-    bound: Bound<'a>,
-    filter: &'a str,
-    qos: QoS,
-    /// Of the whole packet.
-    nodes_left: Cell<u32>,
-}
-
-impl<'a> Subscription<'a> {
-    fn tables(&self) -> impl Iterator<Item = &'a ClassTable> {
-        let snapshot = self.snapshot;
-        self.classes
-            .ids
-            .iter()
-            .filter_map(move |id| snapshot.rules.table(*id))
-    }
-
-    /// Both what may be subscribed to and what may be delivered must cover the filter: `subscribe` implies `receive`, and
-    /// `receive` by itself only takes away. The second value is the lowest shadow rank that decided anything.
-    fn judge(&self, with_shadow: bool) -> (Verdict, u32) {
-        let tries = |table: &'a ClassTable| {
-            let shadow = table.shadow.as_deref().filter(|_| with_shadow);
-            [Some(&table.enforce), shadow].into_iter().flatten()
-        };
-        let is_apart = |tries: &Tries| tries.receive_alone.is_some();
-        let is_apart = self.tables().flat_map(tries).any(is_apart);
-        let mut shadow = NO_RANK;
-        let asked = self
-            .tables()
-            .flat_map(tries)
-            .filter_map(|tries| tries.subscribe.as_ref());
-        let mut verdict = self.grant(asked, &mut shadow);
-        let qos_refused = Decision::Deny(Denial::QosRefused);
-        if is_apart && (verdict.decision == Decision::Allow || verdict.decision == qos_refused) {
-            let delivered = self.tables().flat_map(tries).flat_map(Tries::receive);
-            let delivered = self.grant(delivered, &mut shadow);
-            // That it is not allowed at all is said before that it is not allowed at this QoS.
-            if delivered.decision == Decision::Allow {
-                verdict.qos_max = verdict.qos_max.min(delivered.qos_max);
-            } else if delivered.decision != qos_refused || verdict.decision == Decision::Allow {
-                verdict = delivered;
-            }
-        }
-        (verdict, shadow)
-    }
-
-    fn grant(&self, tries: impl Iterator<Item = &'a TopicTrie>, shadow: &mut u32) -> Verdict {
-        let snapshot = self.snapshot;
-        let mut verdict = Verdict {
-            decision: Decision::Allow,
-            rule: None,
-            qos_max: QoS::ExactlyOnce,
-            strip_retain: false,
-            on_deny: OnDeny::Drop,
-            shadow: None,
-        };
-        let mut qos_refused_by = NO_RANK;
-        let is_deny = |rank: u32| snapshot.effect(rank) == Effect::Deny;
-        let mut decided = |rank: u32| {
-            if rank < *shadow && snapshot.outcome(rank).is_shadow {
-                *shadow = rank;
-            }
-        };
-        let nodes_left = self.nodes_left.get();
-        let check = Check::new(tries, self.bound, &is_deny, &mut decided, nodes_left);
-        let (grant, visited) = check.run(self.filter, |rank| {
-            let outcome = snapshot.outcome(rank);
-            verdict.rule = verdict.rule.or(rule(rank));
-            verdict.qos_max = verdict.qos_max.min(outcome.qos_max);
-            if self.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
-                qos_refused_by = qos_refused_by.min(rank);
-            }
-        });
-        self.nodes_left.set(nodes_left.saturating_sub(visited));
-        let (denial, rank) = match grant {
-            Grant::Granted if qos_refused_by == NO_RANK => return verdict,
-            Grant::Granted => (Denial::QosRefused, qos_refused_by),
-            Grant::Refused(rank) => (Denial::NotAuthorized, rank),
-            Grant::TooComplex => (Denial::TooComplex, NO_RANK),
-        };
-        Verdict {
-            decision: Decision::Deny(denial),
-            rule: rule(rank),
-            qos_max: QoS::ExactlyOnce,
-            ..verdict
-        }
-    }
-}
-
 impl Tries {
     #[inline]
     fn of(&self, action: Action) -> [Option<&TopicTrie>; 2] {
@@ -363,7 +214,7 @@ impl Snapshot {
     }
 }
 
-fn bound<'a>(vars: &Vars<'a>) -> Bound<'a> {
+pub(crate) fn bound<'a>(vars: &Vars<'a>) -> Bound<'a> {
     Bound {
         client_id: vars.client_id.as_bytes(),
         username: vars.username.as_bytes(),

@@ -4,8 +4,8 @@
 use std::net::IpAddr;
 
 use sluice_policy::{
-    Action, Admission, Decision, Denial, Effort, Generation, OnDeny, PACKET_NODES_MAX, Question,
-    Refusal, Request, Snapshot, Vars, Who, compile,
+    Action, Admission, Decision, Denial, Generation, OnDeny, Question, Refusal, Request, Snapshot,
+    Vars, Who, compile,
 };
 use sluice_wire::mqtt::{QoS, Version};
 
@@ -424,34 +424,6 @@ fn what_an_allow_asks_for() {
         (Decision::Allow, QoS::AtLeastOnce)
     );
     assert_eq!(grant("refuse").decision, Decision::Deny(Denial::QosRefused));
-}
-
-/// One packet of a hundred thousand filters must not stop a shard: they share a bound, and what is beyond it is refused.
-#[test]
-fn the_filters_of_a_packet_share_a_bound() {
-    let snapshot = with_rules(
-        r##"
-- {name: all, actions: [subscribe], topics: ["#"], decision: allow}
-"##,
-    );
-    let admin = who(&snapshot, "admin", "c");
-    let classes = admit(&snapshot, &admin).classes;
-    let mut effort = Effort::default();
-    let mut ask = || {
-        let (vars, qos) = (vars(&admin), QoS::AtMostOnce);
-        let verdict = snapshot.subscribe_within(&classes, &vars, "a/b", qos, &mut effort);
-        verdict.decision
-    };
-    let granted = (0..PACKET_NODES_MAX)
-        .take_while(|_| ask() == Decision::Allow)
-        .count();
-    assert!((10_000..100_000).contains(&granted), "{granted}");
-    assert_eq!(ask(), Decision::Deny(Denial::TooComplex), "it stays so");
-    assert_eq!(
-        subscribe(&snapshot, &admin, "a/b").0,
-        Decision::Allow,
-        "the next packet begins anew"
-    );
 }
 
 #[test]

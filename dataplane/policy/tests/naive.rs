@@ -10,8 +10,8 @@ use std::net::IpAddr;
 
 use proptest::prelude::*;
 use sluice_policy::{
-    Action, Classes, Decision, Denial, Generation, OnDeny, Refusal, Request, Snapshot, Vars,
-    Verdict, Who, compile,
+    Action, Classes, Decision, Denial, Effort, Generation, OnDeny, Refusal, Request, Snapshot,
+    Vars, Verdict, Who, compile,
 };
 use sluice_wire::mqtt::{QoS, Version};
 
@@ -820,6 +820,29 @@ fn vars(session: &Session) -> Vars<'static> {
     }
 }
 
+/// The same verdict, found by going on again and again.
+fn subscribe_in_slices(
+    snapshot: &Snapshot,
+    classes: &Classes,
+    session: &Session,
+    filter: &str,
+    qos: QoS,
+    slice: u32,
+) -> Verdict {
+    let mut half = None;
+    loop {
+        let mut effort = Effort::new(slice);
+        let vars = vars(session);
+        if let Some(verdict) =
+            snapshot.subscribe_within(classes, &vars, filter, qos, &mut effort, &mut half)
+        {
+            assert!(half.is_none());
+            return verdict;
+        }
+        assert!(effort.is_used_up() && half.is_some());
+    }
+}
+
 fn named(rule: Option<usize>) -> Option<String> {
     rule.map(|index| format!("r{index}"))
 }
@@ -836,6 +859,7 @@ proptest! {
         topics in prop::collection::vec(topic(), 12),
         filters in prop::collection::vec(filter(), 4),
         (asked_qos, retain, payload_bytes) in (0_u8..3, any::<bool>(), 0_u32..25),
+        slice in 1_u32..30,
     ) {
         let snapshot = compiled(&rows, default_allow, close);
         let oracle = Oracle::new(&rows, default_allow, close);
@@ -870,6 +894,8 @@ proptest! {
                 let with_shadow = oracle.subscribe(&rules, filter, qos(asked_qos), true);
                 let is_otherwise = with_shadow.0 != denial || with_shadow.1.min(qos(asked_qos)) != qos_max.min(qos(asked_qos));
                 prop_assert_eq!(found.shadow.is_some(), is_otherwise, "{:?} {}", session, filter);
+                let in_slices = subscribe_in_slices(&snapshot, &classes, session, filter, qos(asked_qos), slice);
+                prop_assert_eq!(in_slices, found, "{:?} {} {} nodes at a time", session, filter, slice);
             }
         }
     }

@@ -29,6 +29,8 @@ pub enum Deadline {
     UpstreamPing,
     /// The broker must give an answer that the client's next packets wait for.
     UpstreamAnswer,
+    /// The session's allowance lets a SUBSCRIBE be judged further.
+    Judging,
 }
 
 /// The stored times.
@@ -39,21 +41,36 @@ pub(super) struct Timers {
     heard: Time,
     /// When bytes last went to the broker.
     spoke: Time,
-    packet_timeout: Duration,
-    connect_timeout: Duration,
+    packet_timeout: Micros,
+    connect_timeout: Micros,
     keep_alive_secs: u16,
     is_down_held: bool,
     is_up_held: bool,
 }
 
+/// A duration of up to an hour, in a quarter of the memory.
+#[derive(Clone, Copy)]
+struct Micros(u32);
+
+impl Micros {
+    fn of(duration: Duration) -> Self {
+        Self(u32::try_from(duration.as_micros()).unwrap_or(u32::MAX))
+    }
+
+    fn get(self) -> Duration {
+        Duration::from_micros(u64::from(self.0))
+    }
+}
+
 impl Timers {
     pub(super) fn accepted(now: Time, limits: Option<&Limits>) -> Self {
-        let connect_timeout = limits.map_or(Duration::ZERO, |limits| limits.connect_timeout);
+        let timeout = |of: fn(&Limits) -> Duration| Micros::of(limits.map_or(Duration::ZERO, of));
+        let connect_timeout = timeout(|limits| limits.connect_timeout);
         Self {
-            opening: now.after(connect_timeout),
+            opening: now.after(connect_timeout.get()),
             heard: now,
             spoke: now,
-            packet_timeout: limits.map_or(Duration::ZERO, |limits| limits.packet_timeout),
+            packet_timeout: timeout(|limits| limits.packet_timeout),
             connect_timeout,
             keep_alive_secs: 0,
             is_down_held: false,
@@ -72,9 +89,9 @@ impl Timers {
     /// CONNECT went upstream for the first time; its answer gets as long as the client had for CONNECT, the second broker's
     /// included. With one in reserve the first has half of that.
     pub(super) fn awaiting_connack(&mut self, now: Time, has_another: bool) -> Time {
-        let overall = now.after(self.connect_timeout);
+        let overall = now.after(self.connect_timeout.get());
         self.opening = if has_another {
-            now.after(self.connect_timeout / 2)
+            now.after(self.connect_timeout.get() / 2)
         } else {
             overall
         };
@@ -144,7 +161,7 @@ impl Session {
             .min_by_key(|(time, _)| *time)
     }
 
-    fn deadlines(&self) -> [Option<(Time, Deadline)>; 6] {
+    fn deadlines(&self) -> [Option<(Time, Deadline)>; 7] {
         let timers = &self.timers;
         let is_down_held = timers.is_down_held || self.is_holding();
         let opening = match self.phase {
@@ -155,7 +172,7 @@ impl Session {
             Phase::Authenticating | Phase::Dialling | Phase::Open | Phase::Ended => None,
         };
         let packet = |begun: Option<Time>, held: bool, deadline| match begun {
-            Some(begun) if !held => Some((begun.after(timers.packet_timeout), deadline)),
+            Some(begun) if !held => Some((begun.after(timers.packet_timeout.get()), deadline)),
             Some(_) | None => None,
         };
         let open = self.phase == Phase::Open;
@@ -171,8 +188,14 @@ impl Session {
                 .ping_deadline(is_down_held)
                 .filter(|_| open)
                 .map(|time| (time, Deadline::UpstreamPing)),
-            self.waits_for_answers_since()
-                .map(|since| (since.after(timers.packet_timeout), Deadline::UpstreamAnswer)),
+            self.waits_for_answers_since().map(|since| {
+                (
+                    since.after(timers.packet_timeout.get()),
+                    Deadline::UpstreamAnswer,
+                )
+            }),
+            self.judging_deadline()
+                .map(|time| (time, Deadline::Judging)),
         ]
     }
 
@@ -194,6 +217,7 @@ impl Session {
                 }
                 Deadline::KeepAlive => self.end(context, Cause::KeepAlive),
                 Deadline::UpstreamPing => self.ping_upstream(context),
+                Deadline::Judging => self.go_on_judging(context),
             }
         }
     }

@@ -249,7 +249,7 @@ impl Session {
                     at: place,
                     consumed,
                 } => {
-                    let route = self.route(context, from, bytes);
+                    let route = self.route(context, from, header, bytes);
                     match place {
                         At::Input => {
                             self.emit(context, from, header, route, input, at..at + consumed);
@@ -382,8 +382,8 @@ impl Session {
         }
     }
 
-    /// Carries out a route for bytes that lie in the framer's carry.
-    fn emit_copy(
+    /// Carries out a route for bytes that lie in session memory: the framer's carry, or a packet that was kept.
+    pub(super) fn emit_copy(
         &mut self,
         context: &mut Context<'_>,
         from: Side,

@@ -29,7 +29,7 @@
 //! | `publish.rs`, `alias.rs` | messages and their topic aliases |
 //! | `acks.rs`, `order.rs` | acknowledgements, those that the proxy owns, and the order in which a publisher hears them |
 //! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
-//! | `subscribe.rs` | SUBSCRIBE and its merged SUBACK |
+//! | `judging.rs`, `subscribe.rs` | SUBSCRIBE, judged in slices; its merged SUBACK |
 //! | `waiting.rs` | why reading of the client waits, and what it had sent by then |
 //! | `deadlines.rs` | keep alive and every other timer |
 //! | `faults.rs` | what the broker does wrong, and what the client has no room for |
@@ -44,6 +44,7 @@ mod connack;
 mod connect;
 mod deadlines;
 mod faults;
+mod judging;
 mod lane;
 mod order;
 mod packets;
@@ -56,10 +57,10 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use sluice_policy::{
-    Action, Decision, Generation, ListenerId, Message, RuleId, Snapshot, UpstreamId, Vars, Verdict,
-    Verifier,
+    Action, Decision, Effort, Generation, ListenerId, Message, RuleId, Snapshot, UpstreamId, Vars,
+    Verdict, Verifier,
 };
-use sluice_wire::mqtt::{Packet, Version, Violation, decode};
+use sluice_wire::mqtt::{FixedHeader, Packet, PacketKind, Version, Violation, decode};
 
 use crate::clock::Time;
 use crate::metrics::{Counter, Counters};
@@ -71,6 +72,7 @@ use waiting::Wait;
 pub use chance::Unanswered;
 pub use close::Cause;
 pub use deadlines::Deadline;
+pub use judging::SUBSCRIBE_FILTERS_MAX;
 
 /// A side of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -98,6 +100,8 @@ pub struct Context<'a> {
     pub now: Time,
     /// Loaded once per turn.
     pub snapshot: &'a Snapshot,
+    /// The share of work that can be divided. What is not done with it is left for later: [`Output::Later`].
+    pub effort: &'a mut Effort,
     /// Where outputs go.
     pub out: &'a mut Outputs,
     /// The shard's counters.
@@ -159,6 +163,8 @@ pub enum Output {
     ResumeReading(Side),
     /// The broker broke a rule and the session goes on: for the log.
     Fault(Violation),
+    /// Work was left: call `handle_share` in a later turn, once for each time this is said.
+    Later,
     /// The session is over: flush what was written, then close both sides. Nothing more is given to the session.
     Close(Cause),
 }
@@ -251,6 +257,7 @@ pub struct Session {
     /// Of `generation`.
     rights: Rights,
     timers: deadlines::Timers,
+    allowance: judging::Allowance,
     /// The longest packet either side may send us: the listener's limit when the session opened.
     packet_bytes_max: u32,
     /// The longest packet the client takes, as it said in CONNECT.
@@ -296,6 +303,8 @@ struct Rare {
     /// The same when they cannot, and flows that we see to.
     flows_up: order::Flows,
     flows_down: order::Flows,
+    /// A SUBSCRIBE that is not judged to its end.
+    judging: Option<Box<judging::Judging>>,
     /// SUBSCRIBEs forwarded without some of their filters.
     subscribes: subscribe::Pending,
     /// Topic aliases of the client, and of the broker.
@@ -306,6 +315,7 @@ struct Rare {
 impl Rare {
     fn heap_bytes(&self) -> usize {
         let aliases = [&self.alias_up, &self.alias_down].into_iter().flatten();
+        let judging = self.judging.as_deref();
         size_of::<Self>()
             + self.connect.heap_bytes()
             + self.held.heap_bytes()
@@ -313,13 +323,16 @@ impl Rare {
             + self.queue_up.capacity()
             + self.flows_up.heap_bytes()
             + self.flows_down.heap_bytes()
+            + judging.map_or(0, judging::Judging::heap_bytes)
             + self.subscribes.heap_bytes()
             + aliases.map(|aliases| aliases.heap_bytes()).sum::<usize>()
     }
 
     /// Why packets of the client are not taken up.
     fn wait(&self) -> Option<Wait> {
-        if self.subscribes.is_full() {
+        if self.judging.is_some() {
+            Some(Wait::Share)
+        } else if self.subscribes.is_full() {
             Some(Wait::Answers)
         } else if self.queue_down.len() > lane::QUEUE_DOWN_BYTES_HIGH {
             Some(Wait::Boundary)
@@ -338,6 +351,7 @@ impl Rare {
             && self.must_end.is_none()
             && self.flows_up.is_unused(now)
             && self.flows_down.is_unused(now)
+            && self.judging.is_none()
             && self.subscribes.is_empty()
             && self.alias_up.is_none()
             && self.alias_down.is_none()
@@ -404,6 +418,7 @@ impl Session {
             generation: Generation::default(),
             rights: Rights::default(),
             timers: deadlines::Timers::accepted(context.now, limits),
+            allowance: judging::Allowance::full(),
             packet_bytes_max: limits.map_or(0, |limits| limits.packet_bytes_max),
             client_bytes_max: u32::MAX,
             upward_bytes_max: u32::MAX,
@@ -481,6 +496,14 @@ impl Session {
     pub fn handle_timeout(&mut self, context: &mut Context<'_>) {
         if self.is_current(context) {
             self.check_deadlines(context);
+            self.settle(context);
+        }
+    }
+
+    /// A share of a turn for the work that was left by [`Output::Later`].
+    pub fn handle_share(&mut self, context: &mut Context<'_>) {
+        if self.is_current(context) {
+            self.go_on_judging(context);
             self.settle(context);
         }
     }
@@ -616,10 +639,22 @@ impl Session {
             && self.rare.as_ref().is_none_or(|rare| rare.held.is_empty())
     }
 
-    /// What becomes of a packet other than PUBLISH.
-    fn route(&mut self, context: &mut Context<'_>, from: Side, bytes: &[u8]) -> Route {
+    /// What becomes of a packet other than PUBLISH. A SUBSCRIBE is not decoded at once: there may be very many filters in it.
+    fn route(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        header: FixedHeader,
+        bytes: &[u8],
+    ) -> Route {
         if self.phase == Phase::Connecting {
             return self.connect(context, bytes);
+        }
+        if self.phase == Phase::Open
+            && from == Side::Downstream
+            && header.kind == PacketKind::Subscribe
+        {
+            return self.subscribe(context, header, bytes);
         }
         match decode(self.version, lane::speaker(from), bytes) {
             Ok(packet) => {
@@ -645,9 +680,6 @@ impl Session {
             (Phase::Open, Packet::Puback(ack)) => return self.puback(context, from, ack),
             (Phase::Open, Packet::Pubrec(ack)) => return self.pubrec(context, from, ack),
             (Phase::Open, Packet::Pubrel(ack)) => return self.pubrel(context, from, ack),
-            (Phase::Open, Packet::Subscribe(subscribe)) => {
-                return self.subscribe(context, subscribe);
-            }
             (Phase::Open, Packet::Suback(suback)) => return self.suback(context, suback),
             (Phase::Open, Packet::Pingresp) if self.swallows_pingresp() => return Route::Absorb,
             (Phase::Open, Packet::Pingreq) => {

@@ -1,15 +1,15 @@
-//! SUBSCRIBE, filter by filter, and the SUBACK that is merged from two answers.
+//! What becomes of a SUBSCRIBE that was judged, and the SUBACK that is merged from two answers.
 //!
 //! Owns the list of SUBSCRIBEs that went upstream without some of their filters, until their SUBACK comes. A SUBSCRIBE
 //! of which nothing is refused or lowered is forwarded as it lies and leaves no trace here, but in 3.1: its SUBACK cannot say
 //! that a subscription failed, so that the QoS that was asked for must be known.
 
-use sluice_policy::{Action, Decision, Effort};
 use sluice_wire::mqtt::{
-    Packet, PacketId, Properties, QoS, ReasonCode, Suback, Subscribe, SubscribeFilter, Version,
-    Violation, encode, encode_subscribe, parse_filter,
+    Packet, PacketId, Properties, QoS, ReasonCode, Suback, Subscribe, Version, Violation,
+    decode_subscribe_head, encode,
 };
 
+use super::judging::Judged;
 use super::lane::Route;
 use super::{Cause, Context, Session, Side};
 use crate::metrics::Counter;
@@ -22,7 +22,7 @@ const PENDING_CODES_MAX: usize = 64 * 1024;
 
 /// In a list of codes: the broker's answer goes here. The QoS that it is asked for stands in the two low bits. No SUBACK
 /// code is that great.
-const FROM_BROKER: u8 = 0xfc;
+pub(super) const FROM_BROKER: u8 = 0xfc;
 
 /// SUBSCRIBEs whose SUBACK is to be merged.
 #[derive(Default)]
@@ -77,101 +77,52 @@ impl Pending {
 }
 
 impl Session {
-    /// SUBSCRIBE from the client.
-    pub(super) fn subscribe(
+    /// All filters of a SUBSCRIBE were judged.
+    pub(super) fn judged(
         &mut self,
         context: &mut Context<'_>,
-        subscribe: &Subscribe<'_>,
+        judged: Judged,
+        bytes: &[u8],
     ) -> Route {
-        let mut filters = Vec::new();
-        let mut codes = Vec::new();
-        let mut is_changed = false;
-        let mut refused = 0_usize;
-        let mut effort = Effort::default();
-        for mut filter in subscribe.filters() {
-            if self.version == Version::V31 {
-                // The other bits are "not used", and a broker may not take them.
-                is_changed |= filter.options != filter.qos.bits();
-                filter.options = filter.qos.bits();
-            }
-            match self.judge_filter(context, &filter, &mut effort) {
-                Decided::Granted(qos) => {
-                    is_changed |= qos != filter.qos;
-                    codes.push(FROM_BROKER | filter.qos.bits());
-                    filters.push(SubscribeFilter { qos, ..filter });
-                }
-                Decided::Refused(code) => {
-                    refused += 1;
-                    codes.push(code);
-                }
-            }
+        let forwarded = judged.codes.len() - judged.refused;
+        for (counter, count) in [
+            (Counter::SubscribeForwarded, forwarded),
+            (Counter::SubscribeDenied, judged.refused),
+            (Counter::QosLowered, judged.lowered),
+        ] {
+            context.counters.add(counter, count as u64);
         }
-        if refused == 0 && self.version == Version::V31 {
-            // For the answer's sake: see `requested_qos`.
-            self.rare()
-                .subscribes
-                .push(subscribe.packet_id, codes.clone());
-        }
-        if refused == 0 && !is_changed {
+        let is_whole = judged.refused == 0;
+        if is_whole && !judged.is_changed && self.version > Version::V31 {
             return Route::Forward;
         }
-        if filters.is_empty() {
-            self.answer_subscribe(context, subscribe.packet_id, &codes);
+        let head = match decode_subscribe_head(self.version, bytes) {
+            Ok(head) => head,
+            Err(violation) => {
+                // It was decoded when it came.
+                self.broken(context, Side::Downstream, violation);
+                return Route::Absorb;
+            }
+        };
+        if forwarded == 0 && !is_whole {
+            self.answer_subscribe(context, head.packet_id, &judged.codes);
             return Route::Absorb;
         }
-        if refused > 0 {
-            self.rare().subscribes.push(subscribe.packet_id, codes);
+        // In 3.1 for the answer's sake: see `requested_qos`.
+        if !is_whole || self.version == Version::V31 {
+            let subscribes = &mut self.rare().subscribes;
+            subscribes.push(head.packet_id, judged.codes);
         }
-        let (packet_id, properties) = (subscribe.packet_id, subscribe.properties);
+        if is_whole && !judged.is_changed {
+            return Route::Forward;
+        }
+        let rest = Subscribe::new(head.packet_id, head.properties, &judged.granted);
         if self.encode_to(context, Side::Upstream, |version, buffer| {
-            encode_subscribe(version, packet_id, properties, filters, buffer)
+            encode(version, &Packet::Subscribe(rest), buffer)
         }) {
             Route::Replaced
         } else {
             Route::Absorb
-        }
-    }
-
-    fn judge_filter(
-        &self,
-        context: &mut Context<'_>,
-        filter: &SubscribeFilter<'_>,
-        effort: &mut Effort,
-    ) -> Decided {
-        // Decoding has checked the filter; if it had not, this would refuse it.
-        let Ok(parsed) = parse_filter(filter.filter) else {
-            return Decided::Refused(self.refusal_code(filter.qos));
-        };
-        let verdict = context.snapshot.subscribe_within(
-            self.rights.classes(),
-            &self.identity.vars(),
-            parsed.filter,
-            filter.qos,
-            effort,
-        );
-        self.note(context, Action::Subscribe, filter.filter, &verdict);
-        match verdict.decision {
-            Decision::Allow => {
-                let qos = filter.qos.min(verdict.qos_max);
-                if qos != filter.qos {
-                    context.counters.add(Counter::QosLowered, 1);
-                }
-                context.counters.add(Counter::SubscribeForwarded, 1);
-                Decided::Granted(qos)
-            }
-            Decision::Deny(_) => {
-                context.counters.add(Counter::SubscribeDenied, 1);
-                Decided::Refused(self.refusal_code(filter.qos))
-            }
-        }
-    }
-
-    /// MQTT 3.1 has no failure code: the client is told that it has what it asked for, and nothing will come.
-    fn refusal_code(&self, requested: QoS) -> u8 {
-        match self.version {
-            Version::V31 => requested as u8,
-            Version::V311 => 0x80,
-            Version::V5 => ReasonCode::NotAuthorized.byte(),
         }
     }
 
@@ -252,11 +203,4 @@ impl Session {
             Err(_) => self.end(context, Cause::Overload),
         }
     }
-}
-
-enum Decided {
-    /// Goes on, with this QoS.
-    Granted(QoS),
-    /// Does not; the client is given this code.
-    Refused(u8),
 }

@@ -23,6 +23,8 @@ const HELD_BYTES_MAX: usize = 8 << 20;
 pub(super) enum Wait {
     /// CONNACK has not come. Every step on the way to it has a deadline.
     Opening,
+    /// A SUBSCRIBE is being judged: every turn, or the session's allowance, brings it forward.
+    Share,
     /// SUBACKs of the broker: as many SUBSCRIBEs as may be remembered are under way.
     Answers,
     /// The end of the broker's PUBLISH, which has the deadline of a packet: many answers of ours wait for it.
@@ -39,7 +41,7 @@ pub(super) struct Held {
     since: Time,
     /// True exactly when this made us pause reading the client.
     is_paused: bool,
-    /// True exactly when the client finished sending while something was held: what it sent still counts.
+    /// True exactly when the client finished sending while something was held or judged: what it sent still counts.
     is_client_finished: bool,
 }
 
@@ -118,7 +120,7 @@ impl Session {
     /// The client finished sending. True exactly when what it sent is to be taken up first.
     pub(super) fn finishes_later(&mut self) -> bool {
         match self.rare.as_mut() {
-            Some(rare) if !rare.held.is_empty() => {
+            Some(rare) if !rare.held.is_empty() || rare.judging.is_some() => {
                 rare.held.is_client_finished = true;
                 true
             }
@@ -128,7 +130,8 @@ impl Session {
 
     /// Takes up what is held until it must wait again.
     pub(super) fn take_up_held(&mut self, context: &mut Context<'_>) {
-        if !self.is_holding() || self.wait().is_some() {
+        let is_unused = self.rare.as_ref().is_none_or(|rare| rare.held.is_unused());
+        if is_unused || self.wait().is_some() {
             return;
         }
         // It leaves its place while it is read. Until then the client could not be heard: its deadlines begin anew.

@@ -4,6 +4,8 @@
 
 use std::sync::Arc;
 
+use sluice_policy::Effort;
+
 use crate::metrics::Counters;
 use crate::node::{DecisionBatch, DecisionSampler};
 use crate::session::{Context, DecisionRecord, Outputs};
@@ -13,6 +15,8 @@ use super::random::Random;
 
 pub(super) struct Lent {
     pub(super) outputs: Outputs,
+    /// See `work.rs`.
+    pub(super) effort: Effort,
     pub(super) random: Random,
     counters: Arc<Counters>,
     decisions: Option<DecisionSampler>,
@@ -26,6 +30,7 @@ impl Lent {
     ) -> Self {
         Self {
             outputs: Outputs::default(),
+            effort: Effort::new(0),
             random,
             counters,
             decisions,
@@ -47,6 +52,7 @@ impl Lent {
         call(&mut Context {
             now: turn.now,
             snapshot: turn.snapshot,
+            effort: &mut self.effort,
             out: &mut self.outputs,
             counters: &self.counters,
             random: &mut || random.next(),

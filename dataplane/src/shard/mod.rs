@@ -14,6 +14,7 @@
 //!  events              one handle_* of a session each; its outputs are carried out at once: bytes become pieces
 //!  timers, sweep,      sessions whose time has come; idle sessions under a new policy; the next few of a drain
 //!  drain
+//!  work                a share of what sessions left for later
 //!  flush               one send for each socket that is owed something
 //! ```
 //!
@@ -35,6 +36,7 @@
 //! | `deadlines.rs`, `timers.rs` | when a session is looked at again |
 //! | `mail.rs` | what control wants |
 //! | `sweep.rs`, `drain.rs`, `kick.rs` | idle sessions under a new policy; the end; whom an operator ends |
+//! | `work.rs` | what sessions left for later turns |
 //! | `slots.rs`, `leg.rs`, `outbox.rs` | where things are kept |
 //! | `lent.rs`, `lag.rs`, `random.rs` | what sessions are lent; how long turns take; a seeded generator |
 
@@ -57,6 +59,7 @@ mod slots;
 mod strangers;
 mod sweep;
 mod timers;
+mod work;
 
 use std::collections::VecDeque;
 use std::io;
@@ -86,6 +89,7 @@ use slots::Slots;
 use strangers::Strangers;
 use sweep::Sweep;
 use timers::Wheel;
+use work::Work;
 
 /// Bounds of a shard. All of them are reached in tests.
 #[derive(Clone, Debug)]
@@ -178,6 +182,7 @@ struct Core<R: Ring> {
     sweep: Sweep,
     drain: Option<Drain>,
     kicks: Kicks,
+    work: Work,
     authenticating: u32,
     connected: u32,
     /// Bytes of CONNECTs that are kept until CONNACK.
@@ -243,6 +248,7 @@ impl<R: Ring> Shard<R> {
                 sweep: Sweep::default(),
                 drain: None,
                 kicks: Kicks::new(),
+                work: Work::default(),
                 authenticating: 0,
                 connected: 0,
                 connects_kept: 0,
@@ -322,7 +328,11 @@ impl<R: Ring> Shard<R> {
 impl<R: Ring> Core<R> {
     /// When the next turn must end at the latest.
     fn until(&self) -> Option<Time> {
-        if self.sweep.is_pending() || !self.kicks.is_empty() || self.outgoing.has_read_too_much() {
+        if self.sweep.is_pending()
+            || self.work.is_left()
+            || !self.kicks.is_empty()
+            || self.outgoing.has_read_too_much()
+        {
             return Some(self.ring.now());
         }
         let retry = self
@@ -342,6 +352,7 @@ impl<R: Ring> Core<R> {
 
     /// Everything of a turn that has a policy; tells how many sockets were given something to send.
     fn serve(&mut self, turn: Turn<'_>, events: &mut Vec<Event>) -> u64 {
+        self.lent.effort = work::arriving();
         let mut events_left = events.drain(..).peekable();
         while let Some(event) = events_left
             .next_if(|event| matches!(event, Event::SendShort { .. } | Event::SendFailed { .. }))
@@ -357,6 +368,7 @@ impl<R: Ring> Core<R> {
         self.sweep(turn);
         self.kick(Some(turn));
         self.drain(turn);
+        self.work(turn);
         self.relieve(turn);
         self.flush(turn)
     }

@@ -13,7 +13,7 @@ use sluice_dataplane::session::{
     AuthOutcome, Cause, Context, DecisionRecord, Dialled, Output, Outputs, Session, Side,
     Unanswered,
 };
-use sluice_policy::{Decision, Generation, Snapshot, compile};
+use sluice_policy::{Decision, Effort, Generation, Snapshot, compile};
 use sluice_wire::mqtt::{
     Ack, Connack, Connect, Disconnect, Packet, PacketId, Properties, PropertiesBuf, Property,
     Publish, QoS, Suback, Subscribe, SubscribeFilter, SubscribeFilters, Version, Violation, Will,
@@ -97,6 +97,7 @@ pub(crate) enum Event {
     },
     Pause(Side),
     Resume(Side),
+    Later,
     Close(Cause),
 }
 
@@ -121,6 +122,10 @@ pub(crate) struct Rig {
     pub(crate) answered: usize,
     /// What the broker did wrong while the session went on.
     pub(crate) faults: Vec<Violation>,
+    /// What a call may do of work that can be divided.
+    pub(crate) share: u32,
+    /// What it did.
+    pub(crate) spent: u32,
     counters: Counters,
     out: Outputs,
     random: u64,
@@ -139,6 +144,7 @@ impl Rig {
             &mut Context {
                 now,
                 snapshot: &snapshot,
+                effort: &mut Effort::new(u32::MAX),
                 out: &mut out,
                 counters: &counters,
                 random: &mut || 0,
@@ -157,6 +163,8 @@ impl Rig {
             version: Version::V311,
             answered: 0,
             faults: Vec::new(),
+            share: u32::MAX,
+            spent: 0,
             counters,
             out,
             random: 0,
@@ -205,11 +213,13 @@ impl Rig {
         let random = &mut self.random;
         let decisions = &mut self.decisions;
         let was_ended = self.session.is_ended();
+        let mut effort = Effort::new(self.share);
         call(
             &mut self.session,
             &mut Context {
                 now: self.now,
                 snapshot: &self.snapshot,
+                effort: &mut effort,
                 out: &mut self.out,
                 counters: &self.counters,
                 random: &mut || {
@@ -222,6 +232,7 @@ impl Rig {
             },
             lease,
         );
+        self.spent = effort.spent();
         assert!(
             !was_ended || self.out.list.is_empty(),
             "an ended session still says {:?}",
@@ -277,6 +288,10 @@ impl Rig {
                 }
                 Output::Fault(violation) => {
                     self.faults.push(*violation);
+                    continue;
+                }
+                Output::Later => {
+                    self.events.push(Event::Later);
                     continue;
                 }
                 Output::Close(cause) => {
@@ -366,6 +381,12 @@ impl Rig {
         self.call(&mut [], |session, context, _| {
             session.handle_timeout(context);
         });
+    }
+
+    /// A share of a turn, where the session said that it has work left.
+    pub(crate) fn goes_on(&mut self) {
+        assert_eq!(self.events.pop(), Some(Event::Later));
+        self.call(&mut [], |session, context, _| session.handle_share(context));
     }
 
     /// Another generation, known to the session from its next call on.

@@ -9,6 +9,7 @@
 )]
 
 mod harness;
+mod judging;
 
 mod chance;
 mod credentials;

@@ -9,15 +9,30 @@
 //!
 //! A deny behind the rule of (1) cannot come first anywhere in F, so only denies before it are looked at: nodes carry the
 //! lowest rank of a deny below them, and children are listed by it.
+//!
+//! A check goes on node by node and may stop before any of them, when the share of work it was given is used up: a table
+//! can be so large that no more than a few thousand nodes can be visited before others must have their turn. [`Walk`] is
+//! where it stands then: numbers of nodes, nothing borrowed, so that it outlives the call; what it says holds for the same
+//! tables, variables and filter only.
 
 use smallvec::SmallVec;
 
 use super::NO_RANK;
 use super::level::{LEVELS_MAX, Level, split};
-use super::topic_trie::{Bound, Edge, Node, TopicTrie};
+use super::topic_trie::{Bound, Edge, Node, Place, TopicTrie};
+use crate::effort::Effort;
 
 /// How many nodes one check may visit; beyond it the subscription is refused, and the caller counts that.
 pub(crate) const SUBSCRIPTION_NODES_MAX: u32 = 10_000;
+
+/// What a check costs besides nodes, each time it begins or goes on: the filter is split, the tries are put in order.
+const BEGIN_NODES: u32 = 4;
+/// Levels are hashed: so many bytes for the price of a node.
+const BYTES_A_NODE: usize = 256;
+/// What one search costs besides nodes: its pattern is put together.
+const SEARCH_NODES: u32 = 2;
+/// Roots that are passed by because nothing below can matter: so many for the price of a node.
+const ROOTS_A_NODE: usize = 8;
 
 /// A level of what is asked.
 #[derive(Clone, Copy)]
@@ -45,6 +60,46 @@ pub(crate) enum Grant {
     TooComplex,
 }
 
+/// Why a check does not go on.
+enum Stop {
+    /// The share of work is used up.
+    Later,
+    /// What is known is enough.
+    Settled(Grant),
+}
+
+/// Where a check stands.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Walk {
+    visited: u32,
+    search: Search,
+    /// Condition 1: the rank that contains the filter at each depth so far.
+    containing: SmallVec<[u32; 4]>,
+    /// Condition 2: the trie that is being looked at, and the way from its root to the node that is.
+    trie: usize,
+    frames: SmallVec<[Frame; 4]>,
+}
+
+/// A search for the lowest rank that contains a pattern.
+#[derive(Clone, Debug, Default)]
+struct Search {
+    is_under_way: bool,
+    best: u32,
+    trie: usize,
+    /// Nodes to visit, the last one first.
+    ahead: SmallVec<[(Place, u8); 16]>,
+}
+
+/// A node with denies at or below it.
+#[derive(Clone, Copy, Debug)]
+struct Frame {
+    place: Place,
+    /// The depth at which the rule with `#` is judged next; one behind the last depth, the rule without.
+    at: usize,
+    /// The children before this one were looked at.
+    next: (u32, u32),
+}
+
 /// Asks about one filter. The tries of all the session's classes take part together.
 pub(crate) struct Check<'a, 'r> {
     tries: SmallVec<[&'a TopicTrie; 16]>,
@@ -54,17 +109,16 @@ pub(crate) struct Check<'a, 'r> {
     is_deny: &'r dyn Fn(u32) -> bool,
     /// Called with the rank that decides each question asked of the tables.
     decided: &'r mut dyn FnMut(u32),
-    nodes_left: u32,
+    effort: &'r mut Effort,
 }
 
 impl<'a, 'r> Check<'a, 'r> {
-    /// `nodes_max`: how many nodes the check may visit, at most [`SUBSCRIPTION_NODES_MAX`].
     pub(crate) fn new(
         tries: impl Iterator<Item = &'a TopicTrie>,
         bound: Bound<'a>,
         is_deny: &'r dyn Fn(u32) -> bool,
         decided: &'r mut dyn FnMut(u32),
-        nodes_max: u32,
+        effort: &'r mut Effort,
     ) -> Self {
         let mut tries: SmallVec<[&TopicTrie; 16]> = tries.collect();
         // Classes are numbered as they come. By what they deny first, the same rules always name the same one in a refusal.
@@ -75,23 +129,35 @@ impl<'a, 'r> Check<'a, 'r> {
             username: Level::new(bound.username),
             is_deny,
             decided,
-            nodes_left: nodes_max.min(SUBSCRIPTION_NODES_MAX),
+            effort,
         }
     }
 
-    /// Judges the filter and tells how many nodes were visited. `covered` is called with the rank that contains it at
-    /// each depth, the shallowest first.
-    pub(crate) fn run(mut self, filter: &'a str, covered: impl FnMut(u32)) -> (Grant, u32) {
-        let before = self.nodes_left;
-        let grant = self.judge(filter, covered);
-        (grant, before - self.nodes_left)
+    /// Judges the filter, or goes on judging it; `None` when the effort is used up before the answer is known. `covered`
+    /// is called with the rank that contains it at each depth, the shallowest first.
+    pub(crate) fn run(
+        mut self,
+        walk: &mut Walk,
+        filter: &'a str,
+        covered: impl FnMut(u32),
+    ) -> Option<Grant> {
+        let stop = self.judge(walk, &Filter::new(filter), covered);
+        // Counted last, so that each call comes at least one node further however small its share is.
+        self.effort
+            .spend_for(BEGIN_NODES, filter.len() / BYTES_A_NODE + self.tries.len());
+        match stop {
+            Ok(()) => Some(Grant::Granted),
+            Err(Stop::Settled(grant)) => Some(grant),
+            Err(Stop::Later) => None,
+        }
     }
 
-    fn judge(&mut self, filter: &'a str, mut covered: impl FnMut(u32)) -> Grant {
-        if self.is_exhausted() {
-            return Grant::TooComplex;
-        }
-        let filter = Filter::new(filter);
+    fn judge(
+        &mut self,
+        walk: &mut Walk,
+        filter: &Filter<'a>,
+        mut covered: impl FnMut(u32),
+    ) -> Result<(), Stop> {
         let deepest = self
             .tries
             .iter()
@@ -100,200 +166,297 @@ impl<'a, 'r> Check<'a, 'r> {
             .unwrap_or(0);
         let (from, to) = filter.depths(deepest);
         // Condition 1; what contains the filter at each depth is kept for condition 2.
-        let mut containing: SmallVec<[u32; LEVELS_MAX + 1]> = SmallVec::new();
-        for depth in from..=to {
-            let rank = self.first_containing(&filter.at(depth));
-            if self.is_exhausted() {
-                return Grant::TooComplex;
-            }
+        while walk.containing.len() <= to - from {
+            let pattern = filter.at(from + walk.containing.len());
+            let rank = self.first_containing(walk, &pattern)?;
             if (self.is_deny)(rank) {
-                return Grant::Refused(rank);
+                return Err(Stop::Settled(Grant::Refused(rank)));
             }
             covered(rank);
-            containing.push(rank);
+            walk.containing.push(rank);
         }
-        let overlaps = Overlaps {
-            filter: &filter,
+        let asked = Overlaps {
+            filter,
             from,
             to,
             // Behind all of them no deny matters at any depth.
-            bound: containing.iter().copied().max().unwrap_or(NO_RANK),
-            containing: &containing,
+            bound: walk.containing.iter().copied().max().unwrap_or(NO_RANK),
         };
-        for index in 0..self.tries.len() {
-            let Some(trie) = self.tries.get(index).copied() else {
-                break;
-            };
-            let mut path = Pattern::new();
-            if let Err(grant) = self.overlaps(trie, trie.root(), &mut path, &overlaps) {
-                return grant;
-            }
+        while let Some(trie) = self.tries.get(walk.trie).copied() {
+            self.overlaps(trie, walk, &asked)?;
+            walk.trie += 1;
         }
-        Grant::Granted
+        Ok(())
     }
 
     /// The lowest rank of a rule that contains the pattern.
-    fn first_containing(&mut self, pattern: &[Asked<'a>]) -> u32 {
-        let mut best = NO_RANK;
-        for index in 0..self.tries.len() {
-            if let Some(trie) = self.tries.get(index).copied() {
-                self.contains(trie, trie.root(), 0, pattern, &mut best);
-            }
+    fn first_containing(&mut self, walk: &mut Walk, pattern: &[Asked<'a>]) -> Result<u32, Stop> {
+        if !walk.search.is_under_way {
+            self.effort
+                .spend_for(SEARCH_NODES, self.tries.len() / ROOTS_A_NODE);
+            walk.search.begin();
         }
-        (self.decided)(best);
-        best
+        while let Some(trie) = self.tries.get(walk.search.trie).copied() {
+            self.contains(trie, walk, pattern)?;
+            walk.search.enter(walk.search.trie + 1);
+        }
+        walk.search.is_under_way = false;
+        (self.decided)(walk.search.best);
+        Ok(walk.search.best)
     }
 
+    /// The same in one trie.
     fn contains(
         &mut self,
         trie: &'a TopicTrie,
-        node: Node<'a>,
-        depth: usize,
+        walk: &mut Walk,
         pattern: &[Asked<'a>],
-        best: &mut u32,
-    ) {
-        if node.slot.best >= *best || !self.visit() {
-            return;
-        }
-        let is_reserved = depth == 0
-            && matches!(pattern.first(), Some(Asked::Exactly(level)) if level.is_reserved());
-        if !is_reserved {
-            *best = (*best).min(node.slot.multi);
-        }
-        let Some(asked) = pattern.get(depth) else {
-            *best = (*best).min(node.slot.exact);
-            return;
-        };
-        if let Asked::Exactly(level) = asked {
-            let children = [
-                trie.literal(node, level),
-                trie.client_id(node).filter(|_| level.is(&self.client_id)),
-                trie.username(node).filter(|_| level.is(&self.username)),
-            ];
-            for child in children.into_iter().flatten() {
-                self.contains(trie, child, depth + 1, pattern, best);
+    ) -> Result<(), Stop> {
+        while let Some((place, depth)) = walk.search.ahead.last().copied() {
+            let node = trie
+                .at(place)
+                .filter(|node| node.slot.best < walk.search.best);
+            let Some(node) = node else {
+                walk.search.ahead.pop();
+                continue;
+            };
+            self.visit(&mut walk.visited)?;
+            let search = &mut walk.search;
+            search.ahead.pop();
+            let is_reserved = depth == 0
+                && matches!(pattern.first(), Some(Asked::Exactly(level)) if level.is_reserved());
+            if !is_reserved {
+                search.best = search.best.min(node.slot.multi);
+            }
+            let Some(asked) = pattern.get(usize::from(depth)) else {
+                search.best = search.best.min(node.slot.exact);
+                continue;
+            };
+            // What comes last is visited first.
+            if let Some(child) = trie.any(node)
+                && !is_reserved
+            {
+                search.ahead.push((child.place(), depth + 1));
+            }
+            if let Asked::Exactly(level) = asked {
+                let children = [
+                    trie.username(node).filter(|_| level.is(&self.username)),
+                    trie.client_id(node).filter(|_| level.is(&self.client_id)),
+                    trie.literal(node, level),
+                ];
+                for child in children.into_iter().flatten() {
+                    search.ahead.push((child.place(), depth + 1));
+                }
             }
         }
-        if let Some(child) = trie.any(node)
-            && !is_reserved
-        {
-            self.contains(trie, child, depth + 1, pattern, best);
-        }
+        Ok(())
     }
 
-    /// Condition 2 for the denies at and below a node that `path` leads to.
+    /// Condition 2 for the denies of one trie.
     fn overlaps(
         &mut self,
         trie: &'a TopicTrie,
-        node: Node<'a>,
-        path: &mut Pattern<'a>,
+        walk: &mut Walk,
         asked: &Overlaps<'a, '_>,
-    ) -> Result<(), Grant> {
+    ) -> Result<(), Stop> {
+        if walk.frames.is_empty() {
+            self.enter(trie, trie.root(), walk, asked)?;
+        }
+        let mut path = self.path(trie, walk, asked.filter);
+        while let Some(frame) = walk.frames.last().copied() {
+            let depth = walk.frames.len() - 1;
+            let Some(node) = trie.at(frame.place) else {
+                walk.frames.clear(); // never: it was there when it was entered
+                break;
+            };
+            self.judge_node(node, walk, &path, asked)?;
+            let Some((next, child)) = self.next_child(trie, node, frame.next, depth, asked) else {
+                walk.frames.pop();
+                path.pop();
+                continue;
+            };
+            let mut is_entered = false;
+            if let Some(child) = child {
+                is_entered = self.enter(trie, child, walk, asked)?;
+                if is_entered {
+                    path.push(self.level_into(trie, child, depth, asked.filter));
+                }
+            }
+            if let Some(frame) = walk.frames.get_mut(depth) {
+                frame.next = next;
+            }
+            // One that need not be entered costs less than a visit, but there may be very many.
+            if !is_entered {
+                self.effort.spend(1);
+                self.go_on()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Steps onto a node, unless no deny at or below it matters.
+    fn enter(
+        &mut self,
+        trie: &'a TopicTrie,
+        node: Node<'a>,
+        walk: &mut Walk,
+        asked: &Overlaps<'a, '_>,
+    ) -> Result<bool, Stop> {
         if trie.deny(node) >= asked.bound {
-            return Ok(());
+            return Ok(false);
         }
-        if !self.visit() {
-            return Err(Grant::TooComplex);
+        self.visit(&mut walk.visited)?;
+        let depth = walk.frames.len();
+        walk.frames.push(Frame {
+            place: node.place(),
+            at: asked.from.max(depth),
+            next: (0, 0),
+        });
+        Ok(true)
+    }
+
+    /// The levels on the way to the node that is being looked at.
+    fn path(&self, trie: &'a TopicTrie, walk: &Walk, filter: &Filter<'a>) -> Pattern<'a> {
+        let below = walk.frames.iter().skip(1).enumerate();
+        below
+            .filter_map(|(depth, frame)| {
+                let node = trie.at(frame.place)?;
+                Some(self.level_into(trie, node, depth, filter))
+            })
+            .collect()
+    }
+
+    /// The level of the overlap that leads into a node: the filter's, or the rule's where the filter leaves it open.
+    fn level_into(
+        &self,
+        trie: &'a TopicTrie,
+        node: Node<'a>,
+        depth: usize,
+        filter: &Filter<'a>,
+    ) -> Asked<'a> {
+        match (filter.level(depth), trie.edge(node)) {
+            (Some(Asked::Exactly(level)), _) => Asked::Exactly(level),
+            (_, Edge::Any) => Asked::Any,
+            (_, Edge::Literal(level)) => Asked::Exactly(level),
+            (_, Edge::ClientId) => Asked::Exactly(self.client_id),
+            (_, Edge::Username) => Asked::Exactly(self.username),
         }
-        let depth = path.len();
-        if !(depth == 0 && asked.filter.is_first_reserved()) {
-            for at in asked.from.max(depth)..=asked.to {
-                self.judge_overlap(node.slot.multi, path, at, asked)?;
-            }
-        }
-        if (asked.from..=asked.to).contains(&depth) {
-            self.judge_overlap(node.slot.exact, path, depth, asked)?;
-        }
-        match asked.filter.level(depth) {
-            None => Ok(()),
-            Some(Asked::Exactly(level)) => {
+    }
+
+    /// The next child of a node below which an overlapping deny may lie, from `next` on, and what is next then. It is left
+    /// out where it does not overlap.
+    #[allow(clippy::type_complexity)] // said in the sentence above
+    fn next_child(
+        &self,
+        trie: &'a TopicTrie,
+        node: Node<'a>,
+        next: (u32, u32),
+        depth: usize,
+        asked: &Overlaps<'a, '_>,
+    ) -> Option<((u32, u32), Option<Node<'a>>)> {
+        match asked.filter.level(depth)? {
+            Asked::Exactly(level) => {
                 let is_reserved = depth == 0 && level.is_reserved();
-                let children = [
-                    (trie.literal(node, &level), true),
-                    (trie.any(node), !is_reserved),
-                    (trie.client_id(node), level.is(&self.client_id)),
-                    (trie.username(node), level.is(&self.username)),
-                ];
-                for child in children
-                    .into_iter()
-                    .filter_map(|(child, is_overlapping)| child.filter(|_| is_overlapping))
-                {
-                    self.overlaps_below(trie, child, Asked::Exactly(level), path, asked)?;
-                }
-                Ok(())
+                let child = match next.0 {
+                    0 => trie.literal(node, &level),
+                    1 => trie.any(node).filter(|_| !is_reserved),
+                    2 => trie.client_id(node).filter(|_| level.is(&self.client_id)),
+                    3 => trie.username(node).filter(|_| level.is(&self.username)),
+                    _ => return None,
+                };
+                Some(((next.0 + 1, 0), child))
             }
-            Some(Asked::Any) => {
-                for (edge, child) in trie.children_with_deny(node) {
-                    if trie.deny(child) >= asked.bound {
-                        break;
-                    }
-                    let level = match edge {
-                        Edge::Any => Asked::Any,
-                        Edge::Literal(level) => Asked::Exactly(level),
-                        Edge::ClientId => Asked::Exactly(self.client_id),
-                        Edge::Username => Asked::Exactly(self.username),
-                    };
-                    // A leading wildcard of the filter does not deliver `$` topics.
-                    let is_apart =
-                        depth == 0 && matches!(level, Asked::Exactly(level) if level.is_reserved());
-                    if !is_apart {
-                        self.overlaps_below(trie, child, level, path, asked)?;
-                    }
+            Asked::Any => {
+                let (deny, child) = trie.child_with_deny(node, next)?;
+                if deny >= asked.bound {
+                    return None;
                 }
-                Ok(())
+                // A leading wildcard of the filter does not deliver `$` topics.
+                let is_apart = depth == 0
+                    && matches!(self.level_into(trie, child, depth, asked.filter), Asked::Exactly(level) if level.is_reserved());
+                Some(((deny, child.id + 1), Some(child).filter(|_| !is_apart)))
             }
         }
     }
 
-    fn overlaps_below(
+    /// The denies that end at a node, at each depth that the filter can deliver.
+    fn judge_node(
         &mut self,
-        trie: &'a TopicTrie,
-        child: Node<'a>,
-        level: Asked<'a>,
-        path: &mut Pattern<'a>,
+        node: Node<'a>,
+        walk: &mut Walk,
+        path: &[Asked<'a>],
         asked: &Overlaps<'a, '_>,
-    ) -> Result<(), Grant> {
-        path.push(level);
-        let result = self.overlaps(trie, child, path, asked);
-        path.pop();
-        result
+    ) -> Result<(), Stop> {
+        let depth = path.len();
+        let is_apart = depth == 0 && asked.filter.is_first_reserved();
+        while let Some(at) = walk.frames.last().map(|frame| frame.at)
+            && at <= asked.to + 1
+        {
+            if at > asked.to {
+                if (asked.from..=asked.to).contains(&depth) {
+                    self.judge_overlap(node.slot.exact, walk, path, depth, asked)?;
+                }
+            } else if !is_apart {
+                self.judge_overlap(node.slot.multi, walk, path, at, asked)?;
+            }
+            if let Some(frame) = walk.frames.last_mut() {
+                frame.at += 1;
+            }
+        }
+        Ok(())
     }
 
     /// Is the deny of that rank, which overlaps the filter in `path` at a depth, behind an allow that contains the overlap?
     fn judge_overlap(
         &mut self,
         rank: u32,
+        walk: &mut Walk,
         path: &[Asked<'a>],
         depth: usize,
         asked: &Overlaps<'a, '_>,
-    ) -> Result<(), Grant> {
-        let containing = asked
-            .containing
-            .get(depth - asked.from)
-            .copied()
-            .unwrap_or(NO_RANK);
-        if rank >= containing || !(self.is_deny)(rank) {
+    ) -> Result<(), Stop> {
+        let containing = walk.containing.get(depth - asked.from);
+        if rank >= containing.copied().unwrap_or(NO_RANK) || !(self.is_deny)(rank) {
             return Ok(());
         }
         let mut pattern: Pattern<'a> = SmallVec::from_slice(path);
         pattern.extend((path.len()..depth).filter_map(|index| asked.filter.level(index)));
-        let first = self.first_containing(&pattern);
-        if self.is_exhausted() {
-            return Err(Grant::TooComplex);
-        }
+        let first = self.first_containing(walk, &pattern)?;
         if (self.is_deny)(first) {
-            return Err(Grant::Refused(first));
+            return Err(Stop::Settled(Grant::Refused(first)));
         }
         Ok(())
     }
 
-    fn visit(&mut self) -> bool {
-        self.nodes_left = self.nodes_left.saturating_sub(1);
-        !self.is_exhausted()
+    /// Before a node is visited. When it says [`Stop::Later`], nothing was done, and the same node comes next.
+    fn visit(&mut self, visited: &mut u32) -> Result<(), Stop> {
+        self.go_on()?;
+        self.effort.spend(1);
+        *visited += 1;
+        if *visited >= SUBSCRIPTION_NODES_MAX {
+            return Err(Stop::Settled(Grant::TooComplex));
+        }
+        Ok(())
     }
 
-    fn is_exhausted(&self) -> bool {
-        self.nodes_left == 0
+    fn go_on(&self) -> Result<(), Stop> {
+        if self.effort.is_used_up() {
+            return Err(Stop::Later);
+        }
+        Ok(())
+    }
+}
+
+impl Search {
+    fn begin(&mut self) {
+        self.is_under_way = true;
+        self.best = NO_RANK;
+        self.enter(0);
+    }
+
+    fn enter(&mut self, trie: usize) {
+        self.trie = trie;
+        self.ahead.push((Place::ROOT, 0));
     }
 }
 
@@ -302,7 +465,6 @@ struct Overlaps<'a, 'c> {
     filter: &'c Filter<'a>,
     from: usize,
     to: usize,
-    containing: &'c [u32],
     bound: u32,
 }
 

@@ -199,6 +199,29 @@ pub(crate) struct Node<'t> {
     pub(crate) slot: &'t Slot,
 }
 
+/// A node by numbers: what is left of it between two looks at the same trie.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    id: u32,
+    path: u64,
+}
+
+impl Place {
+    pub(crate) const ROOT: Self = Self {
+        id: ROOT,
+        path: ROOT_PATH,
+    };
+}
+
+impl Node<'_> {
+    pub(crate) fn place(self) -> Place {
+        Place {
+            id: self.id,
+            path: self.path,
+        }
+    }
+}
+
 /// The values of the variables.
 #[derive(Clone, Copy)]
 pub(crate) struct Bound<'a> {
@@ -379,34 +402,56 @@ impl TopicTrie {
             .map_or(NO_RANK, |denies| denies.of(node.id))
     }
 
-    /// The children of a node below which a deny lies, from the lowest rank of one.
-    pub(crate) fn children_with_deny(
+    /// The node that stands at a place of this trie.
+    #[inline]
+    pub(crate) fn at(&self, place: Place) -> Option<Node<'_>> {
+        let slot = match place.id {
+            ROOT => &self.root,
+            id => self.slots.get(id as usize)?,
+        };
+        Some(Node {
+            id: place.id,
+            path: place.path,
+            slot,
+        })
+    }
+
+    /// Of the children of a node below which a deny lies, in the order of the lowest rank of one and of their numbers, the
+    /// first from this rank and number on, with its rank.
+    pub(crate) fn child_with_deny(
         &self,
         node: Node<'_>,
-    ) -> impl Iterator<Item = (Edge<'_>, Node<'_>)> {
-        let (parent, parent_path) = (node.id, node.path);
-        let listed = self.denies.iter().flat_map(move |denies| {
-            let from = denies.children.from((parent, 0, 0));
-            from.take_while(move |(found, _, _)| *found == parent)
-        });
-        listed.filter_map(move |(_, _, id)| {
-            let slot = self.slots.get(id as usize)?;
-            let (edge, hash) = match slot.tag() {
-                ANY => (Edge::Any, special_hash(ANY)),
-                CLIENT_ID => (Edge::ClientId, special_hash(CLIENT_ID)),
-                USERNAME => (Edge::Username, special_hash(USERNAME)),
-                LONG => {
-                    let level = Level::new(self.text.get(slot.head));
-                    (Edge::Literal(level), level.hash)
-                }
-                _ => {
-                    let level = Level::from_short(slot.short());
-                    (Edge::Literal(level), level.hash)
-                }
-            };
-            let path = fold(parent_path, hash);
-            Some((edge, Node { id, path, slot }))
-        })
+        (deny, id): (u32, u32),
+    ) -> Option<(u32, Node<'_>)> {
+        let mut listed = self.denies.as_ref()?.children.from((node.id, deny, id));
+        let (parent, deny, id) = listed.next()?;
+        if parent != node.id {
+            return None;
+        }
+        let slot = self.slots.get(id as usize)?;
+        let hash = match slot.tag() {
+            ANY | CLIENT_ID | USERNAME => special_hash(slot.tag()),
+            _ => self.level_of(slot).hash,
+        };
+        let path = fold(node.path, hash);
+        Some((deny, Node { id, path, slot }))
+    }
+
+    /// What leads to a node that is not the root.
+    pub(crate) fn edge(&self, node: Node<'_>) -> Edge<'_> {
+        match node.slot.tag() {
+            ANY => Edge::Any,
+            CLIENT_ID => Edge::ClientId,
+            USERNAME => Edge::Username,
+            _ => Edge::Literal(self.level_of(node.slot)),
+        }
+    }
+
+    fn level_of(&self, slot: &Slot) -> Level<'_> {
+        match slot.tag() {
+            LONG => Level::new(self.text.get(slot.head)),
+            _ => Level::from_short(slot.short()),
+        }
     }
 }
 

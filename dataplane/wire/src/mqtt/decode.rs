@@ -8,7 +8,7 @@ use super::framer::FixedHeader;
 use super::header::{self, DUP, RETAIN};
 use super::packet::{
     Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, PacketKind, Publish, QoS, Side,
-    Suback, Subscribe, Unsuback, Unsubscribe, Version, Will,
+    Suback, Subscribe, SubscribeFilter, SubscribeHead, Unsuback, Unsubscribe, Version, Will,
 };
 use super::properties::{Place, Properties, PropertyId, read_properties, text};
 use super::topic::{FilterError, check_levels, has_any, has_wildcard, parse_filter};
@@ -98,6 +98,36 @@ pub fn decode_publish_head<'a>(
         return Err(Violation::KindReserved);
     }
     publish_head(version, side, header, &mut body)
+}
+
+/// Decodes what stands before the filters of a SUBSCRIBE of a client, which are not looked at: there may be very many.
+/// [`next_subscribe_filter`] reads one after the other, and with the last of them everything was checked.
+pub fn decode_subscribe_head(
+    version: Version,
+    bytes: &[u8],
+) -> Result<SubscribeHead<'_>, Violation> {
+    let (header, mut body) = open(version, Side::Client, bytes)?;
+    if header.kind != PacketKind::Subscribe {
+        return Err(Violation::KindReserved);
+    }
+    if body.rest().len() != header.remaining_bytes as usize {
+        return Err(Violation::RemainingLengthMismatch);
+    }
+    subscribe_head(version, &mut body)
+}
+
+/// Takes a filter of a SUBSCRIBE off the front of those that are left; `None` when none is.
+pub fn next_subscribe_filter<'a>(
+    version: Version,
+    filters: &mut &'a [u8],
+) -> Result<Option<SubscribeFilter<'a>>, Violation> {
+    if filters.is_empty() {
+        return Ok(None);
+    }
+    let mut fields = Cursor::new(filters);
+    let found = subscribe_filter(version, &mut fields)?;
+    *filters = fields.rest();
+    Ok(Some(found))
 }
 
 #[inline]
@@ -357,21 +387,45 @@ fn code_and_properties<'a>(
 // --- SUBSCRIBE, UNSUBSCRIBE and their acknowledgements ---
 
 fn subscribe<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Subscribe<'a>, Violation> {
-    let packet_id = packet_id(fields)?;
-    let properties = read_properties(fields, version, Place::Subscribe)?;
-    let body = fields.rest();
-    if body.is_empty() && version > Version::V31 {
-        return Err(Violation::SubscribeNoFilter);
-    }
+    let head = subscribe_head(version, fields)?;
     while !fields.is_empty() {
-        let is_shared = filter(version, fields)?;
-        let options = fields.u8().ok_or(Violation::FieldPastEnd)?;
-        check_options(version, options, is_shared)?;
+        subscribe_filter(version, fields)?;
     }
     Ok(Subscribe {
+        packet_id: head.packet_id,
+        properties: head.properties,
+        body: head.filters,
+    })
+}
+
+fn subscribe_head<'a>(
+    version: Version,
+    fields: &mut Cursor<'a>,
+) -> Result<SubscribeHead<'a>, Violation> {
+    let packet_id = packet_id(fields)?;
+    let properties = read_properties(fields, version, Place::Subscribe)?;
+    let filters = fields.rest();
+    if filters.is_empty() && version > Version::V31 {
+        return Err(Violation::SubscribeNoFilter);
+    }
+    Ok(SubscribeHead {
         packet_id,
         properties,
-        body,
+        filters,
+    })
+}
+
+fn subscribe_filter<'a>(
+    version: Version,
+    fields: &mut Cursor<'a>,
+) -> Result<SubscribeFilter<'a>, Violation> {
+    let (filter, is_shared) = filter(version, fields)?;
+    let options = fields.u8().ok_or(Violation::FieldPastEnd)?;
+    check_options(version, options, is_shared)?;
+    Ok(SubscribeFilter {
+        filter,
+        qos: QoS::from_bits(options).ok_or(Violation::SubscribeQos3)?,
+        options,
     })
 }
 
@@ -421,8 +475,9 @@ fn unsubscribe<'a>(
 }
 
 /// Reads one filter; true when it is a shared subscription.
-fn filter(version: Version, fields: &mut Cursor<'_>) -> Result<bool, Violation> {
-    is_shared(version, topic_text(fields)?).map_err(|error| match error {
+fn filter<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<(&'a str, bool), Violation> {
+    let filter = topic_text(fields)?;
+    let is_shared = is_shared(version, filter).map_err(|error| match error {
         FilterError::Empty => Violation::FilterEmpty,
         FilterError::Nul => Violation::StringHasNul,
         // Two bytes of length cannot say so much.
@@ -433,7 +488,8 @@ fn filter(version: Version, fields: &mut Cursor<'_>) -> Result<bool, Violation> 
         FilterError::WildcardNotAlone => Violation::FilterSingleLevel,
         FilterError::ShareGroup => Violation::FilterShareName,
         FilterError::ShareWithoutFilter => Violation::FilterShareWithoutFilter,
-    })
+    })?;
+    Ok((filter, is_shared))
 }
 
 /// Below version 5 no rule speaks of shares: one that is not well formed is a plain filter, and left to whoever judges it.

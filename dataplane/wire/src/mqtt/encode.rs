@@ -9,8 +9,8 @@
 use super::decode::decode;
 use super::header::{DUP, FLAGS_0010, RETAIN};
 use super::packet::{
-    Ack, Connack, Connect, Packet, PacketId, PacketKind, Publish, Side, SubscribeFilter, Version,
-    Will,
+    Ack, Connack, Connect, Packet, PacketId, PacketKind, Publish, Side, Subscribe, SubscribeFilter,
+    Version, Will,
 };
 use super::properties::{DataType, Properties, PropertiesBuf, Property, PropertyId};
 
@@ -62,13 +62,7 @@ pub fn encode(version: Version, packet: &Packet<'_>, out: &mut Vec<u8>) -> Resul
         Packet::Pubrec(ack) => encode_ack(version, PacketKind::Pubrec, ack, out),
         Packet::Pubrel(ack) => encode_ack(version, PacketKind::Pubrel, ack, out),
         Packet::Pubcomp(ack) => encode_ack(version, PacketKind::Pubcomp, ack, out),
-        Packet::Subscribe(subscribe) => encode_subscribe(
-            version,
-            subscribe.packet_id,
-            subscribe.properties,
-            subscribe.filters(),
-            out,
-        ),
+        Packet::Subscribe(subscribe) => encode_subscribe(version, subscribe, out),
         Packet::Suback(suback) => encode_suback(
             version,
             suback.packet_id,
@@ -167,21 +161,17 @@ pub fn encode_publish_head(
     })
 }
 
-/// Appends a SUBSCRIBE of these filters, each with the QoS of its field.
-pub fn encode_subscribe<'a>(
+/// The filters are copied as they lie: there may be very many, and each was checked when it came there.
+fn encode_subscribe(
     version: Version,
-    packet_id: PacketId,
-    properties: Properties<'_>,
-    filters: impl IntoIterator<Item = SubscribeFilter<'a>>,
+    subscribe: &Subscribe<'_>,
     out: &mut Vec<u8>,
 ) -> Result<(), TooLong> {
     let first = first_byte(PacketKind::Subscribe, FLAGS_0010);
     framed(out, first, 0, |body| {
-        body.extend_from_slice(&packet_id.get().to_be_bytes());
-        append_properties(body, version, properties, &[])?;
-        for filter in filters {
-            append_subscribe_filter(body, &filter)?;
-        }
+        body.extend_from_slice(&subscribe.packet_id.get().to_be_bytes());
+        append_properties(body, version, subscribe.properties, &[])?;
+        body.extend_from_slice(subscribe.body);
         Ok(())
     })
 }

@@ -14,17 +14,19 @@ mod topic;
 mod violation;
 
 pub use codes::connack_refusal;
-pub use decode::{decode, decode_connect, decode_publish_head};
+pub use decode::{
+    decode, decode_connect, decode_publish_head, decode_subscribe_head, next_subscribe_filter,
+};
 pub use encode::{
     PropertyEdit, TooLong, encode, encode_connack, encode_connect, encode_fixed_header,
-    encode_publish_head, encode_subscribe, encode_unsubscribe, slim,
+    encode_publish_head, encode_unsubscribe, slim,
 };
 pub use framer::{At, FixedHeader, Framer, Step};
 pub use header::plain_first_byte;
 pub use mend::{PublishRemains, mend, publish_remains};
 pub use packet::{
     Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, PacketKind, Publish, QoS, Side,
-    Suback, Subscribe, SubscribeFilter, SubscribeFilters, Unsuback, Unsubscribe,
+    Suback, Subscribe, SubscribeFilter, SubscribeFilters, SubscribeHead, Unsuback, Unsubscribe,
     UnsubscribeFilters, Version, Will,
 };
 pub use properties::{Properties, PropertiesBuf, Property, PropertyId};

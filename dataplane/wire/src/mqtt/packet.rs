@@ -191,6 +191,17 @@ pub struct Subscribe<'a> {
     pub(crate) body: &'a [u8],
 }
 
+/// A SUBSCRIBE whose filters were not looked at.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SubscribeHead<'a> {
+    /// Packet identifier.
+    pub packet_id: PacketId,
+    /// Properties; empty below 5.
+    pub properties: Properties<'a>,
+    /// The filters as sent, to the end of the packet.
+    pub filters: &'a [u8],
+}
+
 /// One filter of a SUBSCRIBE.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct SubscribeFilter<'a> {
@@ -502,6 +513,16 @@ impl SubscribeFilters {
     /// No filters yet.
     pub const fn new() -> Self {
         Self { bytes: Vec::new() }
+    }
+
+    /// True exactly when there is none.
+    pub fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Memory behind them, in bytes.
+    pub fn heap_bytes(&self) -> usize {
+        self.bytes.capacity()
     }
 
     /// Appends a filter with its options.

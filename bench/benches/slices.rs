@@ -1,0 +1,183 @@
+//! How long is the longest step of the policy that a shard cannot interrupt? Judging a filter goes in slices of
+//! [`SLICE_NODES`], and who a client is, is asked in one. Both are to take 250 us at most, on the worst tables that can be
+//! written, hot and with nothing of them in a cache.
+
+// A bench that cannot set up its case ends.
+#![allow(clippy::expect_used)]
+
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::net::{IpAddr, Ipv4Addr};
+
+use criterion::measurement::{Measurement, WallTime};
+use criterion::{Criterion, criterion_group, criterion_main};
+use sluice_policy::{Classes, Effort, Generation, SLICE_NODES, Snapshot, Vars, Who, compile};
+use sluice_wire::mqtt::{QoS, Version};
+
+/// More than the caches of the machine hold.
+const CACHES_BYTES: usize = 64 << 20;
+
+/// A session under a policy.
+struct Bench {
+    snapshot: Snapshot,
+    classes: Classes,
+}
+
+const FRAME: &str = "listeners:\n  - name: devices\n    address: 127.0.0.1:1883\n    upstream: broker\n    anonymous: { group: devices }\n\
+     upstreams:\n  - name: broker\n    endpoints: [\"tcp://127.0.0.1:1884\"]\n\
+     groups:\n  - name: devices\n\
+     rules:\n  - { name: connect, actions: [connect], decision: allow }\n";
+
+const VARS: Vars<'_> = Vars {
+    client_id: "sensor-4711",
+    username: "",
+};
+
+impl Bench {
+    /// A policy of rules for subscriptions: filter, priority, what it says.
+    fn new(rules: impl Iterator<Item = (String, u32, &'static str)>) -> Self {
+        let mut text = String::from(FRAME);
+        for (index, (filter, priority, decision)) in rules.enumerate() {
+            // Writing to a string cannot fail.
+            let _ = writeln!(
+                text,
+                "  - {{ name: r{index}, priority: {priority}, actions: [subscribe], topics: [\"{filter}\"], decision: {decision} }}"
+            );
+        }
+        let snapshot = compiled(&text);
+        let admission = snapshot
+            .admit(&who(&snapshot, VARS.client_id))
+            .expect("the client of the bench may connect");
+        Self {
+            classes: admission.classes,
+            snapshot,
+        }
+    }
+
+    /// Judges the filter again and again; `between` happens before each slice and is not measured. Time is that of the
+    /// longest kind of slice: those that used up their share.
+    fn run(&self, criterion: &mut Criterion, name: &str, filter: &str, mut between: impl FnMut()) {
+        criterion.bench_function(&format!("slice/{name}"), |bencher| {
+            bencher.iter_custom(|slices| {
+                let clock = WallTime;
+                let mut time = clock.zero();
+                let mut half = None;
+                let (mut done, mut asked) = (0, 0);
+                while done < slices {
+                    asked += 1;
+                    assert!(
+                        asked <= 10 * (slices + 1),
+                        "the filter takes less than a slice"
+                    );
+                    let mut effort = Effort::new(SLICE_NODES);
+                    between();
+                    let begin = clock.start();
+                    let verdict = black_box(self.snapshot.subscribe_within(
+                        &self.classes,
+                        &VARS,
+                        black_box(filter),
+                        QoS::AtMostOnce,
+                        &mut effort,
+                        &mut half,
+                    ));
+                    let took = clock.end(begin);
+                    if verdict.is_none() {
+                        time = clock.add(&time, &took);
+                        done += 1;
+                    }
+                }
+                time
+            });
+        });
+    }
+
+    /// Hot, and with all caches full of something else.
+    fn hot_and_cold(&self, criterion: &mut Criterion, name: &str, filter: &str) {
+        self.run(criterion, &format!("{name}/hot"), filter, || {});
+        let mut other = vec![0_u8; CACHES_BYTES];
+        self.run(criterion, &format!("{name}/cold"), filter, || {
+            for byte in other.iter_mut().step_by(64) {
+                *byte = byte.wrapping_add(1);
+            }
+            black_box(&mut other);
+        });
+    }
+}
+
+fn compiled(text: &str) -> Snapshot {
+    compile(text, "bench.yaml", Generation(1), None).expect("the policy of the bench compiles")
+}
+
+fn who<'a>(snapshot: &Snapshot, client_id: &'a str) -> Who<'a> {
+    Who {
+        listener: snapshot
+            .listener_by_name("devices")
+            .expect("the listener of the bench")
+            .id,
+        address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        version: Version::V311,
+        client_id,
+        username: None,
+    }
+}
+
+/// Every filter of twelve levels made of `a` and `+`: all 8,191 nodes contain the one that is asked about.
+fn either_at_every_level(criterion: &mut Criterion) {
+    let levels = 12;
+    let filter = |bits: u32| {
+        let level = |level: u32| if bits >> level & 1 == 1 { "a" } else { "+" };
+        let levels: Vec<&str> = (0..levels).rev().map(level).collect();
+        levels.join("/")
+    };
+    // The one that is found last decides first, so that no branch can be left out.
+    let bench = Bench::new((0..1 << levels).map(|bits| (filter(bits), 0, "allow")));
+    bench.hot_and_cold(criterion, "either_at_every_level", &["a"; 12].join("/"));
+}
+
+/// `+` at 31 levels, and denies behind an allow: each of them is one more search through all levels.
+fn thirty_one_levels(criterion: &mut Criterion) {
+    let between = ["+"; 29].join("/");
+    let denies = (0..5_000).map(|deny| (format!("a/{between}/x{deny}"), 1, "deny"));
+    let allows = [
+        (format!("a/{between}/+"), 2, "allow"),
+        ("#".into(), 0, "allow"),
+    ];
+    let bench = Bench::new(allows.into_iter().chain(denies));
+    bench.hot_and_cold(criterion, "thirty_one_levels", &format!("+/{between}/+"));
+}
+
+/// Denies with `#`, which are judged at each of 33 depths, in a table that no cache holds.
+fn denies_at_every_depth(criterion: &mut Criterion) {
+    let denies = (0..200_000).map(|deny| (format!("t/{deny}/#"), 1, "deny"));
+    let deepest = ["+"; 31].join("/");
+    let allows = [
+        ("t/+/#".into(), 2, "allow"),
+        (deepest, 0, "allow"),
+        ("#".into(), 0, "allow"),
+    ];
+    let bench = Bench::new(allows.into_iter().chain(denies));
+    bench.hot_and_cold(criterion, "denies_at_every_depth", "+/#");
+}
+
+/// 200,000 devices' denies, each behind an allow of its own.
+fn a_large_table(criterion: &mut Criterion) {
+    let rules = (0..200_000).flat_map(|device| {
+        let device = device * 611_953_u64 % 1_000_003;
+        [
+            (format!("d/{device}/hidden"), 1, "deny"),
+            (format!("d/+/hidden/{device}"), 2, "allow"),
+        ]
+    });
+    let allows = [("d/+/hidden".into(), 2, "allow"), ("#".into(), 0, "allow")];
+    let bench = Bench::new(allows.into_iter().chain(rules));
+    bench.hot_and_cold(criterion, "a_large_table", "d/#");
+}
+
+criterion_group!(
+    benches,
+    either_at_every_level,
+    thirty_one_levels,
+    denies_at_every_depth,
+    a_large_table
+);
+criterion_main!(benches);

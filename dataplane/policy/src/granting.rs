@@ -1,0 +1,224 @@
+//! May a filter be subscribed to: which questions are put to the tables, and what their answers come to.
+//!
+//! Up to four checks make a verdict: what may be subscribed to and what may be delivered, by the rules that are enforced,
+//! and both again with those that are only tried. Owns where a verdict stands when its share of work is used up.
+
+use sluice_wire::mqtt::QoS;
+
+use crate::effort::Effort;
+use crate::rows::QosOver;
+use crate::ruling::rule;
+use crate::tables::NO_RANK;
+use crate::tables::class::{ClassTable, Tries};
+use crate::tables::subscription::{Check, Grant, Walk};
+use crate::tables::topic_trie::{Bound, TopicTrie};
+use crate::verdict::bound;
+use crate::{Classes, Decision, Denial, Effect, OnDeny, Snapshot, Vars, Verdict};
+
+/// A filter that is half judged. It holds for the snapshot, classes, variables, filter and QoS it was begun with.
+#[derive(Debug)]
+pub struct HalfJudged {
+    check: Tally,
+    /// The verdict on subscribing, while that on delivery is being found.
+    subscribe: Option<Verdict>,
+    /// The verdict of the enforced rules, while those that are tried are asked too.
+    enforced: Option<Verdict>,
+    /// The lowest rank of a tried rule that decided anything.
+    shadow: u32,
+}
+
+/// One check under way, and what the rules that cover the filter ask for.
+#[derive(Debug)]
+struct Tally {
+    walk: Walk,
+    verdict: Verdict,
+    qos_refused_by: u32,
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self {
+            walk: Walk::default(),
+            verdict: Verdict {
+                decision: Decision::Allow,
+                rule: None,
+                qos_max: QoS::ExactlyOnce,
+                strip_retain: false,
+                on_deny: OnDeny::Drop,
+                shadow: None,
+            },
+            qos_refused_by: NO_RANK,
+        }
+    }
+}
+
+impl HalfJudged {
+    fn begin() -> Self {
+        Self {
+            check: Tally::default(),
+            subscribe: None,
+            enforced: None,
+            shadow: NO_RANK,
+        }
+    }
+}
+
+/// See [`Snapshot::subscribe_within`].
+pub(crate) fn subscribe(
+    asked: &Subscription<'_>,
+    effort: &mut Effort,
+    half: &mut Option<Box<HalfJudged>>,
+) -> Option<Verdict> {
+    let Some(begun) = half else {
+        let mut begun = HalfJudged::begin();
+        let verdict = asked.judge(&mut begun, effort);
+        if verdict.is_none() {
+            *half = Some(Box::new(begun));
+        }
+        return verdict;
+    };
+    let verdict = asked.judge(begun, effort)?;
+    *half = None;
+    Some(verdict)
+}
+
+/// One question.
+pub(crate) struct Subscription<'a> {
+    snapshot: &'a Snapshot,
+    classes: &'a Classes,
+    bound: Bound<'a>,
+    filter: &'a str,
+    qos: QoS,
+}
+
+impl<'a> Subscription<'a> {
+    pub(crate) fn new(
+        snapshot: &'a Snapshot,
+        classes: &'a Classes,
+        vars: &Vars<'a>,
+        filter: &'a str,
+        qos: QoS,
+    ) -> Self {
+        Self {
+            snapshot,
+            classes,
+            bound: bound(vars),
+            filter,
+            qos,
+        }
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &'a ClassTable> {
+        let snapshot = self.snapshot;
+        self.classes
+            .ids
+            .iter()
+            .filter_map(move |id| snapshot.rules.table(*id))
+    }
+
+    fn judge(&self, half: &mut HalfJudged, effort: &mut Effort) -> Option<Verdict> {
+        let enforced = match half.enforced {
+            Some(enforced) => enforced,
+            None => {
+                let enforced = self.judge_by(false, half, effort)?;
+                if !self.tables().any(|table| table.shadow.is_some()) {
+                    return Some(enforced);
+                }
+                half.shadow = NO_RANK;
+                *half.enforced.insert(enforced)
+            }
+        };
+        let tried = self.judge_by(true, half, effort)?;
+        let is_same = tried.decision == enforced.decision
+            && tried.qos_max.min(self.qos) == enforced.qos_max.min(self.qos);
+        let shadow = if is_same { None } else { rule(half.shadow) };
+        Some(Verdict { shadow, ..enforced })
+    }
+
+    /// Both what may be subscribed to and what may be delivered must cover the filter: `subscribe` implies `receive`, and
+    /// `receive` by itself only takes away.
+    fn judge_by(
+        &self,
+        with_shadow: bool,
+        half: &mut HalfJudged,
+        effort: &mut Effort,
+    ) -> Option<Verdict> {
+        let tries = |table: &'a ClassTable| {
+            let shadow = table.shadow.as_deref().filter(|_| with_shadow);
+            [Some(&table.enforce), shadow].into_iter().flatten()
+        };
+        let qos_refused = Decision::Deny(Denial::QosRefused);
+        let verdict = match half.subscribe {
+            Some(verdict) => verdict,
+            None => {
+                let asked = self.tables().flat_map(tries);
+                let asked = asked.filter_map(|tries| tries.subscribe.as_ref());
+                let verdict = self.check(asked, half, effort)?;
+                let is_apart = |tries: &Tries| tries.receive_alone.is_some();
+                let is_apart = self.tables().flat_map(tries).any(is_apart);
+                let is_open =
+                    verdict.decision == Decision::Allow || verdict.decision == qos_refused;
+                if !(is_apart && is_open) {
+                    return Some(verdict);
+                }
+                *half.subscribe.insert(verdict)
+            }
+        };
+        let delivered = self.tables().flat_map(tries).flat_map(Tries::receive);
+        let delivered = self.check(delivered, half, effort)?;
+        half.subscribe = None;
+        // That it is not allowed at all is said before that it is not allowed at this QoS.
+        if delivered.decision == Decision::Allow {
+            let qos_max = verdict.qos_max.min(delivered.qos_max);
+            Some(Verdict { qos_max, ..verdict })
+        } else if delivered.decision != qos_refused || verdict.decision == Decision::Allow {
+            Some(delivered)
+        } else {
+            Some(verdict)
+        }
+    }
+
+    /// One check of the tables. When it is over, the next one begins from the start.
+    fn check(
+        &self,
+        tries: impl Iterator<Item = &'a TopicTrie>,
+        half: &mut HalfJudged,
+        effort: &mut Effort,
+    ) -> Option<Verdict> {
+        let snapshot = self.snapshot;
+        let (tally, shadow) = (&mut half.check, &mut half.shadow);
+        let is_deny = |rank: u32| snapshot.effect(rank) == Effect::Deny;
+        let mut decided = |rank: u32| {
+            if rank < *shadow && snapshot.outcome(rank).is_shadow {
+                *shadow = rank;
+            }
+        };
+        let check = Check::new(tries, self.bound, &is_deny, &mut decided, effort);
+        let (verdict, qos_refused_by) = (&mut tally.verdict, &mut tally.qos_refused_by);
+        let grant = check.run(&mut tally.walk, self.filter, |rank| {
+            let outcome = snapshot.outcome(rank);
+            verdict.rule = verdict.rule.or(rule(rank));
+            verdict.qos_max = verdict.qos_max.min(outcome.qos_max);
+            if self.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
+                *qos_refused_by = (*qos_refused_by).min(rank);
+            }
+        })?;
+        let Tally {
+            verdict,
+            qos_refused_by,
+            ..
+        } = std::mem::take(&mut half.check);
+        let (denial, rank) = match grant {
+            Grant::Granted if qos_refused_by == NO_RANK => return Some(verdict),
+            Grant::Granted => (Denial::QosRefused, qos_refused_by),
+            Grant::Refused(rank) => (Denial::NotAuthorized, rank),
+            Grant::TooComplex => (Denial::TooComplex, NO_RANK),
+        };
+        Some(Verdict {
+            decision: Decision::Deny(denial),
+            rule: rule(rank),
+            qos_max: QoS::ExactlyOnce,
+            ..verdict
+        })
+    }
+}
