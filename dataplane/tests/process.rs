@@ -886,7 +886,7 @@ fn how_sessions_end_is_logged_as_soon_as_somebody_wants_to_know() {
         "sluice::session",
         "cause=\"violation\"",
         "violation=\"SecondConnect\"",
-        "clause=\"MQTT-3.1.0-2\"",
+        "clause=\"3.1.1 MQTT-3.1.0-2\"",
         "client_id=\"bad\\nid\"",
         "peer=127.0.0.1",
         "listener=\"devices\"",

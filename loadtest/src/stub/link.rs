@@ -81,10 +81,6 @@ pub(super) fn accept(
         let accepted = next();
         let mut state = shared.lock();
         if !state.listening.contains(&number) {
-            // The listener goes before the connection that woke us, so that whoever waits for its end finds the port free.
-            drop(state);
-            drop(next);
-            drop(accepted);
             return;
         }
         let Ok(stream) = accepted else {
@@ -115,7 +111,7 @@ pub(super) fn accept(
         let for_writing = Arc::clone(&stream);
         let for_reading = Arc::clone(shared);
         let started = spawn(move || write(&for_writing, &to_write))
-            .and_then(|()| spawn(move || Reader::new(for_reading, id, stream).run()));
+            .and_then(|_| spawn(move || Reader::new(for_reading, id, stream).run()));
         if started.is_err() {
             end(shared, id, End::Reset);
         }

@@ -19,9 +19,10 @@ pub use script::{OnConnect, Script};
 use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::net::TcpListener;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 use crate::patience::Deadline;
 use crate::stream::{Address, Stream};
@@ -40,6 +41,9 @@ pub struct Listening {
     shared: Arc<Shared>,
     address: Address,
     number: u64,
+    /// The listening socket once more, to shut it down.
+    socket: OwnedFd,
+    acceptor: Option<JoinHandle<()>>,
 }
 
 #[derive(Debug, Default)]
@@ -86,29 +90,33 @@ impl Stub {
             number
         };
         let shared = Arc::clone(&self.shared);
-        let address = match address.into() {
+        let (address, socket, acceptor) = match address.into() {
             Address::Tcp(address) => {
                 let listener = TcpListener::bind(address)?;
                 let address = listener.local_addr()?;
+                let socket = OwnedFd::from(listener.try_clone()?);
                 let next = move || {
                     let stream = listener.accept()?.0;
                     stream.set_nodelay(true)?;
                     Ok(Stream::Tcp(stream))
                 };
-                spawn(move || link::accept(&shared, number, next))?;
-                Address::Tcp(address)
+                let acceptor = spawn(move || link::accept(&shared, number, next))?;
+                (Address::Tcp(address), socket, acceptor)
             }
             Address::Unix(path) => {
                 let listener = UnixListener::bind(&path)?;
+                let socket = OwnedFd::from(listener.try_clone()?);
                 let next = move || Ok(Stream::Unix(listener.accept()?.0));
-                spawn(move || link::accept(&shared, number, next))?;
-                Address::Unix(path)
+                let acceptor = spawn(move || link::accept(&shared, number, next))?;
+                (Address::Unix(path), socket, acceptor)
             }
         };
         Ok(Listening {
             shared: Arc::clone(&self.shared),
             address,
             number,
+            socket,
+            acceptor: Some(acceptor),
         })
     }
 
@@ -211,15 +219,14 @@ impl Drop for Listening {
             .lock()
             .listening
             .retain(|number| *number != self.number);
-        // The accepting thread looks at the list after each accept; this one makes it look.
-        let woken = Stream::dial(&self.address);
+        // Closing would not do: a program that another test is just starting holds a copy of the socket until its exec.
+        let _ = rustix::net::shutdown(&self.socket, rustix::net::Shutdown::Both);
         if let Address::Unix(path) = &self.address {
             let _ = std::fs::remove_file(path);
         }
-        // Once the acceptor has let go of the listener, our waking connection ends: then the port is free.
-        if let Ok(stream) = woken {
-            let _ = stream.set_timeout(Some(crate::patience::PATIENCE));
-            let _ = io::Read::read(&mut &stream, &mut [0]);
+        // Its accept has failed; when it is gone, so is its copy.
+        if let Some(acceptor) = self.acceptor.take() {
+            let _ = acceptor.join();
         }
     }
 }
@@ -267,9 +274,6 @@ impl State {
 }
 
 /// Threads are many and shallow.
-fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    thread::Builder::new()
-        .stack_size(128 * 1024)
-        .spawn(run)
-        .map(drop)
+fn spawn(run: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+    thread::Builder::new().stack_size(128 * 1024).spawn(run)
 }
