@@ -331,6 +331,7 @@ fn shard_limits(args: &RunArgs, sessions_max: u32) -> ShardLimits {
         authenticating_max: sessions_max,
         authenticate_timeout: args.auth_deadline.0 + AUTH_GRACE,
         strangers_grace: args.strangers_grace.0,
+        turn_time_max: args.turn_time_max.0,
         ..ShardLimits::default()
     }
 }
@@ -538,6 +539,10 @@ mod tests {
         let (defaults, nothing_said) = (ShardLimits::default(), args(&[]).unwrap());
         let limits = shard_limits(&nothing_said, 1);
         assert_eq!(limits.strangers_grace, defaults.strangers_grace);
+        assert_eq!(limits.turn_time_max, defaults.turn_time_max);
+        let patient = args(&["--turn-time-max", "1m"]).unwrap();
+        let limits = shard_limits(&patient, 1);
+        assert_eq!(limits.turn_time_max, Duration::from_secs(60));
     }
 
     #[test]

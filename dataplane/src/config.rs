@@ -100,9 +100,20 @@ pub struct RunArgs {
         env = "SLUICE_STRANGERS_GRACE",
         value_name = "TIME",
         default_value = "2s",
-        value_parser = grace
+        value_parser = at_most_an_hour
     )]
     pub strangers_grace: Span,
+
+    /// A shard whose turns take longer than this is overloaded: it turns new connections away until they are shorter.
+    /// At most 1h.
+    #[arg(
+        long,
+        env = "SLUICE_TURN_TIME_MAX",
+        value_name = "TIME",
+        default_value = "250ms",
+        value_parser = at_most_an_hour
+    )]
+    pub turn_time_max: Span,
 
     /// Time over which a drain (SIGTERM) spreads the end of the open sessions, for example `30s`.
     #[arg(
@@ -193,10 +204,10 @@ pub struct RunArgs {
     pub decision_log_sample: u32,
 }
 
-fn grace(text: &str) -> Result<Span, BadValue> {
+fn at_most_an_hour(text: &str) -> Result<Span, BadValue> {
     let span: Span = text.parse()?;
     if span.0 > Duration::from_secs(3600) {
-        return Err(BadValue::Grace);
+        return Err(BadValue::OverAnHour);
     }
     Ok(span)
 }
@@ -239,9 +250,9 @@ pub enum BadValue {
     /// Not a time with a unit.
     #[error("expected a whole number with a unit (ms, s, m, h), at most 24h, like `30s`")]
     Span,
-    /// A grace that is no grace any more.
+    /// A time beyond what its flag takes.
     #[error("expected a time of at most 1h, like `2s`")]
-    Grace,
+    OverAnHour,
 }
 
 impl FromStr for ShardCount {

@@ -45,7 +45,7 @@ impl<R: Ring> Core<R> {
         if self.drain.is_some() {
             return Err(Counter::RefusedDraining);
         }
-        if self.lag.at(turn.now) > self.limits.loop_lag_max {
+        if self.lag.at(turn.now) > self.limits.turn_time_max {
             return Err(Counter::RefusedLag);
         }
         if self.budget.is_tight() {

@@ -100,7 +100,7 @@ pub struct ShardLimits {
     /// largest sessions are ended.
     pub backlog_bytes_max: u64,
     /// New connections are refused while turns take longer than this.
-    pub loop_lag_max: Duration,
+    pub turn_time_max: Duration,
     /// Passwords being verified at once; one more is told to come back.
     pub authenticating_max: u32,
     /// How long a password may take.
@@ -116,7 +116,7 @@ impl Default for ShardLimits {
         Self {
             sessions_max: 100_000,
             backlog_bytes_max: 256 << 20,
-            loop_lag_max: Duration::from_millis(250),
+            turn_time_max: Duration::from_millis(250),
             authenticating_max: 512,
             authenticate_timeout: Duration::from_secs(20),
             strangers_grace: Duration::from_secs(2),

@@ -68,7 +68,9 @@ impl Running {
     ) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         let mut command = command();
-        command.args(["--admin", "127.0.0.1:0"]).args(args);
+        command.args(["--admin", "127.0.0.1:0"]);
+        // A busy machine makes turns long; that newcomers are turned away then is tested in simulation.
+        command.args(["--turn-time-max", "1h"]).args(args);
         if let Some(policy) = policy {
             let file = folder.path().join("policy.yaml");
             std::fs::write(&file, policy).expect("the policy is written");

@@ -104,7 +104,7 @@ fn a_slow_shard_sheds_new_connections_until_it_has_caught_up() {
         table: Arc::new(Table::new(&TableConfig::default())),
         counters: Arc::clone(&counters),
         limits: ShardLimits {
-            loop_lag_max: Duration::from_millis(100),
+            turn_time_max: Duration::from_millis(100),
             ..ShardLimits::default()
         },
         decisions: None,

@@ -231,6 +231,8 @@ impl Membership {
 fn program(cell: Cell) -> anyhow::Result<Program> {
     let program = Program::new("sluice-dataplane", sibling("sluice-dataplane")?)
         .args(["--admin", "127.0.0.1:0"])
+        // A busy machine makes turns long; that newcomers are turned away then is tested in simulation.
+        .args(["--turn-time-max", "1h"])
         .args(["--engine", engine_argument(cell.engine)])
         .args(["--shards", &cell.shards.to_string()]);
     Ok(program)
