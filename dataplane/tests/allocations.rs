@@ -14,7 +14,9 @@ use std::time::Duration;
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::{Counter, Counters};
 use sluice_dataplane::node::{Directory, Located, ShardId, Table, TableConfig, ToShard, mailbox};
-use sluice_dataplane::ring::{Event, Full, Lease, ListenSlot, Piece, Ring, SocketId, Target, Wake};
+use sluice_dataplane::ring::{
+    Event, Full, KeepAlive, Lease, ListenSlot, Piece, Ring, SocketId, Target, Wake,
+};
 use sluice_dataplane::shard::{Shard, ShardLimits, ShardParts};
 use sluice_policy::{Generation, PolicyHandle, UpstreamId};
 
@@ -116,6 +118,7 @@ impl Ring for Feeder {
     fn shutdown_write(&mut self, _: SocketId) {}
     fn close(&mut self, _: SocketId) {}
     fn reset(&mut self, _: SocketId) {}
+    fn keep_alive(&mut self, _: SocketId, _: KeepAlive) {}
     fn turn(&mut self, _: Option<Time>, _: u32, events: &mut Vec<Event>) -> io::Result<()> {
         self.now = self.now.after(Duration::from_millis(1));
         self.scratch.clear();

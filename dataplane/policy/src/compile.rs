@@ -256,6 +256,8 @@ fn upstream(row: UpstreamModel, numbers: &Numbers) -> Upstream {
         breaker_failures: row.breaker_failures,
         breaker_open: row.breaker_open,
         health_interval: row.health_interval,
+        tcp_keep_alive: row.tcp_keep_alive,
+        connack_timeout: row.connack_timeout,
     }
 }
 

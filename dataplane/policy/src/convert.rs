@@ -253,11 +253,15 @@ fn write_listener(row: &ListenerRow) -> v1::Row {
             backlog_bytes_high: plain(&limits.backlog_bytes_high),
             backlog_bytes_low: plain(&limits.backlog_bytes_low),
             latency_budget_us: micros(&limits.latency_budget),
+            tcp_keep_alive_us: micros(&limits.tcp_keep_alive),
         }),
     };
     let mut features = vec!["mqtt"];
     if row.username.is_some() {
         features.push("listeners.username");
+    }
+    if limits.tcp_keep_alive.is_some() {
+        features.push("tcp_keep_alive");
     }
     message(&row.name, &features, Kind::Listener(listener))
 }
@@ -272,8 +276,16 @@ fn write_upstream(row: &UpstreamRow) -> v1::Row {
         breaker_failures: plain(&row.breaker_failures),
         breaker_open_us: micros(&row.breaker_open),
         health_interval_us: micros(&row.health_interval),
+        tcp_keep_alive_us: micros(&row.tcp_keep_alive),
+        connack_timeout_us: micros(&row.connack_timeout),
     };
-    message(&row.name, &["mqtt"], Kind::Upstream(upstream))
+    let mut features = vec!["mqtt"];
+    let uses = [
+        ("tcp_keep_alive", row.tcp_keep_alive.is_some()),
+        ("upstreams.connack_timeout", row.connack_timeout.is_some()),
+    ];
+    features.extend(uses.iter().filter(|(_, used)| *used).map(|(name, _)| *name));
+    message(&row.name, &features, Kind::Upstream(upstream))
 }
 
 fn write_group(row: &GroupRow) -> v1::Row {
@@ -523,6 +535,7 @@ impl Reader {
                     .value("limits.backlog_bytes_high", limits.backlog_bytes_high),
                 backlog_bytes_low: self.value("limits.backlog_bytes_low", limits.backlog_bytes_low),
                 latency_budget: self.time("limits.latency_budget_us", limits.latency_budget_us),
+                tcp_keep_alive: self.time("limits.tcp_keep_alive_us", limits.tcp_keep_alive_us),
             },
         }
     }
@@ -539,6 +552,8 @@ impl Reader {
             breaker_failures: self.value("breaker_failures", row.breaker_failures),
             breaker_open: self.time("breaker_open_us", row.breaker_open_us),
             health_interval: self.time("health_interval_us", row.health_interval_us),
+            tcp_keep_alive: self.time("tcp_keep_alive_us", row.tcp_keep_alive_us),
+            connack_timeout: self.time("connack_timeout_us", row.connack_timeout_us),
         }
     }
 

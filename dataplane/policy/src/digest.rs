@@ -125,6 +125,7 @@ fn listener(out: &mut Writer, row: &ListenerModel) {
     out.number(limits.backlog_bytes_high.into());
     out.number(limits.backlog_bytes_low.into());
     out.time(limits.latency_budget);
+    out.time(limits.tcp_keep_alive);
 }
 
 fn upstream(out: &mut Writer, row: &UpstreamModel) {
@@ -150,6 +151,8 @@ fn upstream(out: &mut Writer, row: &UpstreamModel) {
     out.number(row.breaker_failures.into());
     out.time(row.breaker_open);
     out.option(row.health_interval, Writer::time);
+    out.time(row.tcp_keep_alive);
+    out.time(row.connack_timeout);
 }
 
 fn user(out: &mut Writer, row: &UserModel) {

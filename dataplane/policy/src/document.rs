@@ -166,6 +166,7 @@ fn listener(mut fields: Fields<'_>) -> ListenerRow {
             backlog_bytes_high: limits.bytes("backlog_bytes_high"),
             backlog_bytes_low: limits.bytes("backlog_bytes_low"),
             latency_budget: limits.duration("latency_budget"),
+            tcp_keep_alive: limits.duration("tcp_keep_alive"),
         };
     });
     fields.finish();
@@ -178,12 +179,14 @@ fn upstream(mut fields: Fields<'_>) -> UpstreamRow {
         name: fields.name(),
         endpoints: fields.texts("endpoints").unwrap_or_default(),
         balance: fields.word("balance", BALANCES),
+        tcp_keep_alive: fields.duration("tcp_keep_alive"),
         ..UpstreamRow::default()
     };
     fields.map("dial", |dial| {
         row.dial_timeout = dial.duration("timeout");
         row.dial_attempts_max = dial.number("attempts_max");
         row.dial_backoff = dial.duration("backoff");
+        row.connack_timeout = dial.duration("connack_timeout");
     });
     fields.map("breaker", |breaker| {
         row.breaker_failures = breaker.number("failures");

@@ -61,6 +61,8 @@ pub const FEATURES: &[&str] = &[
     "client_id_binding",
     "users.networks",
     "listeners.username",
+    "tcp_keep_alive",
+    "upstreams.connack_timeout",
     "rules",
     "rules.shadow",
     "rules.qos",

@@ -63,6 +63,8 @@ pub struct UpstreamModel {
     pub breaker_failures: u32,
     pub breaker_open: Duration,
     pub health_interval: Option<Duration>,
+    pub tcp_keep_alive: Duration,
+    pub connack_timeout: Duration,
 }
 
 /// See [`crate::User`].

@@ -96,6 +96,7 @@ pub struct LimitsRow {
     pub backlog_bytes_high: Option<Located<u64>>,
     pub backlog_bytes_low: Option<Located<u64>>,
     pub latency_budget: Option<Located<Duration>>,
+    pub tcp_keep_alive: Option<Located<Duration>>,
 }
 
 /// Where sessions go.
@@ -112,6 +113,8 @@ pub struct UpstreamRow {
     pub breaker_failures: Option<Located<u64>>,
     pub breaker_open: Option<Located<Duration>>,
     pub health_interval: Option<Located<Duration>>,
+    pub tcp_keep_alive: Option<Located<Duration>>,
+    pub connack_timeout: Option<Located<Duration>>,
 }
 
 /// A name for a set of users.

@@ -249,6 +249,8 @@ pub struct Limits {
     pub backlog_bytes_high: u32,
     pub backlog_bytes_low: u32,
     pub latency_budget: Duration,
+    /// Zero is off.
+    pub tcp_keep_alive: Duration,
 }
 
 impl Default for Limits {
@@ -268,6 +270,7 @@ impl Default for Limits {
             backlog_bytes_high: 256 << 10,
             backlog_bytes_low: 64 << 10,
             latency_budget: Duration::ZERO,
+            tcp_keep_alive: Duration::from_secs(60),
         }
     }
 }
@@ -295,6 +298,10 @@ pub struct Upstream {
     pub breaker_open: Duration,
     /// Interval of active health checks; `None` is off.
     pub health_interval: Option<Duration>,
+    /// Silence after which the kernel asks whether an endpoint's machine is still there; zero is off.
+    pub tcp_keep_alive: Duration,
+    /// How long an endpoint may take for CONNACK before another one is asked.
+    pub connack_timeout: Duration,
 }
 
 impl Upstream {

@@ -115,14 +115,15 @@ fn rules_that_tie_keep_the_order_of_the_document() {
 #[test]
 fn every_row_names_the_features_it_needs() {
     let rows = messages(
-        "listeners: [{name: l, username: ignore}]\nusers: [{name: u, password_hash: x, client_id: c, networks: [10.0.0.0/8]}]\nrules: [{name: r, mode: shadow, qos_max: 1, retain: strip, payload_bytes_max: 1}]",
+        "listeners: [{name: l, username: ignore, limits: {tcp_keep_alive: 1s}}]\nupstreams: [{name: up, tcp_keep_alive: 1s, dial: {connack_timeout: 1s}}]\nusers: [{name: u, password_hash: x, client_id: c, networks: [10.0.0.0/8]}]\nrules: [{name: r, mode: shadow, qos_max: 1, retain: strip, payload_bytes_max: 1}]",
     );
     let features: Vec<String> = rows.iter().map(|row| row.features.join(" ")).collect();
     assert_eq!(
         features,
         [
             "",
-            "mqtt listeners.username",
+            "mqtt listeners.username tcp_keep_alive",
+            "mqtt tcp_keep_alive upstreams.connack_timeout",
             "users client_id_binding users.networks",
             "rules rules.shadow rules.qos rules.retain rules.payload"
         ]
@@ -521,7 +522,8 @@ const LISTENER: &[&str] = &[
 
 const UPSTREAM: &[&str] = &[
     "balance: least_connections",
-    "dial: {timeout: 1s, attempts_max: 2, backoff: 20ms}",
+    "dial: {timeout: 1s, attempts_max: 2, backoff: 20ms, connack_timeout: 2s}",
+    "tcp_keep_alive: 0s",
     "breaker: {failures: 3, open: 2s}",
     "health: {interval: 1s}",
 ];
@@ -541,6 +543,7 @@ fn limits() -> impl Strategy<Value = String> {
         "backlog_bytes_high: 128KiB",
         "backlog_bytes_low: 8KiB",
         "latency_budget: 300us",
+        "tcp_keep_alive: 30s",
     ])
     .prop_map(|keys| keys.join(", "))
 }

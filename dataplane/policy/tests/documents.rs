@@ -316,6 +316,11 @@ fn listeners_have_bounds_too() {
             "`latency_budget` must be from 0s to 100ms",
         ),
         (
+            "limits: {tcp_keep_alive: 10h}",
+            "`tcp_keep_alive` must be from 0s to 32767s",
+        ),
+        ("limits: {tcp_keep_alive: 1500ms}", "must be whole seconds"),
+        (
             "limits: {backlog_bytes_low: 1MiB}",
             "`backlog_bytes_low` (1048576) must be less than `backlog_bytes_high` (262144)",
         ),

@@ -32,6 +32,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::time::Duration;
 
 pub use self::epoll::Epoll;
 pub use self::probe::{Decision, Engine, EngineChoice, probe};
@@ -78,6 +79,35 @@ pub enum Target {
     /// Unix stream socket.
     Unix(PathBuf),
 }
+
+/// What the kernel does to find out that a peer's machine is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeepAlive {
+    /// Silence after which it asks, in whole seconds; at least one.
+    pub idle: Duration,
+    /// How long a peer may answer nothing, neither questions nor data, before the connection fails.
+    pub give_up: Duration,
+}
+
+impl KeepAlive {
+    /// Asks after `idle`, and gives up half of that later, but never before `write_stall`: how long a peer may leave data where it
+    /// is is decided by the one deadline that there is for it. `None` when `idle` is zero, which is off.
+    pub fn new(idle: Duration, write_stall: Duration) -> Option<Self> {
+        let keep_alive = Self {
+            idle,
+            give_up: (idle + idle / 2 + QUESTION_MIN).max(write_stall),
+        };
+        (!idle.is_zero()).then_some(keep_alive)
+    }
+
+    /// Between two questions: three fit in before it gives up.
+    fn interval(self) -> Duration {
+        (self.idle / 6).max(QUESTION_MIN)
+    }
+}
+
+/// The kernel's shortest time between two questions.
+const QUESTION_MIN: Duration = Duration::from_secs(1);
 
 /// Why no more bytes will be received on a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +184,10 @@ pub trait Ring {
     /// Stops receiving; what arrived before is still delivered, then [`Event::Paused`]. No effect, and no answer, when not
     /// receiving.
     fn pause(&mut self, socket: SocketId);
+
+    /// Makes the kernel find out that the peer's machine is gone: the connection then fails as if it were reset. No effect on
+    /// sockets that know no such thing (Unix).
+    fn keep_alive(&mut self, socket: SocketId, keep_alive: KeepAlive);
 
     /// Copies bytes into memory that stays valid until the sends of this turn are done.
     fn scratch(&mut self, bytes: &[u8]) -> Piece;

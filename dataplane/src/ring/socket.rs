@@ -11,9 +11,9 @@ use std::time::Duration;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrAny, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-use super::Target;
+use super::{KeepAlive, Target};
 
 /// How long a listener rests after accepting failed for want of a resource. Short enough that a client in the backlog
 /// hardly notices, long enough that a full process does not spin.
@@ -31,9 +31,9 @@ pub fn listen_tcp(address: SocketAddr, backlog: i32) -> io::Result<OwnedFd> {
     };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
-    rustix::net::sockopt::set_socket_reuseport(&socket, true)?;
-    rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_socket_reuseaddr(&socket, true)?;
+    sockopt::set_socket_reuseport(&socket, true)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
     rustix::net::listen(&socket, backlog)?;
     Ok(socket)
@@ -106,7 +106,7 @@ fn open_tcp(address: SocketAddr, flags: SocketFlags) -> Result<OwnedFd, Errno> {
     };
     let flags = flags | SocketFlags::CLOEXEC;
     let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)?;
-    rustix::net::sockopt::set_tcp_nodelay(&socket, true)?;
+    sockopt::set_tcp_nodelay(&socket, true)?;
     Ok(socket)
 }
 
@@ -140,7 +140,31 @@ pub(super) fn set_nonblocking(fd: BorrowedFd<'_>, nonblocking: bool) -> Result<(
 /// is closed as always.
 pub(super) fn reset_when_closed(fd: BorrowedFd<'_>) {
     // It fails only for what is no socket.
-    let _ = rustix::net::sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+    let _ = sockopt::set_socket_linger(fd, Some(Duration::ZERO));
+}
+
+/// Sets the options of [`KeepAlive`]. The count of questions stays the kernel's: the user timeout stands in its place.
+pub(super) fn keep_alive(fd: BorrowedFd<'_>, keep_alive: KeepAlive) {
+    let set = || {
+        let millis = u32::try_from(keep_alive.give_up.as_millis()).unwrap_or(u32::MAX);
+        sockopt::set_socket_keepalive(fd, true)?;
+        sockopt::set_tcp_keepidle(fd, keep_alive.idle)?;
+        sockopt::set_tcp_keepintvl(fd, keep_alive.interval())?;
+        sockopt::set_tcp_user_timeout(fd, millis)
+    };
+    // It fails for what is no TCP socket, and for one that is gone already.
+    let _: Result<(), Errno> = set();
+}
+
+/// What [`keep_alive`] has set: whether the kernel asks, after how long, how often, and when it gives up (in milliseconds).
+#[cfg(test)]
+pub(super) fn keep_alive_of(fd: BorrowedFd<'_>) -> (bool, Duration, Duration, u32) {
+    (
+        sockopt::socket_keepalive(fd).unwrap(),
+        sockopt::tcp_keepidle(fd).unwrap(),
+        sockopt::tcp_keepintvl(fd).unwrap(),
+        sockopt::tcp_user_timeout(fd).unwrap(),
+    )
 }
 
 /// A descriptor held back for the moment when there are no others.
@@ -188,10 +212,47 @@ fn take() -> Result<OwnedFd, Errno> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::net::{SocketAddrV4, SocketAddrV6, TcpStream};
 
     use super::*;
+    use crate::ring::{Event, ListenSlot, Ring, SocketId};
+
+    type Options = (bool, Duration, Duration, u32);
+
+    /// A connection from the ring to itself: neither end has the options before they are asked for, and both have them then.
+    pub(in crate::ring) fn keep_alive_on_both_legs<R: Ring>(
+        ring: &mut R,
+        options_of: impl Fn(&mut R, SocketId) -> Options,
+    ) {
+        let listener = listen_tcp("127.0.0.1:0".parse().unwrap(), 16).unwrap();
+        let address = local_address(listener.as_fd()).unwrap().unwrap();
+        ring.listen(ListenSlot(0), listener).unwrap();
+        let dialled = ring.connect(&Target::Tcp(address)).unwrap();
+        let (mut accepted, mut is_connected) = (None, false);
+        let mut events = Vec::new();
+        while accepted.is_none() || !is_connected {
+            ring.turn(None, 0, &mut events).unwrap();
+            for event in events.drain(..) {
+                if let Event::Accepted { socket, .. } = event {
+                    accepted = Some(socket);
+                } else if let Event::Connected { socket } = event {
+                    is_connected = socket == dialled;
+                }
+            }
+        }
+        let stall = Duration::from_secs(30);
+        for (idle, interval, give_up) in [(60, 10, 91_000), (1, 1, 30_000)] {
+            let idle = Duration::from_secs(idle);
+            let keep_alive = KeepAlive::new(idle, stall).unwrap();
+            for socket in [accepted.unwrap(), dialled] {
+                ring.keep_alive(socket, keep_alive);
+                let expected = (true, idle, Duration::from_secs(interval), give_up);
+                assert_eq!(options_of(ring, socket), expected);
+            }
+        }
+        assert_eq!(KeepAlive::new(Duration::ZERO, stall), None, "off");
+    }
 
     #[test]
     fn mapped_addresses_are_told_as_ipv4_and_unix_peers_as_loopback() {

@@ -14,6 +14,8 @@
 //! will DISCONNECT is written, then FIN, and the reset comes when the broker has not closed after the time that every
 //! closing connection has.
 
+use std::time::Duration;
+
 use super::{Cause, Context, Output, Phase, Session, Side, lane, packets};
 use crate::clock::Time;
 use crate::metrics::Counter;
@@ -56,7 +58,11 @@ impl Session {
         if self.phase != Phase::Connack || self.is_second_chance() {
             return;
         }
-        let overall = self.timers.awaiting_connack(context.now, has_another);
+        let listener = context.snapshot.listener(self.listener);
+        let upstream = listener.and_then(|row| context.snapshot.upstream(row.upstream));
+        let first = upstream.map_or(Duration::MAX, |row| row.connack_timeout);
+        let first = has_another.then_some(first);
+        let overall = self.timers.awaiting_connack(context.now, first);
         if has_another {
             self.rare().chance = Chance::Kept(overall);
         }

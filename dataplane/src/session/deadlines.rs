@@ -87,13 +87,13 @@ impl Timers {
     }
 
     /// CONNECT went upstream for the first time; its answer gets as long as the client had for CONNECT, the second broker's
-    /// included. With one in reserve the first has half of that.
-    pub(super) fn awaiting_connack(&mut self, now: Time, has_another: bool) -> Time {
-        let overall = now.after(self.connect_timeout.get());
-        self.opening = if has_another {
-            now.after(self.connect_timeout.get() / 2)
-        } else {
-            overall
+    /// included. `first` is how long the first one has while there is another; never more than half of it all.
+    pub(super) fn awaiting_connack(&mut self, now: Time, first: Option<Duration>) -> Time {
+        let timeout = self.connect_timeout.get();
+        let overall = now.after(timeout);
+        self.opening = match first {
+            Some(first) => now.after(first.min(timeout / 2)),
+            None => overall,
         };
         overall
     }

@@ -11,7 +11,7 @@ use sluice_policy::ListenerId;
 use crate::clock::Time;
 use crate::metrics::Counter;
 use crate::node::{Address, Permit, Refused, Scope};
-use crate::ring::{Event, ListenSlot, Ring, SocketId};
+use crate::ring::{Event, KeepAlive, ListenSlot, Ring, SocketId};
 use crate::session::{Session, Side};
 
 use super::leg::Leg;
@@ -90,6 +90,12 @@ impl<R: Ring> Core<R> {
         peer: IpAddr,
         permit: Permit,
     ) {
+        if let Some(row) = turn.snapshot.listener(listener)
+            && let Some(keep_alive) =
+                KeepAlive::new(row.limits.tcp_keep_alive, row.limits.write_stall_timeout)
+        {
+            self.ring.keep_alive(socket, keep_alive);
+        }
         let session = self
             .lent
             .with(turn, |context| Session::accepted(context, listener, peer));

@@ -265,7 +265,7 @@ impl<R: Ring> Core<R> {
 }
 
 /// How long a connection may take to accept its last bytes.
-fn flush_time(snapshot: &Snapshot, listener: sluice_policy::ListenerId) -> Duration {
+pub(super) fn flush_time(snapshot: &Snapshot, listener: sluice_policy::ListenerId) -> Duration {
     snapshot
         .listener(listener)
         .map_or(FLUSH_DEFAULT, |row| row.limits.write_stall_timeout)

@@ -3,15 +3,18 @@
 //! Owns the carrying out of a [`Dial`]; which endpoint and how often is decided there. A session waits for one of the three
 //! at a time.
 
+use std::time::Duration;
+
 use sluice_policy::UpstreamId;
 
 use crate::metrics::Counter;
 use crate::node::{Address, Directory, Fault, Table, ToControl, Undelivered};
-use crate::ring::{Ring, SocketId};
+use crate::ring::{KeepAlive, Ring, SocketId};
 use crate::session::{AuthOutcome, Credentials, Dialled, Session, Side, Unanswered};
 use crate::upstream::Dial;
 use crate::upstream::dial::{Step, Surroundings};
 
+use super::close::flush_time;
 use super::dispatch::Follow;
 use super::leg::{Leg, Reading};
 use super::slots::Waiting;
@@ -98,7 +101,6 @@ impl<R: Ring> Core<R> {
         slot: u32,
         fault: Fault,
     ) -> Option<Follow> {
-        self.dials = self.dials.wrapping_add(1);
         self.step(turn, slot, |dial, around| dial.elsewhere(around, fault))
     }
 
@@ -169,6 +171,13 @@ impl<R: Ring> Core<R> {
         let has_another = has_another && has_room;
         let kept_bytes = if has_another { bytes } else { 0 };
         self.connects_kept += kept_bytes;
+        let stall = flush_time(turn.snapshot, open.listener);
+        let idle = around
+            .upstream
+            .map_or(Duration::ZERO, |upstream| upstream.tcp_keep_alive);
+        if let Some(keep_alive) = KeepAlive::new(idle, stall) {
+            self.ring.keep_alive(socket, keep_alive);
+        }
         open.cell = dial.connected();
         open.waiting = Some(Box::new(Waiting::Connack { dial, kept_bytes }));
         open.up.reading = Reading::Idle;

@@ -422,6 +422,8 @@ mod tests {
                     breaker_failures,
                     breaker_open: Duration::from_secs(10),
                     health_interval: None,
+                    tcp_keep_alive: Duration::ZERO,
+                    connack_timeout: Duration::from_secs(5),
                 },
                 table,
                 directory,

@@ -146,6 +146,14 @@ fn both_brokers_together_have_the_time_of_one() {
     rig.dialled_as(Dialled::Connected { has_another: true });
     assert_eq!(deadline(&rig), TIMEOUT);
 
+    let quick = limits().replace("balance:", "dial: {connack_timeout: 2s}, balance:");
+    let slow = limits().replace("balance:", "dial: {connack_timeout: 9s}, balance:");
+    for (document, first) in [(quick, Duration::from_secs(2)), (slow, TIMEOUT / 2)] {
+        let (rig, _) = asked(Version::V5, &document, &connect(Version::V5, "dev"));
+        let (at, _) = rig.session.poll_timeout().unwrap();
+        assert_eq!(at.since(rig.now), first, "the first one's time");
+    }
+
     let (mut rig, _) = asked(Version::V5, &limits(), &connect(Version::V5, "dev"));
     fails(&mut rig, Unanswered::Closed);
     rig.clear();

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
 use sluice_dataplane::node::{KickWho, SessionFilter, ToShard};
-use sluice_dataplane::ring::ListenSlot;
 use sluice_dataplane::ring::simulated::{Peer, PeerState, Serve};
+use sluice_dataplane::ring::{KeepAlive, ListenSlot};
 use sluice_wire::mqtt::Version;
 
 use crate::packets::{self, ConnectFields};
@@ -261,4 +261,27 @@ fn what_a_client_is_owed_is_sent_although_its_fin_comes_in_the_same_turn() {
     stage.network.finish(client);
     assert_eq!(hear(&mut stage, client), message);
     assert_eq!(stage.count(Counter::EndedClientGone), 1);
+}
+
+#[test]
+fn both_legs_of_a_session_are_kept_alive_as_listener_and_upstream_say() {
+    let options = |policy: &str| {
+        let mut stage = Stage::with_policy(&Options::quiet(), policy);
+        let (client, broker) = open(&mut stage, Version::V5, 1);
+        [client, broker].map(|peer| stage.network.keep_alive(peer))
+    };
+    let secs = Duration::from_secs;
+    // The kernel never gives up before the deadline of a write stall, which is six seconds here.
+    assert_eq!(options(POLICY), [KeepAlive::new(secs(60), secs(6)); 2]);
+    let set = POLICY
+        .replace(
+            "connect_timeout: 5s",
+            "connect_timeout: 5s\n      tcp_keep_alive: 2s",
+        )
+        .replace("    dial:", "    tcp_keep_alive: 0s\n    dial:");
+    let short = KeepAlive {
+        idle: secs(2),
+        give_up: secs(6),
+    };
+    assert_eq!(options(&set), [Some(short), None]);
 }

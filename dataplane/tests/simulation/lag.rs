@@ -11,7 +11,7 @@ use sluice_dataplane::metrics::{Counter, Counters};
 use sluice_dataplane::node::{ShardId, Table, TableConfig, mailbox};
 use sluice_dataplane::ring::simulated::{Faults, Network, Simulated};
 use sluice_dataplane::ring::{
-    Event, Full, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake,
+    Event, Full, KeepAlive, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake,
 };
 use sluice_dataplane::shard::{Shard, ShardLimits, ShardParts};
 use sluice_policy::{Generation, PolicyHandle};
@@ -62,6 +62,9 @@ impl Ring for Slow {
     }
     fn close(&mut self, socket: SocketId) {
         self.inner.close(socket);
+    }
+    fn keep_alive(&mut self, socket: SocketId, keep_alive: KeepAlive) {
+        self.inner.keep_alive(socket, keep_alive);
     }
     fn reset(&mut self, socket: SocketId) {
         self.inner.reset(socket);

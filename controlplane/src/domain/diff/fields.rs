@@ -124,6 +124,7 @@ fn listener(row: &v1::Listener) -> Vec<Field> {
         ),
         ("limits.backlog_bytes_low", bytes(limits.backlog_bytes_low)),
         ("limits.latency_budget", time(limits.latency_budget_us)),
+        ("limits.tcp_keep_alive", time(limits.tcp_keep_alive_us)),
     ]
 }
 
@@ -137,6 +138,8 @@ fn upstream(row: &v1::Upstream) -> Vec<Field> {
         ("breaker.failures", text(row.breaker_failures.as_ref())),
         ("breaker.open", time(row.breaker_open_us)),
         ("health.interval", time(row.health_interval_us)),
+        ("tcp_keep_alive", time(row.tcp_keep_alive_us)),
+        ("dial.connack_timeout", time(row.connack_timeout_us)),
     ]
 }
 

@@ -219,6 +219,7 @@ impl Checker<'_> {
                 Duration::ZERO..=SECOND / 10,
                 default.latency_budget,
             ),
+            tcp_keep_alive: self.tcp_keep_alive(&row.tcp_keep_alive),
         };
         if limits.backlog_bytes_low >= limits.backlog_bytes_high {
             let at = row
@@ -235,6 +236,19 @@ impl Checker<'_> {
             );
         }
         limits
+    }
+
+    /// The kernel counts in seconds, and takes no more of them.
+    fn tcp_keep_alive(&mut self, value: &Option<Located<Duration>>) -> Duration {
+        const LONGEST: Duration = Duration::from_secs(32_767);
+        let default = Limits::default().tcp_keep_alive;
+        let found = self.duration(value, "tcp_keep_alive", Duration::ZERO..=LONGEST, default);
+        if found.subsec_nanos() != 0
+            && let Some(located) = value
+        {
+            self.problem(located, "`tcp_keep_alive` must be whole seconds");
+        }
+        found
     }
 
     // --- upstreams
@@ -291,6 +305,13 @@ impl Checker<'_> {
                     minute,
                 )
             }),
+            tcp_keep_alive: self.tcp_keep_alive(&row.tcp_keep_alive),
+            connack_timeout: self.duration(
+                &row.connack_timeout,
+                "connack_timeout",
+                100 * MILLI..=60 * minute,
+                5_000 * MILLI,
+            ),
         }
     }
 }

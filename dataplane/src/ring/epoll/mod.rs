@@ -27,7 +27,9 @@ use super::buffers::{Pool, Scratch, UserPool, resolve};
 use super::lifecycle::{self, Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots, Token};
 use super::socket::{self, Dial, Reserve};
 use super::wake::EventWaker;
-use super::{Event, Full, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake};
+use super::{
+    Event, Full, KeepAlive, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake,
+};
 use crate::clock::{self, Time};
 
 /// Readiness events taken by one wait.
@@ -252,6 +254,12 @@ impl Ring for Epoll {
         }
     }
 
+    fn keep_alive(&mut self, socket: SocketId, keep_alive: KeepAlive) {
+        if let Some(found) = self.sockets.get_mut(socket) {
+            socket::keep_alive(found.fd.as_fd(), keep_alive);
+        }
+    }
+
     fn scratch(&mut self, bytes: &[u8]) -> Piece {
         self.scratch.add(bytes)
     }
@@ -400,4 +408,22 @@ fn send_now(
 /// Sends FIN. It fails only when the connection is gone, which its receive tells.
 fn shut_down(socket: &Socket) {
     let _ = rustix::net::shutdown(&socket.fd, rustix::net::Shutdown::Write);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_legs_have_the_options_of_keep_alive() {
+        let mut ring = Epoll::new(&RingConfig {
+            sockets_max: 4,
+            buffers: 4,
+            buffer_bytes: 4096,
+        })
+        .unwrap();
+        socket::tests::keep_alive_on_both_legs(&mut ring, |ring, id| {
+            socket::keep_alive_of(ring.sockets.get_mut(id).unwrap().fd.as_fd())
+        });
+    }
 }

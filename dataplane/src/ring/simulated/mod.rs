@@ -27,7 +27,9 @@ pub use self::network::{Network, Peer, PeerState, Serve};
 use super::buffers::{Scratch, UserPool, resolve};
 use super::lifecycle::{self, Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots};
 use super::socket::ACCEPT_PAUSE;
-use super::{Event, Full, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake};
+use super::{
+    Event, Full, KeepAlive, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake,
+};
 use crate::clock::Time;
 
 /// Leases that one socket may get in one turn, at most.
@@ -173,6 +175,12 @@ impl Ring for Simulated {
                 found.pause_noted = true;
                 self.notes.push(Note::Paused(socket));
             }
+        }
+    }
+
+    fn keep_alive(&mut self, socket: SocketId, keep_alive: KeepAlive) {
+        if let Some(found) = self.sockets.get_mut(socket) {
+            self.network.world().keep_alive(found.conn, keep_alive);
         }
     }
 

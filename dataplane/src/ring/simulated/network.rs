@@ -11,7 +11,7 @@ use std::rc::Rc;
 
 use super::faults::{Faults, Random};
 use crate::clock::Time;
-use crate::ring::{End, ListenSlot, SocketId, Target};
+use crate::ring::{End, KeepAlive, ListenSlot, SocketId, Target};
 
 /// The test's handle of a simulated network; clones are the same network.
 #[derive(Clone)]
@@ -153,6 +153,11 @@ impl Network {
         self.world().close(peer.0, Side::Peer);
     }
 
+    /// What the ring makes the kernel do should this peer's machine vanish.
+    pub fn keep_alive(&self, peer: Peer) -> Option<KeepAlive> {
+        self.world().conn(peer.0).and_then(|conn| conn.keep_alive)
+    }
+
     /// Breaks the connection.
     pub fn reset(&self, peer: Peer) {
         let mut world = self.world();
@@ -222,6 +227,8 @@ struct Conn {
     peer_closed: bool,
     /// The ring closes with a reset.
     resets: bool,
+    /// What the ring has asked for. Machines never vanish here.
+    keep_alive: Option<KeepAlive>,
 }
 
 /// One direction.
@@ -591,6 +598,12 @@ impl World {
         }
     }
 
+    pub(super) fn keep_alive(&mut self, id: ConnId, keep_alive: KeepAlive) {
+        if let Some(found) = self.conn(id) {
+            found.keep_alive = Some(keep_alive);
+        }
+    }
+
     pub(super) fn reset_when_closed(&mut self, id: ConnId) {
         if let Some(found) = self.conn(id) {
             found.resets = true;
@@ -668,6 +681,7 @@ impl World {
             ring_closed: false,
             peer_closed: false,
             resets: false,
+            keep_alive: None,
         });
         id
     }

@@ -33,7 +33,9 @@ use super::buffers::{KernelPool, Scratch};
 use super::lifecycle::{self, Line, Note, Outbox, OwnedSend, OwnedSends, Sending, Slots, Token};
 use super::socket::{self, Dial, Reserve};
 use super::wake::EventWaker;
-use super::{Event, Full, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake};
+use super::{
+    Event, Full, KeepAlive, Lease, ListenSlot, Piece, Ring, RingConfig, SocketId, Target, Wake,
+};
 use crate::clock::{self, Time};
 
 /// Entries of the submission queue. When a turn queues more, it submits early, without waiting.
@@ -342,6 +344,12 @@ impl Ring for Uring {
         }
     }
 
+    fn keep_alive(&mut self, socket: SocketId, keep_alive: KeepAlive) {
+        if let Some(found) = self.sockets.get_mut(socket) {
+            socket::keep_alive(found.fd.as_fd(), keep_alive);
+        }
+    }
+
     fn scratch(&mut self, bytes: &[u8]) -> Piece {
         self.scratch.add(bytes)
     }
@@ -570,5 +578,18 @@ mod tests {
         assert!(events.is_empty(), "{events:?}");
         assert!(ring.enters() - before >= 2);
         assert!(ring.ring.submission().is_empty());
+    }
+
+    #[test]
+    fn both_legs_have_the_options_of_keep_alive() {
+        let mut ring = Uring::new(&RingConfig {
+            sockets_max: 4,
+            buffers: 4,
+            buffer_bytes: 4096,
+        })
+        .unwrap();
+        socket::tests::keep_alive_on_both_legs(&mut ring, |ring, id| {
+            socket::keep_alive_of(ring.sockets.get_mut(id).unwrap().fd.as_fd())
+        });
     }
 }
