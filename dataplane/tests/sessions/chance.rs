@@ -98,6 +98,24 @@ fn a_broker_without_an_answer_is_left_once_for_another() {
 }
 
 #[test]
+fn a_broker_that_is_unavailable_in_the_form_of_another_version_is_left_too() {
+    for (version, refusal, code) in [
+        (Version::V5, [0x20, 2, 0, 3].as_slice(), 0x88),
+        (Version::V311, &[0x20, 3, 0, 0x88, 0], 3),
+        (Version::V31, &[0x20, 3, 0, 0x89, 0], 3),
+    ] {
+        let (mut rig, _) = asked(version, &limits(), &connect(version, "dev"));
+        rig.broker(refusal);
+        let left = Event::Leave {
+            why: Unanswered::Unavailable(code),
+            says_goodbye: false,
+            again: true,
+        };
+        assert_eq!(rig.events, [left], "{version:?} {refusal:02x?}");
+    }
+}
+
+#[test]
 fn there_is_no_third_broker_and_the_last_word_is_told() {
     for version in VERSIONS {
         for first in faults(version) {
