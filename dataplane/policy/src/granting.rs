@@ -168,14 +168,18 @@ impl<'a> Subscription<'a> {
         let delivered = self.check(delivered, half, effort)?;
         half.subscribe = None;
         // That it is not allowed at all is said before that it is not allowed at this QoS.
-        if delivered.decision == Decision::Allow {
-            let qos_max = verdict.qos_max.min(delivered.qos_max);
-            Some(Verdict { qos_max, ..verdict })
-        } else if delivered.decision != qos_refused || verdict.decision == Decision::Allow {
-            Some(delivered)
-        } else {
-            Some(verdict)
-        }
+        Some(match (verdict.decision, delivered.decision) {
+            (Decision::Allow, Decision::Allow) => Verdict {
+                qos_max: verdict.qos_max.min(delivered.qos_max),
+                ..verdict
+            },
+            (Decision::Deny(_), decision)
+                if decision == Decision::Allow || decision == qos_refused =>
+            {
+                verdict
+            }
+            (Decision::Allow | Decision::Deny(_), _) => delivered,
+        })
     }
 
     /// One check of the tables. When it is over, the next one begins from the start.

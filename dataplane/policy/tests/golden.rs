@@ -89,6 +89,37 @@ fn subscribe(snapshot: &Snapshot, who: &Who<'_>, filter: &str) -> (Decision, Str
 }
 
 #[test]
+fn a_deny_that_overlaps_in_the_empty_topic_alone_refuses_nothing() {
+    let snapshot = compiled(
+        r##"
+default: allow
+upstreams: [{name: broker, endpoints: ["tcp://127.0.0.1:1883"]}]
+listeners: [{name: plain, address: "127.0.0.1:1884", upstream: broker, anonymous: {group: guests}}]
+groups: [{name: guests}]
+rules:
+  - {name: below, who: {client_ids: [below]}, actions: [subscribe], topics: ["/#"], decision: deny}
+  - {name: one, who: {client_ids: [one]}, actions: [subscribe], topics: ["+"], decision: deny}
+"##,
+    );
+    for (client_id, filter, expected) in [
+        ("below", "+", Decision::Allow),
+        ("below", "a", Decision::Allow),
+        ("below", "#", DENIED),
+        ("below", "+/#", DENIED),
+        ("below", "+/+", DENIED),
+        ("below", "/", DENIED),
+        ("one", "/#", Decision::Allow),
+        ("one", "/+", Decision::Allow),
+        ("one", "#", DENIED),
+        ("one", "+/#", DENIED),
+    ] {
+        let who = who(&snapshot, "", client_id);
+        let found = subscribe(&snapshot, &who, filter).0;
+        assert_eq!(found, expected, "{client_id} {filter}");
+    }
+}
+
+#[test]
 fn the_example_says_what_its_readers_are_told() {
     let snapshot = compiled(include_str!("../../../deploy/examples/policy.yaml"));
     for name in ["sensor-1", "dashboard", "intruder", "device-1", "device-2"] {

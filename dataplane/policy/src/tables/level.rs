@@ -103,6 +103,11 @@ impl<'a> Level<'a> {
         }
     }
 
+    /// True exactly when there is nothing between its slashes.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.short == Short::default()
+    }
+
     /// True exactly when the level begins with `$`, which leading wildcards do not match [MQTT-4.7.2-1].
     #[inline]
     pub(crate) fn is_reserved(&self) -> bool {

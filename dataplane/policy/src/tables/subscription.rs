@@ -421,6 +421,10 @@ impl<'a, 'r> Check<'a, 'r> {
         }
         let mut pattern: Pattern<'a> = SmallVec::from_slice(path);
         pattern.extend((path.len()..depth).filter_map(|index| asked.filter.level(index)));
+        // `+` and `/#` overlap in the empty topic alone, which no one can publish to [MQTT-4.7.3-1].
+        if matches!(pattern.as_slice(), [Asked::Exactly(level)] if level.is_empty()) {
+            return Ok(());
+        }
         let first = self.first_containing(walk, &pattern)?;
         if (self.is_deny)(first) {
             return Err(Stop::Settled(Grant::Refused(first)));
@@ -495,8 +499,11 @@ impl<'a> Filter<'a> {
     fn depths(&self, deepest: usize) -> (usize, usize) {
         let len = self.levels.len();
         if self.is_multi {
-            // `#` alone delivers no empty topic. Nothing changes below the deepest rule, nor where no rule can look.
-            let from = len.max(1);
+            // Neither `#` nor `/#` delivers the empty topic. Nothing changes below the deepest rule, nor where no rule can
+            // look.
+            let is_empty_at_one =
+                matches!(self.levels.as_slice(), [Asked::Exactly(level)] if level.is_empty());
+            let from = if is_empty_at_one { 2 } else { len.max(1) };
             (from, (len.max(deepest) + 1).clamp(from, LEVELS_MAX))
         } else {
             (len, len)
