@@ -5,7 +5,7 @@
 //!
 //! # Invariants
 //!
-//! - **A success is a CONNACK.** A broker that accepts connections and does no more has not succeeded at anything.
+//! - **A success is a CONNACK, or AUTH.** A broker that accepts connections and does no more has not succeeded at anything.
 //! - **What one client can cause is not charged.** A broker closes on some CONNECTs (Mosquitto does on control characters in
 //!   a client id), so an endpoint without an answer is charged only with a [`Proof`].
 

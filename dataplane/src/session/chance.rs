@@ -79,6 +79,15 @@ impl Session {
         }
     }
 
+    /// An AUTH packet goes on. One of the broker shows that it works: if no CONNACK follows, the client may be the reason,
+    /// who owes the next AUTH, or sent one that the broker closes on.
+    pub(super) fn auth_passes(&mut self, context: &mut Context<'_>, from: Side) {
+        self.end_chance();
+        if from == Side::Upstream && self.phase == Phase::Connack {
+            context.out.list.push(Output::Answered);
+        }
+    }
+
     /// The deadline for CONNACK has passed, of this broker or of all.
     pub(super) fn connack_overdue(&mut self, context: &mut Context<'_>) {
         match (self.phase, self.chance()) {

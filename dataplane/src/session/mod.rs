@@ -147,7 +147,7 @@ pub enum Output {
         key: u64,
         kept: bool,
     },
-    /// The broker gave a clear answer to CONNECT, whatever it says.
+    /// The broker gave a clear answer to CONNECT, whatever it says; AUTH is one. Said once or more.
     Answered,
     /// The broker gave no usable answer to CONNECT: close its connection, which is no side's any more; `chance.rs` says how
     /// (`says_goodbye`: what was written to it ends with DISCONNECT). `again`: connect to another endpoint, then call
@@ -668,7 +668,7 @@ impl Session {
     fn packet(&mut self, context: &mut Context<'_>, from: Side, packet: &Packet<'_>) -> Route {
         let violation = match (self.phase, packet) {
             (_, Packet::Auth(_)) if self.upstream_auth => {
-                self.end_chance();
+                self.auth_passes(context, from);
                 return Route::Forward;
             }
             (_, Packet::Auth(_)) => Violation::AuthNotNegotiated,
