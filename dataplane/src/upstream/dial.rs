@@ -255,15 +255,17 @@ impl Dial {
         self.forget(around);
     }
 
-    /// Nobody waits for an answer any more.
+    /// Nobody waits for an answer any more. That a client left while the second endpoint was asked says as little about the
+    /// first as if both had closed: else it would only have to leave in time to make its CONNECT the endpoint's fault.
     pub fn forget(&mut self, around: Surroundings<'_>) {
+        let is_asking_second = self.attempt.is_some();
         if let Some(attempt) = self.attempt.take()
             && let Some(state) = around.table.endpoint(attempt.cell)
         {
             state.abandoned(attempt.dialling);
         }
         if let Some((_, fault)) = self.suspect {
-            self.blame_suspect(around, self.proof(fault, false));
+            self.blame_suspect(around, self.proof(fault, is_asking_second));
         }
     }
 
@@ -608,6 +610,22 @@ mod tests {
         );
         assert!(world.state(0).is_silent(), "but it can be seen");
         assert!(world.table.is_empty());
+    }
+
+    #[test]
+    fn a_client_that_leaves_while_the_second_is_asked_is_no_witness_against_one_that_closed() {
+        let world = World::new(2, 3, 1);
+        for client in 1..=9 {
+            let mut dial = sent_elsewhere(&world, client, Fault::ClosedEarly);
+            if client % 2 == 0 {
+                dial.abandon(world.around()); // it is being dialled
+            } else {
+                world.close(&dial);
+                dial.forget(world.around()); // it has CONNECT
+            }
+        }
+        assert_eq!(world.state(0).failures(), 0);
+        assert!(!world.state(0).is_open() && world.table.is_empty());
     }
 
     #[test]
