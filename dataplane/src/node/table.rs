@@ -290,21 +290,23 @@ impl Counts {
         }
     }
 
-    /// Counts one and tells the cell of its address, or whose limit is reached.
+    /// Counts one and tells the cell of its address, or whose limit is reached: the address' first, so that no one else
+    /// gives way for a connection that is refused after all.
     fn take(&self, listener: ListenerId, address: Address, limits: Limits) -> Result<u32, Scope> {
+        let Some(cell) = self.addresses.take(address, limits.address) else {
+            return Err(Scope::Address);
+        };
         if !take(&self.node.0, limits.node) {
+            self.addresses.release(cell);
             return Err(Scope::Node);
         }
         let of_listener = self.listeners.get(usize::from(listener.0));
-        let Some(of_listener) = of_listener.filter(|count| take(&count.0, limits.listener)) else {
+        if of_listener.is_none_or(|count| !take(&count.0, limits.listener)) {
             give_back(&self.node.0);
+            self.addresses.release(cell);
             return Err(Scope::Listener);
-        };
-        self.addresses.take(address, limits.address).ok_or_else(|| {
-            give_back(&of_listener.0);
-            give_back(&self.node.0);
-            Scope::Address
-        })
+        }
+        Ok(cell)
     }
 
     fn give_back(&self, listener: ListenerId, address: u32) {

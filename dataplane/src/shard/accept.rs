@@ -58,11 +58,9 @@ impl<R: Ring> Core<R> {
             row.limits.connections_max,
             row.limits.connections_per_address_max,
         );
-        if self.slots.is_full() && !self.give_way(turn, Among::All) {
-            return Err(Counter::RefusedShard);
-        }
         let address = Address::from(peer);
-        self.take_place(listener, address, limits)
+        let permit = self
+            .take_place(listener, address, limits)
             .or_else(|refused| {
                 if self.give_way(turn, among(refused, listener, address)) {
                     self.take_place(listener, address, limits)
@@ -70,7 +68,13 @@ impl<R: Ring> Core<R> {
                     Err(refused)
                 }
             })
-            .map_err(counter)
+            .map_err(counter)?;
+        // The slot comes last: it may be free by now.
+        if self.slots.is_full() && !self.give_way(turn, Among::All) {
+            self.table.release(permit);
+            return Err(Counter::RefusedShard);
+        }
+        Ok(permit)
     }
 
     fn take_place(

@@ -143,6 +143,32 @@ fn the_oldest_of_the_address_with_most_gives_way_and_never_within_its_grace() {
     assert_eq!(stage.table.strangers(), 9);
 }
 
+/// The shard or the node is full, and the address of the newcomer has all the connections that it may have.
+#[test]
+fn no_stranger_gives_way_to_a_newcomer_that_does_not_get_in() {
+    for (of_shard, of_node) in [(6, 100), (100, 6)] {
+        let mut options = Options::quiet();
+        options.limits.sessions_max = of_shard;
+        options.table.connections_max = of_node;
+        let mut stage = Stage::with_policy(&options, &policy("unlimited", "3"));
+        let known: Vec<Peer> = (0..3).map(|_| knock(&mut stage, 1)).collect();
+        for client in known {
+            assert!(gets_in(&mut stage, client));
+        }
+        let silent: Vec<Peer> = (0..3).map(|_| knock(&mut stage, 2)).collect();
+        stage.run_for(GRACE);
+        let turned_away = knock(&mut stage, 1);
+        assert!(!is_open(&stage, turned_away));
+        assert_eq!(stage.count(Counter::RefusedAddress), 1);
+        assert_eq!(count_open(&stage, &silent), 3, "{of_shard} {of_node}");
+        // One that is let in costs one place, also where two limits are reached.
+        let newcomer = knock(&mut stage, 2);
+        assert!(is_open(&stage, newcomer));
+        assert_eq!(count_open(&stage, &silent), 2, "{of_shard} {of_node}");
+        assert_eq!(stage.count(Counter::StrangersGaveWay), 1);
+    }
+}
+
 #[test]
 fn a_flood_within_its_grace_does_not_shelter_older_ones_of_others() {
     let mut stage = stage_of(12, 100, "unlimited", "unlimited");
