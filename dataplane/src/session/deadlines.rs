@@ -149,6 +149,7 @@ impl Session {
             Side::Upstream => {
                 self.timers.is_up_held = held;
                 self.up.restart(now);
+                self.restart_waiting(now);
             }
         }
     }
@@ -188,12 +189,14 @@ impl Session {
                 .ping_deadline(is_down_held)
                 .filter(|_| open)
                 .map(|time| (time, Deadline::UpstreamPing)),
-            self.waits_for_answers_since().map(|since| {
-                (
-                    since.after(timers.packet_timeout.get()),
-                    Deadline::UpstreamAnswer,
-                )
-            }),
+            self.waits_for_answers_since()
+                .filter(|_| !timers.is_up_held)
+                .map(|since| {
+                    (
+                        since.after(timers.packet_timeout.get()),
+                        Deadline::UpstreamAnswer,
+                    )
+                }),
             self.judging_deadline()
                 .map(|time| (time, Deadline::Judging)),
         ]

@@ -95,6 +95,13 @@ impl Session {
         (!rare.held.is_empty() && self.wait() == Some(Wait::Answers)).then_some(rare.held.since)
     }
 
+    /// The broker could not be heard until now: it has all of the time again.
+    pub(super) fn restart_waiting(&mut self, now: Time) {
+        if let Some(rare) = self.rare.as_mut() {
+            rare.held.since = now;
+        }
+    }
+
     /// True exactly when something of the client was received and not taken up.
     pub(super) fn is_holding(&self) -> bool {
         self.rare.as_ref().is_some_and(|rare| !rare.held.is_empty())

@@ -312,6 +312,23 @@ fn a_broker_that_gives_no_answer_is_given_up() {
     }
 }
 
+/// The client takes its retained messages slowly, so that the broker is not read, and the SUBACKs are behind them.
+#[test]
+fn a_broker_that_is_not_read_is_not_blamed_for_missing_answers() {
+    let limits = document("    limits: {packet_timeout: 10s}", RULES);
+    let mut rig = Rig::open_with(Version::V5, &limits, &connect(Version::V5, "dev"));
+    rig.client(&mixed_subscribes(Version::V5, 65));
+    rig.passes(Duration::from_secs(9));
+    rig.held(Side::Upstream, true);
+    rig.passes(Duration::from_secs(40));
+    assert_eq!(rig.ended(), None, "we do not listen");
+    rig.held(Side::Upstream, false);
+    rig.passes(Duration::from_millis(9_999));
+    assert_eq!(rig.ended(), None, "all of the time again");
+    rig.passes(Duration::from_millis(1));
+    assert_eq!(rig.ended(), Some(Cause::UpstreamStalled));
+}
+
 #[test]
 fn a_client_that_waits_for_answers_is_not_blamed_for_its_silence() {
     let mut rig = Rig::open(Version::V311);
