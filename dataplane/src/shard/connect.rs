@@ -136,7 +136,15 @@ impl<R: Ring> Core<R> {
             self.notices
                 .failover(turn.now, client_id.unwrap_or_default(), upstream, name);
         }
-        let Ok(socket) = self.ring.connect(target) else {
+        let mut connecting = self.ring.connect(target);
+        // There are two sockets for each session, and a broker that is being left has a third for a while.
+        if connecting.is_err()
+            && let Some((_, left)) = self.leaving.pop_front()
+        {
+            self.ring.reset(left);
+            connecting = self.ring.connect(target);
+        }
+        let Ok(socket) = connecting else {
             // No socket left on this shard: not the endpoint's fault, and waiting would hold a slot that is missing.
             self.counters.add(Counter::DialNoSocket, 1);
             return self.give_up(turn, slot);

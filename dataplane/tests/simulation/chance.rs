@@ -181,6 +181,43 @@ fn a_broker_that_is_given_up_is_reset_and_with_a_will_told_goodbye_before() {
     assert_eq!(stage.table.connections(), 1);
 }
 
+/// Two sockets for each session is all there is; brokers that were told goodbye have theirs for a while longer.
+#[test]
+fn brokers_that_are_being_left_do_not_keep_the_sockets_from_the_second_chance() {
+    let mut options = Options::quiet();
+    options.ring.sockets_max = 8;
+    options.limits.sessions_max = 4;
+    let mut stage = Stage::with_policy(&options, &policy("round_robin", 100));
+    let clients: Vec<Peer> = (0..4)
+        .map(|number| {
+            let client = knock(&mut stage, 1);
+            let client_id = format!("device-{number}");
+            say(
+                &mut stage,
+                client,
+                &packets::connect_with_will(&client_id, "open/will"),
+            );
+            client
+        })
+        .collect();
+    let targets = stage.targets();
+    let yes = packets::connack(Version::V311, 0);
+    for _ in 0..2 {
+        while let Some(broker) = stage.network.accept(&targets[1]) {
+            say(&mut stage, broker, &yes);
+        }
+        while stage.network.accept(&targets[0]).is_some() {}
+        stage.run_for(SILENCE);
+    }
+    while let Some(broker) = stage.network.accept(&targets[1]) {
+        say(&mut stage, broker, &yes);
+    }
+    for client in clients {
+        assert_eq!(hear(&mut stage, client), yes);
+    }
+    assert_eq!(stage.count(Counter::DialNoSocket), 0);
+}
+
 #[test]
 fn a_shard_without_room_for_connects_goes_on_without_a_second_chance() {
     let mut options = Options::quiet();
