@@ -110,8 +110,7 @@ impl Session {
         let Chance::Kept(overall) = self.chance() else {
             return false;
         };
-        // A later generation may forbid the will, and CONNECT would bring it to a broker that does not have it yet.
-        if context.now >= overall || self.is_will_forbidden(context) {
+        if context.now >= overall || !self.may_bring_will(context) {
             return false;
         }
         self.leave_broker(context, why, true);

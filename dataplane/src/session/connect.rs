@@ -336,6 +336,18 @@ impl Session {
         }
     }
 
+    /// A later generation may forbid the will, or want it with a lower QoS or without RETAIN, and CONNECT would bring it to
+    /// a broker that does not have it yet. False when it is forbidden.
+    pub(super) fn may_bring_will(&mut self, context: &mut Context<'_>) -> bool {
+        let mut may = true;
+        self.with_kept_connect(context, |session, context, connect| {
+            if let Some(will) = &connect.will {
+                may = session.admit_will(context, will).is_ok();
+            }
+        });
+        may
+    }
+
     /// Learned from CONNACK what the upstream calls the client.
     pub(super) fn learn_client_id(
         &mut self,

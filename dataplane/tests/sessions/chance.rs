@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
 use sluice_dataplane::session::{Cause, Deadline, Dialled, Side, Unanswered};
-use sluice_wire::mqtt::{Auth, Connect, Packet, Property, PropertyId, QoS, Version};
+use sluice_wire::mqtt::{
+    Auth, Connect, Packet, Property, PropertyId, QoS, Version, decode_connect,
+};
 
 use crate::harness::{
     Event, RULES, Rig, VERSIONS, bytes, connack, connect, document, properties, publish, will,
@@ -219,6 +221,24 @@ fn a_will_that_a_later_generation_forbids_is_not_brought_to_another_broker() {
     rig.applies(&limits().replace("\"open/#\", ", ""));
     fails(&mut rig, Unanswered::Closed);
     assert_eq!(rig.ended(), Some(Cause::UpstreamClosed));
+}
+
+#[test]
+fn a_will_goes_to_another_broker_as_the_generation_of_that_moment_wants_it() {
+    let with_will = Connect {
+        will: Some(will("open/will", QoS::ExactlyOnce, true, b"gone")),
+        ..connect(Version::V5, "dev")
+    };
+    let open = "topics: [\"open/#\", \"self/${client_id}/#\"]";
+    let lower = format!("{open}, qos_max: 1, retain: strip");
+    let (mut rig, _) = asked(Version::V5, &limits(), &with_will);
+    rig.applies(&limits().replace(open, &lower));
+    rig.sweeps();
+    fails(&mut rig, Unanswered::Closed);
+    rig.dialled_as(Dialled::Connected { has_another: false });
+    let sent = rig.take_up();
+    let sent = decode_connect(&sent).unwrap().will.unwrap();
+    assert_eq!((sent.qos, sent.retain), (QoS::AtLeastOnce, false));
 }
 
 #[test]
