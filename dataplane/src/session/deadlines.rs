@@ -215,6 +215,8 @@ impl Session {
                 Deadline::UpstreamPacket if self.phase == Phase::Connack => {
                     self.connack_overdue(context);
                 }
+                // It was left a moment ago, for the deadline before.
+                Deadline::UpstreamPacket if self.phase == Phase::Dialling => {}
                 Deadline::UpstreamPacket | Deadline::UpstreamAnswer => {
                     self.end(context, Cause::UpstreamStalled);
                 }

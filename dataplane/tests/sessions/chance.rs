@@ -151,6 +151,23 @@ fn there_is_no_third_broker_and_the_last_word_is_told() {
     }
 }
 
+/// Half a CONNACK has a deadline of its own, which may be due at the same time.
+#[test]
+fn a_broker_that_stalls_in_its_connack_is_left_for_another_too() {
+    let limits = document(
+        "    limits: {connect_timeout: 10s, packet_timeout: 5s}",
+        RULES,
+    );
+    for version in VERSIONS {
+        let (mut rig, sent) = asked(version, &limits, &connect(version, "dev"));
+        rig.broker(&connack(version, 0, &[])[..1]);
+        rig.passes(TIMEOUT / 2);
+        assert_eq!(rig.ended(), None, "{:?}", rig.events);
+        rig.dialled_as(Dialled::Connected { has_another: false });
+        rig.expect(&[], &sent, "the same CONNECT");
+    }
+}
+
 #[test]
 fn both_brokers_together_have_the_time_of_one() {
     let (mut rig, _) = asked(Version::V5, &limits(), &connect(Version::V5, "dev"));
