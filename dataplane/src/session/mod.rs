@@ -672,6 +672,10 @@ impl Session {
                 return Route::Forward;
             }
             (_, Packet::Auth(_)) => Violation::AuthNotNegotiated,
+            // [MQTT-3.14.0-1]
+            (Phase::Connack, Packet::Disconnect(_)) if from == Side::Upstream => {
+                faults::too_early(from)
+            }
             (_, Packet::Disconnect(disconnect)) => {
                 return self.disconnect(context, from, disconnect);
             }

@@ -515,3 +515,12 @@ fn before_connack_a_fault_is_the_end() {
         assert!(!violation.clause(version).is_empty());
     }
 }
+
+#[test]
+fn mqtt_3_14_0_1_a_disconnect_in_the_place_of_a_connack_is_no_answer() {
+    let mut rig = waiting(Version::V5);
+    rig.broker(&[0xe0, 1, 0x8b]);
+    rig.expect(&[0x20, 3, 0, 0x88, 0], &[], "as for any other packet");
+    let broken = Cause::UpstreamViolation(Violation::FirstPacketNotConnack);
+    assert_eq!(rig.ended(), Some(broken));
+}
