@@ -203,7 +203,12 @@ impl Session {
         publish: &Publish<'_>,
         passage: Passage<'_>,
     ) -> Route {
-        if passage.qos != publish.qos && !self.may_lower(context, from, publish) {
+        let may = if passage.qos == publish.qos {
+            self.may_pass(context, from, publish)
+        } else {
+            self.may_lower(context, from, publish)
+        };
+        if !may {
             return Route::Absorb;
         }
         let takes_id_off = publish.qos != QoS::AtMostOnce && passage.qos == QoS::AtMostOnce;
@@ -273,6 +278,19 @@ impl Session {
             Side::Downstream => self.client_bytes_max.min(self.packet_bytes_max),
             Side::Upstream => self.upward_bytes_max,
         }
+    }
+
+    /// True exactly when a message may go on with the QoS it has. The session is ended when too much is in flight.
+    #[inline]
+    fn may_pass(&mut self, context: &mut Context<'_>, from: Side, publish: &Publish<'_>) -> bool {
+        if publish.qos == QoS::AtMostOnce
+            || self.has_room_for_flow(from)
+            || self.is_with_receiver(from, publish)
+        {
+            return true;
+        }
+        self.too_many_flows(context, from);
+        false
     }
 
     /// True exactly when a message may go on with a lower QoS. One that the receiver has, from when the policy let it pass

@@ -321,13 +321,19 @@ fn many_that_pass_are_all_waited_for() {
 #[test]
 fn version_5_was_told_how_much_may_be_in_flight() {
     let limits = document("    limits: {receive_max: 3}", RULES);
-    for (publisher, topic) in [(Side::Downstream, "secret/a"), (Side::Upstream, "secret/a")] {
+    let topics = ["secret/a", "open/a"]; // we answer, or it passes
+    for (publisher, topic) in ENDS
+        .into_iter()
+        .flat_map(|(publisher, _)| topics.map(|topic| (publisher, topic)))
+    {
         let mut rig = Rig::open_with(Version::V5, &limits, &connect(Version::V5, "dev"));
         rig.publishes(publisher, "open/a", QoS::AtLeastOnce, 1, false);
         for number in [2, 3] {
             rig.publishes(publisher, topic, QoS::AtLeastOnce, number, false);
         }
         assert_eq!(rig.ended(), None);
+        rig.publishes(publisher, topic, QoS::AtLeastOnce, 3, true);
+        assert_eq!(rig.ended(), None, "it is in flight already");
         rig.take_down();
         rig.publishes(publisher, topic, QoS::AtLeastOnce, 4, false);
         let told = match publisher {
