@@ -172,6 +172,8 @@ counters! {
     UnansweredClosed => "sluice_connect_unanswered_total" { "reason": "closed_before_connack" };
     /// As above.
     UnansweredUnavailable => "sluice_connect_unanswered_total" { "reason": "unavailable" };
+    /// The same: that sent something else than an answer.
+    UnansweredBroken => "sluice_connect_unanswered_total" { "reason": "not_mqtt" };
     /// CONNECTs sent to a second endpoint because the first gave no usable answer.
     SecondChances => "sluice_connect_second_chances_total" { "result": "taken" };
     /// CONNECTs that could not be kept for a second endpoint: the shard's room for them was full.

@@ -120,6 +120,7 @@ pub(super) fn fault_name(fault: Fault) -> &'static str {
         Fault::NoConnack => "no_connack",
         Fault::ClosedBeforeConnack => "closed_before_connack",
         Fault::Unavailable => "unavailable",
+        Fault::NotMqtt => "not_mqtt",
     }
 }
 

@@ -76,11 +76,13 @@ pub enum Fault {
     ClosedEarly = 6,
     /// It said in CONNACK that it is unavailable or busy.
     Unavailable = 7,
+    /// It sent something else than an answer to CONNECT.
+    NotMqtt = 8,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Refused,
         Self::Unreachable,
         Self::TimedOut,
@@ -88,6 +90,7 @@ impl Fault {
         Self::NoConnack,
         Self::ClosedEarly,
         Self::Unavailable,
+        Self::NotMqtt,
     ];
 
     /// In words, for the log and for operators.
@@ -100,6 +103,7 @@ impl Fault {
             Self::NoConnack => "no CONNACK",
             Self::ClosedEarly => "closed before CONNACK",
             Self::Unavailable => "says that it is unavailable",
+            Self::NotMqtt => "sends no answer to CONNECT",
         }
     }
 
@@ -113,6 +117,7 @@ impl Fault {
             Self::NoConnack => "no_connack",
             Self::ClosedEarly => "closed_before_connack",
             Self::Unavailable => "unavailable",
+            Self::NotMqtt => "not_mqtt",
         }
     }
 

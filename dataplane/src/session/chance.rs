@@ -16,6 +16,8 @@
 
 use std::time::Duration;
 
+use sluice_wire::mqtt::Violation;
+
 use super::{Cause, Context, Output, Phase, Session, Side, lane, packets};
 use crate::clock::Time;
 use crate::metrics::Counter;
@@ -29,6 +31,8 @@ pub enum Unanswered {
     Closed,
     /// CONNACK 3 of 3.x, 0x88 or 0x89 of 5: this code.
     Unavailable(u8),
+    /// It sent something else than an answer: another protocol speaks there, or none that can be followed.
+    Broken(Violation),
 }
 
 /// Where the second chance of a CONNECT stands.
@@ -125,7 +129,11 @@ impl Session {
     /// Tells the shard to leave the broker; see the module documentation for how.
     pub(super) fn leave_broker(&self, context: &mut Context<'_>, why: Unanswered, again: bool) {
         context.counters.add(why.counter(), 1);
-        let says_goodbye = why == Unanswered::Silent && self.will.is_some();
+        if let (Unanswered::Broken(violation), true) = (why, again) {
+            self.note_fault(context, violation, Counter::BrokerPacketsDropped);
+        }
+        let may_read_on = matches!(why, Unanswered::Silent | Unanswered::Broken(_));
+        let says_goodbye = may_read_on && self.will.is_some();
         if says_goodbye {
             let goodbye = packets::disconnect(self.version, 0);
             context.out.write(Side::Upstream, &goodbye);
@@ -143,6 +151,9 @@ impl Session {
             Unanswered::Silent => self.end(context, Cause::UpstreamUnavailable),
             Unanswered::Closed => self.end(context, Cause::UpstreamClosed),
             Unanswered::Unavailable(code) => self.refuse_unavailable(context, code),
+            Unanswered::Broken(violation) => {
+                self.end(context, Cause::UpstreamViolation(violation));
+            }
         }
     }
 
@@ -169,6 +180,7 @@ impl Unanswered {
             Self::Silent => Counter::UnansweredSilent,
             Self::Closed => Counter::UnansweredClosed,
             Self::Unavailable(_) => Counter::UnansweredUnavailable,
+            Self::Broken(_) => Counter::UnansweredBroken,
         }
     }
 }

@@ -8,7 +8,7 @@ use sluice_policy::{Decision, Refusal};
 use sluice_wire::mqtt::{Disconnect, Packet, PropertyId, ReasonCode, Version, Violation, encode};
 
 use super::lane::Route;
-use super::{Context, Output, Phase, Session, Side, packets};
+use super::{Context, Output, Phase, Session, Side, Unanswered, packets};
 use crate::metrics::Counter;
 
 /// Why a session ended: the rows of the table below. One counter each.
@@ -282,6 +282,9 @@ impl Session {
 
     /// A side broke the protocol.
     pub(super) fn broken(&mut self, context: &mut Context<'_>, side: Side, violation: Violation) {
+        if (side, self.phase) == (Side::Upstream, Phase::Connack) {
+            return self.unanswered(context, Unanswered::Broken(violation));
+        }
         let cause = match side {
             Side::Downstream => Cause::Violation(violation),
             Side::Upstream => Cause::UpstreamViolation(violation),

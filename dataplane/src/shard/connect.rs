@@ -224,13 +224,16 @@ impl<R: Ring> Core<R> {
         again: bool,
     ) -> Option<Follow> {
         match why {
-            Unanswered::Silent => self.abort_upstream(turn.now, slot, says_goodbye),
+            Unanswered::Silent | Unanswered::Broken(_) => {
+                self.abort_upstream(turn.now, slot, says_goodbye);
+            }
             Unanswered::Closed | Unanswered::Unavailable(_) => self.drop_leg(slot, Side::Upstream),
         }
         let fault = match why {
             Unanswered::Silent => Fault::NoConnack,
             Unanswered::Closed => Fault::ClosedEarly,
             Unanswered::Unavailable(_) => Fault::Unavailable,
+            Unanswered::Broken(_) => Fault::NotMqtt,
         };
         let mut dial = self.take_asked(slot)?;
         if again {

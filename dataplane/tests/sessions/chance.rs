@@ -5,7 +5,7 @@ use std::time::Duration;
 use sluice_dataplane::metrics::Counter;
 use sluice_dataplane::session::{Cause, Deadline, Dialled, Side, Unanswered};
 use sluice_wire::mqtt::{
-    Auth, Connect, Packet, Property, PropertyId, QoS, Version, decode_connect,
+    Auth, Connect, Packet, Property, PropertyId, QoS, Version, Violation, decode_connect,
 };
 
 use crate::harness::{
@@ -14,6 +14,8 @@ use crate::harness::{
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 const DISCONNECT: [u8; 2] = [0xe0, 0];
+/// What a port that expects TLS says to CONNECT.
+const TLS_ALERT: [u8; 7] = [0x15, 3, 1, 0, 2, 2, 70];
 
 fn limits() -> String {
     document("    limits: {connect_timeout: 10s}", RULES)
@@ -44,15 +46,17 @@ fn fails(rig: &mut Rig, how: Unanswered) {
             let refusal = connack(rig.version, code, &[]);
             rig.broker(&refusal);
         }
+        Unanswered::Broken(_) => rig.broker(&TLS_ALERT),
     }
 }
 
-fn faults(version: Version) -> [Unanswered; 3] {
+fn faults(version: Version) -> [Unanswered; 4] {
     let code = unavailable(version);
     [
         Unanswered::Silent,
         Unanswered::Closed,
         Unanswered::Unavailable(code),
+        Unanswered::Broken(Violation::KindNotFromServer),
     ]
 }
 
@@ -71,6 +75,10 @@ fn told(version: Version, why: Unanswered) -> (Vec<u8>, Cause) {
         Unanswered::Closed if is_v5 => (refusal(0x80), Cause::UpstreamClosed),
         Unanswered::Closed => (vec![], Cause::UpstreamClosed),
         Unanswered::Unavailable(code) => (refusal(code), Cause::UpstreamRefused),
+        Unanswered::Broken(violation) => (
+            refusal(unavailable(version)),
+            Cause::UpstreamViolation(violation),
+        ),
     }
 }
 
@@ -147,6 +155,48 @@ fn there_is_no_third_broker_and_the_last_word_is_told() {
             let (words, cause) = told(version, first);
             rig.expect(&words, &[], "the other one cannot be reached");
             assert_eq!(rig.ended(), Some(cause));
+        }
+    }
+}
+
+/// An endpoint of another protocol: a web server, a port that expects TLS, a broker that knows no refusal.
+#[test]
+fn a_broker_that_sends_something_else_is_left_for_another() {
+    let web = [&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], &[b' '; 100]].concat();
+    let message = [0x30, 5, 0, 1, b'a', 0, 0];
+    for version in VERSIONS {
+        for words in [&web[..], &TLS_ALERT, &message] {
+            for has_will in [false, true] {
+                let request = Connect {
+                    will: has_will.then(|| will("open/will", QoS::AtMostOnce, false, b"gone")),
+                    ..connect(version, "dev")
+                };
+                let (mut rig, sent) = asked(version, &limits(), &request);
+                rig.broker(words);
+                let [
+                    Event::Leave {
+                        why,
+                        says_goodbye,
+                        again: true,
+                    },
+                ] = rig.events[..]
+                else {
+                    panic!("{version:?} {words:02x?}: {:?}", rig.events);
+                };
+                assert!(matches!(why, Unanswered::Broken(_)));
+                assert_eq!((says_goodbye, rig.faults.is_empty()), (has_will, false));
+                let goodbye: &[u8] = if has_will { &DISCONNECT } else { &[] };
+                rig.expect(&[], goodbye, "the client hears nothing");
+                rig.dialled_as(Dialled::Connected { has_another: true });
+                rig.expect(&[], &sent, "the same CONNECT");
+                rig.broker(words);
+                rig.expect(
+                    &told(version, Unanswered::Silent).0,
+                    goodbye,
+                    "both are the same",
+                );
+                assert!(matches!(rig.ended(), Some(Cause::UpstreamViolation(_))));
+            }
         }
     }
 }

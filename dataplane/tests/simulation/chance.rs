@@ -25,12 +25,15 @@ enum Broken {
     Stopped,
     /// Answers that it is not available.
     Refuses,
+    /// Is a web server.
+    Babbles,
 }
 
-const ALL: [(Broken, Fault); 3] = [
+const ALL: [(Broken, Fault); 4] = [
     (Broken::Closes, Fault::ClosedEarly),
     (Broken::Stopped, Fault::NoConnack),
     (Broken::Refuses, Fault::Unavailable),
+    (Broken::Babbles, Fault::NotMqtt),
 ];
 
 fn policy(balance: &str, breaker_failures: u32) -> String {
@@ -76,6 +79,7 @@ fn misbehave(stage: &mut Stage, broken: Broken, broker: Peer) {
     match broken {
         Broken::Closes => stage.network.close(broker),
         Broken::Stopped => {}
+        Broken::Babbles => say(stage, broker, b"HTTP/1.1 400 Bad Request\r\n\r\n"),
         Broken::Refuses => say(stage, broker, &packets::connack(Version::V311, 3)),
     }
 }

@@ -130,6 +130,7 @@ fn fault_words(fault: Fault) -> &'static str {
         Fault::NoConnack => "no CONNACK",
         Fault::ClosedBeforeConnack => "closed before CONNACK",
         Fault::Unavailable => "says that it is unavailable",
+        Fault::NotMqtt => "sends no answer to CONNECT",
     }
 }
 

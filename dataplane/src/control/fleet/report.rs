@@ -98,6 +98,7 @@ fn in_contract(fault: Fault) -> Told {
         Fault::NoConnack => Told::NoConnack,
         Fault::ClosedEarly => Told::ClosedBeforeConnack,
         Fault::Unavailable => Told::Unavailable,
+        Fault::NotMqtt => Told::NotMqtt,
     }
 }
 
