@@ -26,6 +26,7 @@
 //! | `lane.rs` | one direction of the byte stream: cutting, forwarding, packets of our own |
 //! | `connect.rs`, `connack.rs` | how a session opens: who is it, what is told to either side |
 //! | `chance.rs` | a broker that gives no answer to CONNECT, and the one that is asked instead |
+//! | `identity.rs` | client id and verified user name |
 //! | `publish.rs`, `alias.rs` | messages and their topic aliases |
 //! | `acks.rs`, `order.rs` | acknowledgements, those that the proxy owns, and the order in which a publisher hears them |
 //! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
@@ -44,6 +45,7 @@ mod connack;
 mod connect;
 mod deadlines;
 mod faults;
+mod identity;
 mod judging;
 mod lane;
 mod order;
@@ -57,7 +59,7 @@ use std::net::IpAddr;
 use std::ops::Range;
 
 use sluice_policy::{
-    Action, Decision, Effort, Generation, ListenerId, Message, RuleId, Snapshot, UpstreamId, Vars,
+    Action, Decision, Effort, Generation, ListenerId, Message, RuleId, Snapshot, UpstreamId,
     Verdict, Verifier,
 };
 use sluice_wire::mqtt::{FixedHeader, Packet, PacketKind, Version, Violation, decode};
@@ -65,6 +67,7 @@ use sluice_wire::mqtt::{FixedHeader, Packet, PacketKind, Version, Violation, dec
 use crate::clock::Time;
 use crate::metrics::{Counter, Counters};
 
+use identity::Identity;
 use lane::Route;
 use rights::Rights;
 use waiting::Wait;
@@ -358,50 +361,6 @@ impl Rare {
     }
 }
 
-/// Client id and verified user name in one allocation.
-#[derive(Default)]
-struct Identity {
-    text: Box<str>,
-    client_id_bytes: u16,
-    has_username: bool,
-}
-
-impl Identity {
-    fn new(client_id: &str, username: Option<&str>) -> Self {
-        let mut text = String::with_capacity(client_id.len() + username.map_or(0, str::len));
-        text.push_str(client_id);
-        text.push_str(username.unwrap_or_default());
-        Self {
-            text: text.into_boxed_str(),
-            // An MQTT string is at most 65,535 bytes long.
-            client_id_bytes: u16::try_from(client_id.len()).unwrap_or(u16::MAX),
-            has_username: username.is_some(),
-        }
-    }
-
-    fn split(&self) -> (&str, &str) {
-        self.text
-            .split_at_checked(usize::from(self.client_id_bytes))
-            .unwrap_or_default()
-    }
-
-    fn client_id(&self) -> &str {
-        self.split().0
-    }
-
-    fn username(&self) -> Option<&str> {
-        self.has_username.then(|| self.split().1)
-    }
-
-    fn vars(&self) -> Vars<'_> {
-        let (client_id, username) = self.split();
-        Vars {
-            client_id,
-            username,
-        }
-    }
-}
-
 impl Session {
     /// A connection was accepted on `listener`.
     pub fn accepted(context: &mut Context<'_>, listener: ListenerId, peer: IpAddr) -> Self {
@@ -578,7 +537,7 @@ impl Session {
             .as_deref()
             .map_or(0, connect::WillRecord::heap_bytes);
         let lanes = self.down.heap_bytes() + self.up.heap_bytes();
-        self.identity.text.len() + self.rights.heap_bytes() + lanes + rare + will
+        self.identity.heap_bytes() + self.rights.heap_bytes() + lanes + rare + will
     }
 
     /// Bytes of the CONNECT that is kept; 0 when no broker needs it any more.
@@ -785,16 +744,5 @@ mod tests {
             "Session has grown to {} bytes",
             size_of::<Session>()
         );
-    }
-
-    #[test]
-    fn identity_splits_where_it_was_joined() {
-        let both = Identity::new("dévice", Some("üser"));
-        assert_eq!(both.client_id(), "dévice");
-        assert_eq!(both.username(), Some("üser"));
-        let anonymous = Identity::new("", None);
-        assert_eq!(anonymous.client_id(), "");
-        assert_eq!(anonymous.username(), None);
-        assert_eq!(Identity::new("", Some("")).username(), Some(""));
     }
 }
