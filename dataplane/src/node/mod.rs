@@ -2,8 +2,8 @@
 //!
 //! There are three meeting points: the policy pointer (`sluice_policy::PolicyHandle`), one bounded [`mailbox`] each way
 //! per shard, and one fixed [`table`] of padded atomics. A [`directory`] (where each upstream's endpoints are) travels
-//! as a message. Nothing here does I/O or reads a clock. It sits above `session`, whose questions it carries, and below
-//! `shard` and `control`, which are its two users.
+//! as a message. Nothing here does I/O or reads a clock. It sits above `session`, whose questions and endings it
+//! carries, and below `shard` and `control`, which are its users, and `upstream`.
 
 /// Counts by client address.
 pub mod addresses;
@@ -17,7 +17,7 @@ pub mod endpoints;
 pub mod mailbox;
 /// The closed lists of what control and a shard tell each other.
 pub mod message;
-/// Ended sessions, failovers and faults of brokers on their way to the log.
+/// Ended sessions, failovers, faults of brokers and connections turned away, on their way to the log.
 pub mod notices;
 /// Counts that hold for the whole node.
 pub mod table;
