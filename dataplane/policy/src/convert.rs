@@ -256,14 +256,14 @@ fn write_listener(row: &ListenerRow) -> v1::Row {
             tcp_keep_alive_us: micros(&limits.tcp_keep_alive),
         }),
     };
-    let mut features = vec!["mqtt"];
-    if row.username.is_some() {
-        features.push("listeners.username");
-    }
-    if limits.tcp_keep_alive.is_some() {
-        features.push("tcp_keep_alive");
-    }
-    message(&row.name, &features, Kind::Listener(listener))
+    let features = features(
+        "mqtt",
+        [
+            ("listeners.username", row.username.is_some()),
+            ("tcp_keep_alive", limits.tcp_keep_alive.is_some()),
+        ],
+    );
+    message(&row.name, features, Kind::Listener(listener))
 }
 
 fn write_upstream(row: &UpstreamRow) -> v1::Row {
@@ -279,20 +279,21 @@ fn write_upstream(row: &UpstreamRow) -> v1::Row {
         tcp_keep_alive_us: micros(&row.tcp_keep_alive),
         connack_timeout_us: micros(&row.connack_timeout),
     };
-    let mut features = vec!["mqtt"];
-    let uses = [
-        ("tcp_keep_alive", row.tcp_keep_alive.is_some()),
-        ("upstreams.connack_timeout", row.connack_timeout.is_some()),
-    ];
-    features.extend(uses.iter().filter(|(_, used)| *used).map(|(name, _)| *name));
-    message(&row.name, &features, Kind::Upstream(upstream))
+    let features = features(
+        "mqtt",
+        [
+            ("tcp_keep_alive", row.tcp_keep_alive.is_some()),
+            ("upstreams.connack_timeout", row.connack_timeout.is_some()),
+        ],
+    );
+    message(&row.name, features, Kind::Upstream(upstream))
 }
 
 fn write_group(row: &GroupRow) -> v1::Row {
     let group = v1::Group {
         users: strings(&row.users),
     };
-    message(&row.name, &["users"], Kind::Group(group))
+    message(&row.name, features("users", []), Kind::Group(group))
 }
 
 fn write_user(row: &UserRow) -> v1::Row {
@@ -305,13 +306,14 @@ fn write_user(row: &UserRow) -> v1::Row {
         networks: list(&row.networks),
     };
     let is_bound = row.client_id.is_some() || row.client_id_pattern.is_some();
-    let mut features = vec!["users"];
-    let uses = [
-        ("client_id_binding", is_bound),
-        ("users.networks", row.networks.is_some()),
-    ];
-    features.extend(uses.iter().filter(|(_, used)| *used).map(|(name, _)| *name));
-    message(&row.name, &features, Kind::User(user))
+    let features = features(
+        "users",
+        [
+            ("client_id_binding", is_bound),
+            ("users.networks", row.networks.is_some()),
+        ],
+    );
+    message(&row.name, features, Kind::User(user))
 }
 
 fn write_rule(row: &RuleRow, order: i64, tie: u64) -> v1::Row {
@@ -345,21 +347,31 @@ fn write_rule(row: &RuleRow, order: i64, tie: u64) -> v1::Row {
         mode: number_of(&row.mode),
         enabled: plain(&row.enabled),
     };
-    let mut features = vec!["rules"];
-    let uses = [
-        ("rules.shadow", row.mode.is_some()),
-        ("rules.qos", row.qos_max.is_some() || row.qos_over.is_some()),
-        ("rules.retain", row.retain.is_some()),
-        ("rules.payload", row.payload_bytes_max.is_some()),
-    ];
-    features.extend(uses.iter().filter(|(_, used)| *used).map(|(name, _)| *name));
-    message(&row.name, &features, Kind::Rule(rule))
+    let features = features(
+        "rules",
+        [
+            ("rules.shadow", row.mode.is_some()),
+            ("rules.qos", row.qos_max.is_some() || row.qos_over.is_some()),
+            ("rules.retain", row.retain.is_some()),
+            ("rules.payload", row.payload_bytes_max.is_some()),
+        ],
+    );
+    message(&row.name, features, Kind::Rule(rule))
 }
 
-fn message(name: &Text, features: &[&str], kind: Kind) -> v1::Row {
+/// The feature of a kind of row, and those of the optional settings that the row uses.
+fn features<const N: usize>(of_kind: &str, optional: [(&str, bool); N]) -> Vec<String> {
+    let used = optional.iter().filter(|(_, is_used)| *is_used);
+    std::iter::once(of_kind)
+        .chain(used.map(|(name, _)| *name))
+        .map(str::to_owned)
+        .collect()
+}
+
+fn message(name: &Text, features: Vec<String>, kind: Kind) -> v1::Row {
     v1::Row {
         name: name.value.to_string(),
-        features: features.iter().map(ToString::to_string).collect(),
+        features,
         kind: Some(kind),
     }
 }
