@@ -23,8 +23,8 @@ use super::{Core, Turn};
 const LINGER: Duration = Duration::from_secs(2);
 /// Connections to brokers that were left and may still close by themselves; one more is reset at once.
 const LEAVING_MAX: usize = 4096;
-/// For sessions whose listener is gone.
-const FLUSH_DEFAULT: Duration = Duration::from_secs(10);
+/// Write-stall timeout of sessions whose listener is gone.
+const WRITE_STALL_DEFAULT: Duration = Duration::from_secs(10);
 
 impl<R: Ring> Core<R> {
     /// The session said close: it is dropped, its connections are flushed and closed.
@@ -33,7 +33,9 @@ impl<R: Ring> Core<R> {
             return;
         };
         open.session = None;
-        let until = turn.now.after(flush_time(turn.snapshot, open.listener));
+        let until = turn
+            .now
+            .after(write_stall_timeout(turn.snapshot, open.listener));
         self.stop_waiting(turn, slot);
         for side in [Side::Downstream, Side::Upstream] {
             let Some(open) = self.slots.get_mut(slot) else {
@@ -58,13 +60,13 @@ impl<R: Ring> Core<R> {
         let Some(open) = self.slots.get(slot) else {
             return;
         };
-        let client_id = open.session.as_ref().and_then(Session::client_id);
+        let session = open.session.as_ref();
+        let client_id = session.and_then(Session::client_id);
         let listener = turn.snapshot.listener(open.listener);
-        let version = open.session.as_ref().and_then(Session::version);
         let clause = cause
             .violation()
-            .zip(version)
-            .map_or("", |(violation, version)| violation.clause(version));
+            .zip(session)
+            .map_or("", |(violation, session)| clause(session, violation));
         self.notices.ended(
             (cause, clause),
             client_id.unwrap_or_default(),
@@ -85,16 +87,11 @@ impl<R: Ring> Core<R> {
             turn.now,
             session.client_id().unwrap_or_default(),
             upstream.map_or("", |upstream| &upstream.name),
-            (
-                violation,
-                session
-                    .version()
-                    .map_or("", |version| violation.clause(version)),
-            ),
+            (violation, clause(session, violation)),
         );
     }
 
-    /// Nobody waits for a dial, a CONNACK or a password any more.
+    /// Ends waiting for a dial, a CONNACK or a password.
     pub(super) fn stop_waiting(&mut self, turn: Turn<'_>, slot: u32) {
         let Some(open) = self.slots.get_mut(slot) else {
             return;
@@ -181,7 +178,9 @@ impl<R: Ring> Core<R> {
         let Some(open) = self.slots.get_mut(slot) else {
             return;
         };
-        let until = turn.now.after(flush_time(turn.snapshot, open.listener));
+        let until = turn
+            .now
+            .after(write_stall_timeout(turn.snapshot, open.listener));
         let leg = open.leg(side);
         if leg.closing == Closing::Lingering {
             leg.closing = Closing::Flushing;
@@ -264,9 +263,19 @@ impl<R: Ring> Core<R> {
     }
 }
 
-/// How long a connection may take to accept its last bytes.
-pub(super) fn flush_time(snapshot: &Snapshot, listener: sluice_policy::ListenerId) -> Duration {
+/// The clause of the session's version; empty while that is not known.
+fn clause(session: &Session, violation: Violation) -> &'static str {
+    session
+        .version()
+        .map_or("", |version| violation.clause(version))
+}
+
+/// How long a connection may leave bytes where they are, the last ones included.
+pub(super) fn write_stall_timeout(
+    snapshot: &Snapshot,
+    listener: sluice_policy::ListenerId,
+) -> Duration {
     snapshot
         .listener(listener)
-        .map_or(FLUSH_DEFAULT, |row| row.limits.write_stall_timeout)
+        .map_or(WRITE_STALL_DEFAULT, |row| row.limits.write_stall_timeout)
 }

@@ -14,14 +14,14 @@ use crate::session::{AuthOutcome, Credentials, Dialled, Session, Side, Unanswere
 use crate::upstream::Dial;
 use crate::upstream::dial::{Step, Surroundings};
 
-use super::close::flush_time;
+use super::close::write_stall_timeout;
 use super::dispatch::Follow;
 use super::leg::{Leg, Reading};
 use super::slots::Waiting;
 use super::{Core, Turn};
 
 impl<R: Ring> Core<R> {
-    /// Hands a password to the control thread; the session is told at once when nobody can take it.
+    /// Hands a password to the control thread; the session is told at once when there is no room.
     pub(super) fn park(
         &mut self,
         turn: Turn<'_>,
@@ -179,7 +179,7 @@ impl<R: Ring> Core<R> {
         let has_another = has_another && has_room;
         let kept_bytes = if has_another { bytes } else { 0 };
         self.connects_kept += kept_bytes;
-        let stall = flush_time(turn.snapshot, open.listener);
+        let stall = write_stall_timeout(turn.snapshot, open.listener);
         let idle = around
             .upstream
             .map_or(Duration::ZERO, |upstream| upstream.tcp_keep_alive);

@@ -3,13 +3,12 @@
 //! Owns the order of deadlines of one slot. The wheel only says when to look; this file says what is due. Per packet it
 //! costs a few comparisons: an entry is moved only when a deadline has come nearer.
 
-use sluice_policy::Snapshot;
-
 use crate::clock::Time;
 use crate::node::Fault;
 use crate::ring::Ring;
 use crate::session::{AuthOutcome, Cause, Dialled, Side};
 
+use super::close::write_stall_timeout;
 use super::leg::{Closing, Leg, Reading};
 use super::slots::{Open, Waiting};
 use super::{Core, Turn};
@@ -100,7 +99,8 @@ impl<R: Ring> Core<R> {
             let Some(backlog) = open.leg(side).backlog.as_ref() else {
                 continue;
             };
-            if stalled_at(turn.snapshot, listener, backlog.progress) <= turn.now {
+            let timeout = write_stall_timeout(turn.snapshot, listener);
+            if backlog.progress.after(timeout) <= turn.now {
                 self.drop_leg(slot, side);
                 self.call(turn, slot, |session, context| {
                     session.handle_end(context, cause)
@@ -109,16 +109,6 @@ impl<R: Ring> Core<R> {
             }
         }
     }
-}
-
-fn stalled_at(snapshot: &Snapshot, listener: sluice_policy::ListenerId, progress: Time) -> Time {
-    progress.after(
-        snapshot
-            .listener(listener)
-            .map_or(std::time::Duration::from_secs(10), |row| {
-                row.limits.write_stall_timeout
-            }),
-    )
 }
 
 /// The earliest time at which something of the slot may be due.
