@@ -148,7 +148,7 @@ counters! {
     RefusedListener => "sluice_connections_refused_total" { "reason": "listener_full" };
     /// Connections closed at once: the limit of the address.
     RefusedAddress => "sluice_connections_refused_total" { "reason": "address_full" };
-    /// Connections closed at once: so many others of the node have sent no CONNECT, and none may give way yet.
+    /// Connections closed at once: the node's limit on those without a CONNECT is reached, and none may give way yet.
     RefusedStrangersNode => "sluice_connections_refused_total" { "reason": "strangers_node" };
     /// Connections closed at once: the same for the listener.
     RefusedStrangersListener => "sluice_connections_refused_total" { "reason": "strangers_listener" };
@@ -166,13 +166,13 @@ counters! {
     DialFailed => "sluice_dial_total" { "result": "failed" };
     /// Connections to upstreams not begun: no socket left on the shard.
     DialNoSocket => "sluice_dial_total" { "result": "no_socket" };
-    /// CONNECTs that an endpoint gave no CONNACK to in time, that it closed on, or that it said it is unavailable to.
+    /// CONNECTs that an endpoint gave no usable answer to, by reason.
     UnansweredSilent => "sluice_connect_unanswered_total" { "reason": "no_connack" };
-    /// As above.
+    /// CONNECTs that an endpoint gave no usable answer to, by reason.
     UnansweredClosed => "sluice_connect_unanswered_total" { "reason": "closed_before_connack" };
-    /// As above.
+    /// CONNECTs that an endpoint gave no usable answer to, by reason.
     UnansweredUnavailable => "sluice_connect_unanswered_total" { "reason": "unavailable" };
-    /// The same: that sent something else than an answer.
+    /// CONNECTs that an endpoint gave no usable answer to, by reason.
     UnansweredBroken => "sluice_connect_unanswered_total" { "reason": "not_mqtt" };
     /// CONNECTs sent to a second endpoint because the first gave no usable answer.
     SecondChances => "sluice_connect_second_chances_total" { "result": "taken" };
