@@ -78,8 +78,8 @@ pub struct RunArgs {
     )]
     pub connections_max: NonZeroU32,
 
-    /// Of these, connections whose CONNECT has not come. The default, and the most, is three quarters. When so many are
-    /// open, the oldest one of the address with most of them gives way to a newcomer.
+    /// Of these, connections whose CONNECT has not come. The default, and the most, is three quarters. At this
+    /// limit, the oldest one of the address with most of them gives way to a newcomer.
     #[arg(long, env = "SLUICE_STRANGERS_MAX", value_name = "N")]
     pub strangers_max: Option<NonZeroU32>,
 

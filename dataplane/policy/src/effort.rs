@@ -13,7 +13,7 @@ pub struct Effort {
 }
 
 impl Effort {
-    /// A share of so many nodes.
+    /// A share of `nodes` nodes.
     #[must_use]
     pub fn new(nodes: u32) -> Self {
         Self {
@@ -22,7 +22,7 @@ impl Effort {
         }
     }
 
-    /// So many nodes of work were done, perhaps a little more than the share: what cannot be divided goes beyond it.
+    /// Nodes of work done so far. May exceed the share a little, because some steps cannot be divided.
     #[must_use]
     pub fn spent(&self) -> u32 {
         self.spent
@@ -35,13 +35,13 @@ impl Effort {
         self.spent >= self.share
     }
 
-    /// So many nodes of work were done.
+    /// Adds `nodes` to the work done.
     #[inline]
     pub fn spend(&mut self, nodes: u32) {
         self.spent = self.spent.saturating_add(nodes);
     }
 
-    /// The same for a part that is always there and one that depends on sizes.
+    /// Adds a fixed part and a part that depends on sizes.
     #[inline]
     pub fn spend_for(&mut self, nodes: u32, more: usize) {
         self.spend(nodes.saturating_add(u32::try_from(more).unwrap_or(u32::MAX)));

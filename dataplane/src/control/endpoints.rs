@@ -41,7 +41,7 @@ fn by_name<S: serde::Serializer>(fault: &Option<Fault>, to: S) -> Result<S::Ok, 
     fault.map(Fault::name).serialize(to)
 }
 
-/// Why clients are not, or had better not be, sent to an endpoint.
+/// Why an endpoint does not work, or is used only when no other is left.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
     /// Its name has no address.

@@ -126,7 +126,7 @@ pub(super) fn crowd(table: &Table) -> Crowd {
     }
 }
 
-/// The connections of a listener. One without a limit of its own has the node's.
+/// The connections of a listener, and its limit or the node's where that is lower.
 pub(super) fn crowd_of(table: &Table, listener: &Listener) -> Crowd {
     let connections_max = listener.limits.connections_max;
     Crowd {

@@ -47,7 +47,7 @@ struct Bucket {
 }
 
 impl Addresses {
-    /// Room for so many addresses, rounded up to a power of two.
+    /// Room for `addresses_max` addresses, rounded up to a power of two.
     pub(super) fn new(addresses_max: u32, seed: u64) -> Self {
         let buckets = addresses_max.div_ceil(BUCKET_CELLS as u32).max(1);
         let buckets = buckets.next_power_of_two().min(1 << 24) as usize;
@@ -85,23 +85,11 @@ impl Addresses {
         }
     }
 
-    /// What is counted for an address; the shared count when it has no cell of its own.
-    pub(super) fn of(&self, address: Address) -> u32 {
-        let (bucket, fingerprint) = self.place(address);
-        let Some(bucket) = self.buckets.get(bucket) else {
-            return 0;
-        };
-        match bucket.count(fingerprint) {
-            0 => bucket.shared.load(Ordering::Relaxed),
-            count => count,
-        }
-    }
-
     pub(super) fn is_empty(&self) -> bool {
         self.buckets.iter().all(Bucket::is_empty)
     }
 
-    /// A hash that nobody outside can foresee.
+    /// A hash that cannot be foreseen from outside.
     pub(super) fn hash(&self, address: Address) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         hasher.write_u64(address.0);

@@ -215,8 +215,8 @@ impl EndpointState {
         }
     }
 
-    /// It failed beyond doubt. True when this opened (or opened again) the breaker.
-    pub fn failed(&self, now: Time, dialling: Dialling, fault: Fault, breaker: Breaker) -> bool {
+    /// It failed beyond doubt, which may open the breaker, or open it again.
+    pub fn failed(&self, now: Time, dialling: Dialling, fault: Fault, breaker: Breaker) {
         self.noticed(now, fault);
         self.failed_ever.fetch_add(1, Ordering::Relaxed);
         let failures = self
@@ -225,17 +225,14 @@ impl EndpointState {
             .saturating_add(1);
         let until = (now.after(breaker.open_for).0 & !PROBING).max(2);
         match dialling {
-            Dialling::Probe => {
-                self.breaker.store(until, Ordering::Release);
-                true
+            Dialling::Probe => self.breaker.store(until, Ordering::Release),
+            Dialling::Free | Dialling::Open if failures >= breaker.failures.max(1) => {
+                // One that is open already stays open until then.
+                let _ =
+                    self.breaker
+                        .compare_exchange(0, until, Ordering::AcqRel, Ordering::Acquire);
             }
-            Dialling::Free | Dialling::Open => {
-                failures >= breaker.failures.max(1)
-                    && self
-                        .breaker
-                        .compare_exchange(0, until, Ordering::AcqRel, Ordering::Acquire)
-                        .is_ok()
-            }
+            Dialling::Free | Dialling::Open => {}
         }
     }
 
@@ -245,8 +242,7 @@ impl EndpointState {
         self.failed_at.store(now.0.max(1), Ordering::Relaxed);
     }
 
-    /// The end of a CONNECT that it gave no usable answer to: it is charged if there is enough proof. True when this opened
-    /// (or opened again) the breaker.
+    /// The end of a CONNECT that it gave no usable answer to: it is charged if there is enough proof.
     ///
     /// A probe that ended in silence opens the breaker again, since no CONNECT can silence a broker that works. One that was
     /// closed proves nothing by itself, and the next client may try: else a client with a bad CONNECT could keep the breaker
@@ -258,7 +254,7 @@ impl EndpointState {
         fault: Fault,
         proof: Proof,
         breaker: Breaker,
-    ) -> bool {
+    ) {
         let _ = self
             .unanswered
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| {
@@ -275,7 +271,6 @@ impl EndpointState {
         }
         self.noticed(now, fault);
         self.abandoned(dialling);
-        false
     }
 
     /// Remembers who saw it fail; true when enough have.
@@ -341,7 +336,7 @@ impl EndpointState {
         Fault::of_byte(self.fault.load(Ordering::Relaxed))
     }
 
-    /// True exactly when so many CONNECTs in a row had no answer that an operator should look.
+    /// True exactly when several CONNECTs in a row had no answer, so that an operator should look.
     pub fn is_silent(&self) -> bool {
         self.unanswered.load(Ordering::Relaxed) >= UNANSWERED_TOLD
     }
@@ -384,7 +379,10 @@ mod tests {
     #[test]
     fn the_breaker_opens_admits_one_probe_and_closes() {
         let state = EndpointState::default();
-        let fail = |secs, dialling| state.failed(at(secs), dialling, Fault::Refused, BREAKER);
+        let fail = |secs, dialling| {
+            state.failed(at(secs), dialling, Fault::Refused, BREAKER);
+            state.is_open()
+        };
         assert_eq!(state.dial(at(0)), Dialling::Free);
         assert!(!fail(0, Dialling::Free));
         assert!(fail(1, Dialling::Free));

@@ -3,7 +3,7 @@
 //! There are three meeting points: the policy pointer (`sluice_policy::PolicyHandle`), one bounded [`mailbox`] each way
 //! per shard, and one fixed [`table`] of padded atomics. A [`directory`] (where each upstream's endpoints are) travels
 //! as a message. Nothing here does I/O or reads a clock. It sits above `session`, whose questions and endings it
-//! carries, and below `shard` and `control`, which are its users, and `upstream`.
+//! carries, and below `upstream`, `shard` and `control`, which use it.
 
 /// Counts by client address.
 pub mod addresses;

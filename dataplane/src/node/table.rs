@@ -63,7 +63,7 @@ impl Default for TableConfig {
     }
 }
 
-/// What strangers may hold of so many places: three quarters, one at least.
+/// How many of `places` strangers may hold: three quarters, rounded up.
 pub fn strangers_share(places: u32) -> u32 {
     places - places / 4
 }
@@ -121,9 +121,9 @@ impl Permit {
 /// Why a connection gets no place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Refused {
-    /// So many connections are open already.
+    /// The limit on open connections is reached.
     Connections(Scope),
-    /// So many connections have not sent their CONNECT.
+    /// The limit on strangers is reached.
     Strangers(Scope),
 }
 
@@ -225,11 +225,6 @@ impl Table {
         self.connections.of(listener)
     }
 
-    /// Connections counted for an address; the shared count when it has no cell of its own.
-    pub fn connections_from(&self, address: Address) -> u32 {
-        self.connections.addresses.of(address)
-    }
-
     /// Strangers of the node.
     pub fn strangers(&self) -> u32 {
         self.strangers.node.0.load(Ordering::Relaxed)
@@ -245,7 +240,7 @@ impl Table {
         self.strangers.of(listener)
     }
 
-    /// Most strangers of a listener that takes so many connections.
+    /// Most strangers of a listener with this limit on connections.
     pub fn strangers_max_of(&self, listener_max: u32) -> u32 {
         strangers_share(listener_max).min(self.strangers_max)
     }

@@ -1,7 +1,7 @@
 //! The second chance of a CONNECT: a broker that gives no usable answer to it is left, once, for another one.
 //!
-//! Owns what "no usable answer" is and what the client hears when no broker gave one. Which other broker, and whom to
-//! blame, is the shard's to decide.
+//! Owns what "no usable answer" is and what the client hears when no broker gave one. Which other broker is asked,
+//! and which one is charged, is the shard's to decide.
 //!
 //! # How a broker is left
 //!
@@ -16,7 +16,7 @@
 
 use std::time::Duration;
 
-use sluice_wire::mqtt::Violation;
+use sluice_wire::mqtt::{Version, Violation};
 
 use super::{Cause, Context, Output, Phase, Session, Side, lane, packets};
 use crate::clock::Time;
@@ -168,10 +168,12 @@ impl Session {
 
 impl Unanswered {
     /// CONNACK says that the broker, and not the client, is the reason.
-    pub(super) fn of_code(is_v5: bool, code: u8) -> Option<Self> {
-        match (is_v5, code) {
-            (false, 3) | (true, 0x88 | 0x89) => Some(Self::Unavailable(code)),
-            _ => None,
+    pub(super) fn of_code(version: Version, code: u8) -> Option<Self> {
+        match (version, code) {
+            (Version::V31 | Version::V311, 3) | (Version::V5, 0x88 | 0x89) => {
+                Some(Self::Unavailable(code))
+            }
+            (_, _) => None,
         }
     }
 

@@ -12,7 +12,7 @@ use super::{Cause, Context, Output, Phase, Session, Side, Unanswered, connect};
 impl Session {
     /// CONNACK came.
     pub(super) fn connack(&mut self, context: &mut Context<'_>, connack: &Connack<'_>) -> Route {
-        let unavailable = Unanswered::of_code(self.version == Version::V5, connack.code);
+        let unavailable = Unanswered::of_code(self.version, connack.code);
         if let Some(why) = unavailable {
             if self.goes_elsewhere(context, why) {
                 return Route::Absorb;

@@ -195,7 +195,7 @@ impl Session {
         context: &mut Context<'_>,
         connect: &Connect<'_>,
     ) -> Option<String> {
-        // Only 3.1 lets U+0000 through. Whoever ends a text there would see another id than the rules do.
+        // Only 3.1 lets U+0000 through. A receiver that ends the text there would see another id than the rules do.
         if connect.client_id.contains('\0') {
             return None;
         }
@@ -336,8 +336,8 @@ impl Session {
         }
     }
 
-    /// A later generation may forbid the will, or want it with a lower QoS or without RETAIN, and CONNECT would bring it to
-    /// a broker that does not have it yet. False when it is forbidden.
+    /// Judges the will again before CONNECT brings it to another broker: a later generation may forbid it, or want it with a
+    /// lower QoS or without RETAIN, which is noted. False when it is forbidden.
     pub(super) fn may_bring_will(&mut self, context: &mut Context<'_>) -> bool {
         let mut may = true;
         self.with_kept_connect(context, |session, context, connect| {
@@ -393,8 +393,8 @@ impl Session {
         }
     }
 
-    /// The upstream is there: CONNECT goes to it. It is kept further exactly when there
-    /// is another broker for it should this one not answer.
+    /// The upstream is there: CONNECT goes to it. It is kept exactly when another broker can be asked if this one gives no
+    /// answer.
     pub(super) fn send_connect(&mut self, context: &mut Context<'_>, has_another: bool) {
         self.with_kept_connect(context, |session, context, connect| {
             session.up = lane::Lane::server();

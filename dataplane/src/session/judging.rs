@@ -1,8 +1,8 @@
 //! A SUBSCRIBE is judged filter by filter, in slices: what is left when a share of work is used up is done in later turns.
 //!
-//! Owns the packet until then, and how much of such work a session may cause: an allowance that refills with time. Whoever
-//! goes beyond it waits, and is not refused. Until all filters were judged nothing of the packet goes on; another generation
-//! judges it from the start. Packets of the client that come behind it wait.
+//! Owns the packet until then, and how much of such work a session may cause: an allowance that refills with time. A
+//! session that goes beyond it waits; it is not refused. Until all filters were judged nothing of the packet goes on;
+//! another generation judges it from the start. Packets of the client that come behind it wait.
 
 use std::time::Duration;
 
@@ -18,8 +18,8 @@ use super::{Context, Output, Session, Side};
 use crate::clock::Time;
 use crate::metrics::Counter;
 
-/// Filters of one SUBSCRIBE; all of a longer one are refused. Its client waits for the answer to all of them together: so
-/// many of usual cost are judged within a second's allowance, and clients that wait for a SUBACK give up after a few.
+/// Filters of one SUBSCRIBE; all of a longer one are refused. Its client waits for the answer to all of them together:
+/// this many of usual cost are judged within about a second's allowance, and clients give up on a SUBACK after a few seconds.
 pub const SUBSCRIBE_FILTERS_MAX: usize = 16_384;
 
 /// The least bytes a filter takes in a packet: its length, a letter, its options.
@@ -35,7 +35,7 @@ const ALLOWANCE: Duration = Duration::from_secs(1);
 const PACKET_NODES: u32 = 16;
 /// What a filter costs besides its check, in nodes: it is decoded, and perhaps written.
 const FILTER_NODES: u32 = 2;
-/// So many bytes are checked and copied for the price of a node.
+/// Bytes that are checked and copied at the cost of one node.
 const BYTES_A_NODE: usize = 128;
 
 /// How much work a session may cause now. As a time: what was done so far would be paid for by then.

@@ -14,7 +14,7 @@ use super::lane::Route;
 use super::{Cause, Context, Session, Side};
 use crate::metrics::Counter;
 
-/// When so many SUBSCRIBEs await their SUBACK with a merge to do, reading of the client waits for the broker's answers.
+/// SUBSCRIBEs that may await their SUBACK with a merge to do; then reading of the client waits for the broker's answers.
 const PENDING_MAX: usize = 64;
 
 /// The same for the filters in all of them. The last one may go beyond it, by less than a packet has bytes.

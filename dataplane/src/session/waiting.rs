@@ -35,7 +35,7 @@ pub(super) enum Wait {
 #[derive(Default)]
 pub(super) struct Held {
     bytes: Vec<u8>,
-    /// So much of `bytes` was taken up since.
+    /// The bytes before this place were taken up since.
     from: usize,
     /// When waiting began, or last came forward.
     since: Time,
@@ -141,7 +141,7 @@ impl Session {
         if is_unused || self.wait().is_some() {
             return;
         }
-        // It leaves its place while it is read. Until then the client could not be heard: its deadlines begin anew.
+        // It leaves its place while it is read. Until then the client could not be heard: its deadlines start again.
         let mut held = std::mem::take(&mut self.rare().held);
         self.timers.heard(context.now);
         self.down.restart(context.now);

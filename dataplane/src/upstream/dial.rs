@@ -1,5 +1,5 @@
 //! One session's way to a broker that answers its CONNECT: which endpoint, how many attempts, how long between them, and
-//! whom to blame.
+//! which endpoint is charged.
 //!
 //! ```text
 //!            next            failed, attempts left
@@ -13,7 +13,7 @@
 //!
 //! # Invariants
 //!
-//! - **A probe is always told how it went.** Whoever holds a [`Dial`] in the connecting or asked state ends it with
+//! - **A probe is always told how it went.** The holder of a [`Dial`] in the connecting or asked state ends it with
 //!   [`Dial::answered`], [`Dial::unanswered`], [`Dial::abandon`] or [`Dial::forget`]; else a half-open breaker would stay half open.
 //! - **An endpoint counts a connection from the first attempt to the close**, so that a storm of dials is spread too.
 //! - **An endpoint that gave no answer is charged when another one has answered the same CONNECT**, and not before: until
@@ -245,7 +245,7 @@ impl Dial {
         self.pause(upstream, around.now, around.random)
     }
 
-    /// Nobody waits for a connection any more. The endpoint of an attempt counts it no longer.
+    /// Ends a dial before its broker was asked. The endpoint of an attempt no longer counts it.
     pub fn abandon(&mut self, around: Surroundings<'_>) {
         if let Some(attempt) = self.attempt
             && let Some(state) = around.table.endpoint(attempt.cell)
@@ -255,8 +255,9 @@ impl Dial {
         self.forget(around);
     }
 
-    /// Nobody waits for an answer any more. That a client left while the second endpoint was asked says as little about the
-    /// first as if both had closed: else it would only have to leave in time to make its CONNECT the endpoint's fault.
+    /// Ends a dial whose broker was asked and has not answered, because the client left. A client that leaves while the second
+    /// endpoint is asked says as little about the first as if both had closed: else it would only have to leave in time to
+    /// make its CONNECT the endpoint's fault.
     pub fn forget(&mut self, around: Surroundings<'_>) {
         let is_asking_second = self.attempt.is_some();
         if let Some(attempt) = self.attempt.take()

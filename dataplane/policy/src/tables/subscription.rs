@@ -27,11 +27,11 @@ pub(crate) const SUBSCRIPTION_NODES_MAX: u32 = 10_000;
 
 /// What a check costs besides nodes, each time it begins or goes on: the filter is split, the tries are put in order.
 const BEGIN_NODES: u32 = 4;
-/// Levels are hashed: so many bytes for the price of a node.
+/// Bytes of levels that are hashed at the cost of one node.
 const BYTES_A_NODE: usize = 256;
 /// What one search costs besides nodes: its pattern is put together.
 const SEARCH_NODES: u32 = 2;
-/// Roots that are passed by because nothing below can matter: so many for the price of a node.
+/// Roots that are passed by, because nothing below can matter, at the cost of one node.
 const ROOTS_A_NODE: usize = 8;
 
 /// A level of what is asked.

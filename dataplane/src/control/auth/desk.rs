@@ -245,7 +245,7 @@ impl<O> Desk<O> {
     pub(super) fn purge(&mut self, now: Time) {
         self.cache.purge(now);
         self.known.purge(now);
-        // Who wanted to come back has; the others are nobody's debt for ever.
+        // Clients that wanted to come back have done so; the others are not remembered for ever.
         self.waiters.refused.clear();
     }
 

@@ -44,12 +44,12 @@ pub struct Guessing {
     pub address: Address,
     /// Of these.
     pub of_address: usize,
-    /// Under so many names, or at least so many.
+    /// Under how many different names; there may have been more.
     pub names: usize,
 }
 
 impl Guesses {
-    /// A check failed for so many sessions. That all of them have left meanwhile makes it no less of a guess.
+    /// A check failed that `sessions` sessions waited for. That all of them have left meanwhile makes it no less of a guess.
     pub(super) fn note(&mut self, address: Address, name: Name, sessions: usize) {
         let sessions = sessions.max(1);
         self.failures = self.failures.saturating_add(sessions as u64);

@@ -4,9 +4,9 @@
 //! that come back. In the second stand all others, be they first logins, mistakes or guesses, users that exist or not;
 //! nothing in here tells these apart. Of five turns the first line has four, as long as both have somebody.
 //!
-//! In each line addresses take turns; within an address, user names do; within a name, the first comes first. So many
-//! guesses at one name cost another name one turn. Against many invented names that helps little: hence every second
-//! turn of an address goes to the name that came last and has had no turn yet, and a first login among a thousand
+//! In each line addresses take turns; within an address, user names do; within a name, the first comes first. So any
+//! number of guesses at one name costs another name one turn. Against many invented names that helps little: hence every
+//! second turn of an address goes to the name that came last and has had no turn yet, and a first login among a thousand
 //! names that wait already is next or next but one. Guessers that are refused and come back at once do not get these
 //! turns: of those that come from an address, as many are taken to be back as were refused there.
 //!
@@ -199,7 +199,7 @@ impl Line {
         Some((address, queued))
     }
 
-    /// The newest check of the address' largest name, if that holds more than so many places.
+    /// The newest check of the address' largest name, if that holds more than `above` places.
     fn pop_newest(&mut self, address: Address, above: usize) -> Option<Queued> {
         let names = self.addresses.get_mut(&address)?;
         let queued = names.pop_newest(above)?;

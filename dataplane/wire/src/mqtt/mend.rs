@@ -1,6 +1,6 @@
 //! What a server meant by a packet that breaks a rule.
 //!
-//! Owns the second look at what [`decode`] refuses: a proxy that ends a session for every fault of a broker helps nobody,
+//! Owns the second look at what [`decode`] refuses: a proxy that ends a session for every fault of a broker helps no client,
 //! since the client comes back and meets the same fault. What is mended here is legal again; what cannot be mended is
 //! `None`. Nothing here is called for a packet that is in order.
 
