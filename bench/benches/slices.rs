@@ -173,11 +173,75 @@ fn a_large_table(criterion: &mut Criterion) {
     bench.hot_and_cold(criterion, "a_large_table", "d/#");
 }
 
+/// A shape of patterns: its name, and the pattern of a number.
+type Shape = (&'static str, fn(u32) -> String);
+
+const SHAPES: [Shape; 6] = [
+    ("prefix", |n| format!("plant-{n}-[a-z0-9]+")),
+    ("digits", |n| format!("site{n}-\\d{{6}}")),
+    ("suffix", |n| format!(".*-gw{n}")),
+    ("words", |n| format!("\\w+-{}-\\w+-{}", n % 40, n / 40)),
+    ("spread", |n| format!(".*{n}.*")),
+    ("widest", |n| format!(".*x{n}y.*z{n}")),
+];
+
+/// Who is a client: 2,000 patterns of client ids of one shape, or as many as there may be. No id is like another.
+fn client_id_patterns(criterion: &mut Criterion) {
+    for (shape, pattern) in SHAPES {
+        let rule = |number: u32| {
+            let pattern = pattern(number);
+            format!(
+                "  - {{ name: r{number}, who: {{ client_id_patterns: ['{pattern}'] }}, actions: [connect], decision: allow }}\n"
+            )
+        };
+        let text = |rules: u32| format!("{FRAME}{}", (0..rules).map(rule).collect::<String>());
+        let fits = |rules: &u32| compile(&text(*rules), "bench.yaml", Generation(1), None).is_ok();
+        let rules = [2_000, 1_000, 500, 300, 200, 100]
+            .into_iter()
+            .find(fits)
+            .expect("some patterns");
+        let snapshot = compiled(&text(rules));
+        criterion.bench_function(&format!("compile/{shape}/{rules}"), |bencher| {
+            bencher.iter(|| compiled(&text(rules)));
+        });
+        let mut number = 0_u64;
+        let mut next_id = |len: usize| {
+            number = number
+                .wrapping_add(1)
+                .wrapping_mul(6_364_136_223_846_793_005);
+            let part = format!("plant-{}-x{}y-", number % 2_000, number >> 40);
+            let mut id = part.repeat(len / part.len() + 1);
+            id.truncate(len);
+            id
+        };
+        let mut other = vec![0_u8; CACHES_BYTES];
+        for (len, is_cold) in [(24, false), (256, false), (24, true), (256, true)] {
+            let name = if is_cold { "cold" } else { "hot" };
+            criterion.bench_function(&format!("admit/{shape}/{rules}/{len}/{name}"), |bencher| {
+                bencher.iter_batched(
+                    || {
+                        if is_cold {
+                            for byte in other.iter_mut().step_by(64) {
+                                *byte = byte.wrapping_add(1);
+                            }
+                            black_box(&mut other);
+                        }
+                        next_id(len)
+                    },
+                    |id| black_box(snapshot.admit(&who(&snapshot, &id)).is_ok()),
+                    criterion::BatchSize::PerIteration,
+                );
+            });
+        }
+    }
+}
+
 criterion_group!(
     benches,
     either_at_every_level,
     thirty_one_levels,
     denies_at_every_depth,
-    a_large_table
+    a_large_table,
+    client_id_patterns
 );
 criterion_main!(benches);

@@ -3,7 +3,7 @@
 //! Owns the unit. A node visited is one; what a question costs besides nodes is counted as the nodes that take as long.
 
 /// What may be done in one go: on the worst tables this takes 250 us at most (bench `slices`).
-pub const SLICE_NODES: u32 = 1_024;
+pub const SLICE_NODES: u32 = 512;
 
 /// A share of work, and what was done of it.
 #[derive(Clone, Debug)]

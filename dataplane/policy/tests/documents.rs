@@ -453,6 +453,28 @@ fn problems_patterns_and_classes_are_bounded() {
     );
 }
 
+/// A client chooses its id: what asking all patterns about it costs is bounded, and a document beyond that is refused.
+#[test]
+fn patterns_that_would_take_too_long_together_are_refused() {
+    let rules = |key: &str, count: usize| -> String {
+        let patterns: Vec<String> = (0..count).map(|n| format!(r"'\bgw{n}\b.*'")).collect();
+        format!(
+            "rules: [{{name: r, actions: [connect], decision: allow, who: {{{key}: [{}]}}}}]",
+            patterns.join(", ")
+        )
+    };
+    for key in ["user_patterns", "client_id_patterns"] {
+        assert!(load(&rules(key, 8)).is_ok(), "a few may be");
+        let found = errors(&rules(key, 9));
+        assert!(
+            found.contains(&format!(
+                "`{key}` of the document: too many of them are too complex"
+            )),
+            "{found}"
+        );
+    }
+}
+
 #[test]
 fn listeners_and_upstreams_keep_their_numbers() {
     let document = |names: &[&str]| {

@@ -7,6 +7,7 @@
 pub(crate) mod cidr;
 pub(crate) mod class;
 pub(crate) mod level;
+pub(crate) mod patterns;
 pub(crate) mod shared;
 pub(crate) mod subscription;
 pub(crate) mod topic_trie;

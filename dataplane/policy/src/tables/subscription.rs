@@ -31,6 +31,8 @@ const BEGIN_NODES: u32 = 4;
 const BYTES_A_NODE: usize = 256;
 /// What one search costs besides nodes: its pattern is put together.
 const SEARCH_NODES: u32 = 2;
+/// What it costs to find the next child below which a deny lies: it is looked for in an ordered list.
+const CHILD_NODES: u32 = 8;
 /// Roots that are passed by, because nothing below can matter, at the cost of one node.
 const ROOTS_A_NODE: usize = 8;
 
@@ -270,9 +272,16 @@ impl<'a, 'r> Check<'a, 'r> {
                 break;
             };
             self.judge_node(node, walk, &path, asked)?;
+            // Spent behind the step that it is for, so that each call comes further however small its share is.
+            let search_nodes = match asked.filter.level(depth) {
+                Some(Asked::Any) => CHILD_NODES,
+                // What need not be entered costs less than a visit, but there may be very many.
+                Some(Asked::Exactly(_)) | None => 1,
+            };
             let Some((next, child)) = self.next_child(trie, node, frame.next, depth, asked) else {
                 walk.frames.pop();
                 path.pop();
+                self.effort.spend(search_nodes);
                 continue;
             };
             let mut is_entered = false;
@@ -285,9 +294,8 @@ impl<'a, 'r> Check<'a, 'r> {
             if let Some(frame) = walk.frames.get_mut(depth) {
                 frame.next = next;
             }
-            // One that need not be entered costs less than a visit, but there may be very many.
+            self.effort.spend(search_nodes);
             if !is_entered {
-                self.effort.spend(1);
                 self.go_on()?;
             }
         }

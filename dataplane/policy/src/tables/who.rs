@@ -8,17 +8,13 @@ use std::hash::Hash;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use regex::{RegexSet, RegexSetBuilder, SetMatches};
 use sluice_wire::mqtt::Version;
 use smallvec::SmallVec;
 
 use super::cidr::CidrTable;
+use super::patterns::{Found, Matcher};
 use super::shared::{Paged, Sharded};
 use crate::model::WhoPart;
-use crate::validate::anchored;
-
-/// Largest compiled form of all patterns of one kind together, in bytes.
-const PATTERNS_COMPILED_BYTES_MAX: usize = 128 << 20;
 
 /// What is known of a session.
 #[derive(Clone, Copy)]
@@ -62,15 +58,15 @@ struct Class {
     kind: Option<Kind>,
 }
 
-/// All patterns of one kind in one automaton.
-#[derive(Clone, Debug)]
+/// All patterns of one kind.
+#[derive(Clone, Debug, Default)]
 struct Patterns {
-    set: RegexSet,
+    matcher: Matcher,
     /// By number: the expression, the classes listed under it, and how many classes use it. One that none uses keeps its
     /// place until another needs one.
     used: Vec<(Box<str>, List, usize)>,
     numbers: HashMap<Box<str>, u32>,
-    /// The automaton is that of other expressions.
+    /// The matcher is that of other expressions.
     is_stale: bool,
 }
 
@@ -282,8 +278,8 @@ impl WhoIndex {
     pub(crate) fn classes_of(&self, facts: &Facts<'_>) -> Vec<u32> {
         let users_matching = facts
             .username
-            .map(|name| self.user_patterns.set.matches(name));
-        let client_ids_matching = self.client_id_patterns.set.matches(facts.client_id);
+            .map(|name| self.user_patterns.matcher.matches(name));
+        let client_ids_matching = self.client_id_patterns.matcher.matches(facts.client_id);
         let mut found = self.everyone.clone();
         let listed = |lists: &Lists, name: &str, found: &mut Vec<u32>| {
             found.extend_from_slice(lists.get(name).map_or(&[][..], |list| list.as_slice()));
@@ -317,17 +313,13 @@ impl WhoIndex {
 }
 
 impl Class {
-    fn matches(
-        &self,
-        facts: &Facts<'_>,
-        users: Option<&SetMatches>,
-        client_ids: &SetMatches,
-    ) -> bool {
+    fn matches(&self, facts: &Facts<'_>, users: Option<&Found>, client_ids: &Found) -> bool {
         let has = |list: &[Box<str>], name: &str| {
             list.binary_search_by(|entry| (**entry).cmp(name)).is_ok()
         };
-        let has_pattern = |list: &[u32], matches: &SetMatches| {
-            list.iter().any(|number| matches.matched(*number as usize))
+        let has_pattern = |list: &[u32], found: &Found| {
+            list.iter()
+                .any(|number| found.binary_search(number).is_ok())
         };
         let part = &*self.who;
         part.versions
@@ -359,24 +351,10 @@ impl Class {
     }
 }
 
-/// What matches no text: the place of an expression that is not used.
-const NOTHING: &str = r"[^\s\S]";
-
-impl Default for Patterns {
-    fn default() -> Self {
-        Self {
-            set: RegexSet::empty(),
-            used: Vec::new(),
-            numbers: HashMap::new(),
-            is_stale: false,
-        }
-    }
-}
-
 impl Patterns {
-    fn collect(&self, matches: &SetMatches, found: &mut Vec<u32>) {
+    fn collect(&self, matches: &Found, found: &mut Vec<u32>) {
         for number in matches {
-            let used = self.used.get(number);
+            let used = self.used.get(*number as usize);
             found.extend_from_slice(used.map_or(&[][..], |(_, list, _)| list.as_slice()));
         }
     }
@@ -429,7 +407,7 @@ impl Patterns {
             *count -= 1;
             if *count == 0 {
                 self.numbers.remove(text);
-                *text = NOTHING.into();
+                *text = Box::default();
                 self.is_stale = true;
             }
         }
@@ -438,12 +416,14 @@ impl Patterns {
     fn compile(&mut self, kind: &str) -> Result<(), String> {
         // A change often gives back the last places.
         while self.used.pop_if(|(_, _, count)| *count == 0).is_some() {}
-        self.set = RegexSetBuilder::new(self.used.iter().map(|(text, ..)| anchored(text)))
-            .size_limit(PATTERNS_COMPILED_BYTES_MAX)
-            .build()
-            .map_err(|_| {
-                format!("all `{kind}` together are too large; write fewer or simpler ones")
-            })?;
+        let used = (0..)
+            .zip(&self.used)
+            .filter(|(_, (_, _, count))| *count > 0);
+        let used = used.map(|(number, (text, ..))| (number, &**text));
+        self.matcher = self
+            .matcher
+            .compile(used)
+            .map_err(|reason| format!("`{kind}` of the document: {reason}"))?;
         self.is_stale = false;
         Ok(())
     }

@@ -34,7 +34,7 @@ pub const PATTERNS_MAX: usize = 4_096;
 /// Longest regular expression, in bytes.
 pub const PATTERN_BYTES_MAX: usize = 1_024;
 /// Largest compiled form of one regular expression, in bytes.
-const PATTERN_COMPILED_BYTES_MAX: usize = 256 << 10;
+pub(crate) const PATTERN_COMPILED_BYTES_MAX: usize = 256 << 10;
 /// Longest name of a row, in bytes. User names are strings of MQTT and may be longer.
 const NAME_BYTES_MAX: usize = 128;
 /// Most networks of one user: each is looked at when a client comes with the name.
