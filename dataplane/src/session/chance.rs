@@ -106,6 +106,8 @@ impl Session {
             return;
         }
         self.leave_broker(context, why, false);
+        // A broker that may publish it has been told not to; what follows is said to none.
+        self.will = None;
         self.end_unanswered(context, why);
     }
 

@@ -288,6 +288,14 @@ fn a_will_that_a_later_generation_forbids_is_not_brought_to_another_broker() {
     rig.applies(&limits().replace("\"open/#\", ", ""));
     fails(&mut rig, Unanswered::Closed);
     assert_eq!(rig.ended(), Some(Cause::UpstreamClosed));
+
+    // A broker that may have read CONNECT is told goodbye, once.
+    let why = Unanswered::Broken(Violation::KindNotFromServer);
+    let (mut rig, _) = asked(Version::V5, &limits(), &with_will);
+    rig.applies(&limits().replace("\"open/#\", ", ""));
+    fails(&mut rig, why);
+    assert_eq!(rig.take_up(), DISCONNECT);
+    assert_eq!(rig.ended(), Some(told(Version::V5, why).1));
 }
 
 #[test]
