@@ -91,7 +91,7 @@ impl Users {
             more => format!(" and {more} more"),
         };
         Some(format!(
-            "without a password, by their address (`networks`) alone, come in: {}{more}",
+            "these users come in without a password, by their address (`networks`) alone: {}{more}",
             named.join(", ")
         ))
     }
