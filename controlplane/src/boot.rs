@@ -30,6 +30,8 @@ const STOP_WITHIN: Duration = Duration::from_secs(10);
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 /// How long after the last call the connections have: for what was answered last, and for callers to close them.
 const QUIET: Duration = Duration::from_millis(500);
+/// Between two looks at what is kept for no one.
+const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// The command line is wrong.
 const EXIT_USAGE: u8 = 2;
 /// Descriptors that are no connections: the store, the admin server, files.
@@ -175,6 +177,7 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
     };
     let releases = Releases::open(Arc::clone(&store), limits).await?;
     let fleet = Fleet::open(gate.clone(), releases.in_force()).await?;
+    tokio::spawn(forget(releases.clone(), fleet.clone()));
     let readiness = Arc::new(Readiness::new(store));
     let mut routes = Routes::builder();
     let operations = OperationsApi::new(
@@ -218,6 +221,20 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
         sqlite,
         stop,
     })
+}
+
+/// Lets go of what is kept in case it is asked for, once that has become unlikely.
+async fn forget(releases: Releases, fleet: Fleet) {
+    loop {
+        tokio::time::sleep(FORGET_EVERY).await;
+        let (releases, fleet) = (releases.clone(), fleet.clone());
+        let forgotten = tokio::task::spawn_blocking(move || {
+            releases.forget();
+            fleet.forget();
+        });
+        // It fails only when the runtime ends.
+        let _ = forgotten.await;
+    }
 }
 
 /// Waits for a signal, or for the server's end, which is an error; then brings everything to its end.

@@ -695,7 +695,7 @@ fn doctor_goes_stage_by_stage() {
     warned.status.warnings = vec!["user `locked` cannot log in".into()];
     let warned = run(warned, &["doctor"]);
     assert_eq!(warned.code, 0);
-    let line = "WARN  policy    user `locked` cannot log in";
+    let line = "WARN  policy   user `locked` cannot log in";
     assert!(warned.out.contains(line), "{}", warned.out);
     for (nodes, exit) in [
         (vec![("a", Rejected, 6), ("b", Offline, 6)], 1),

@@ -531,10 +531,6 @@ mod tests {
             let args = args(&["--strangers-grace", grace]);
             assert_eq!(args.is_ok(), expected, "{grace}");
         }
-        for (time, expected) in [("0s", false), ("1ms", true), ("1h", true), ("2h", false)] {
-            let args = args(&["--turn-time-max", time]);
-            assert_eq!(args.is_ok(), expected, "{time}");
-        }
         // A fleet of 5,000 behind one address waits for its passwords, too, on a node of so many descriptors.
         let passwords = auth_limits(&args(&[]).unwrap(), 9_488);
         assert!(passwords.queue_max >= 5_000 && passwords.waiters_per_address_max >= 5_000);

@@ -74,19 +74,13 @@ pub struct RunArgs {
         long,
         env = "SLUICE_CONNECTIONS_MAX",
         value_name = "N",
-        default_value = "100000",
-        value_parser = one_or_more
+        default_value = "100000"
     )]
     pub connections_max: NonZeroU32,
 
     /// Of these, connections whose CONNECT has not come. The default, and the most, is three quarters. At this
     /// limit, the oldest one of the address with most of them gives way to a newcomer.
-    #[arg(
-        long,
-        env = "SLUICE_STRANGERS_MAX",
-        value_name = "N",
-        value_parser = one_or_more
-    )]
+    #[arg(long, env = "SLUICE_STRANGERS_MAX", value_name = "N")]
     pub strangers_max: Option<NonZeroU32>,
 
     /// The same for one client address (IPv6: a /64); never more than three quarters of all of them. Raise it when more
@@ -95,8 +89,7 @@ pub struct RunArgs {
         long,
         env = "SLUICE_STRANGERS_PER_ADDRESS_MAX",
         value_name = "N",
-        default_value = "6000",
-        value_parser = one_or_more
+        default_value = "6000"
     )]
     pub strangers_per_address_max: NonZeroU32,
 
@@ -112,13 +105,13 @@ pub struct RunArgs {
     pub strangers_grace: Span,
 
     /// A shard whose turns take longer than this is overloaded: it turns new connections away until they are shorter.
-    /// 1ms to 1h.
+    /// At most 1h.
     #[arg(
         long,
         env = "SLUICE_TURN_TIME_MAX",
         value_name = "TIME",
         default_value = "250ms",
-        value_parser = some_time
+        value_parser = at_most_an_hour
     )]
     pub turn_time_max: Span,
 
@@ -133,11 +126,7 @@ pub struct RunArgs {
 
     /// Be not ready (/readyz) while an upstream of the policy has no endpoint that is used. Without this such a node is ready,
     /// and says that it is degraded: that a broker is down is no reason to take every node of a fleet out of service.
-    #[arg(
-        long,
-        env = "SLUICE_UNREADY_WITHOUT_UPSTREAM",
-        value_parser = clap::builder::BoolishValueParser::new()
-    )]
+    #[arg(long, env = "SLUICE_UNREADY_WITHOUT_UPSTREAM")]
     pub unready_without_upstream: bool,
 
     /// Threads that verify passwords, at low priority; the default is one per processor, at most 8.
@@ -151,8 +140,7 @@ pub struct RunArgs {
         long,
         env = "SLUICE_AUTH_QUEUE",
         value_name = "N",
-        default_value = "8192",
-        value_parser = one_or_more
+        default_value = "8192"
     )]
     pub auth_queue: NonZeroU32,
 
@@ -217,22 +205,11 @@ pub struct RunArgs {
 }
 
 fn at_most_an_hour(text: &str) -> Result<Span, BadValue> {
-    match text.parse::<Span>() {
-        Ok(span) if span.0 <= Duration::from_secs(3600) => Ok(span),
-        Ok(_) | Err(_) => Err(BadValue::OverAnHour),
+    let span: Span = text.parse()?;
+    if span.0 > Duration::from_secs(3600) {
+        return Err(BadValue::OverAnHour);
     }
-}
-
-/// With no time at all the node would refuse everybody, for ever.
-fn some_time(text: &str) -> Result<Span, BadValue> {
-    match at_most_an_hour(text) {
-        Ok(span) if !span.0.is_zero() => Ok(span),
-        Ok(_) | Err(_) => Err(BadValue::NoTime),
-    }
-}
-
-fn one_or_more(text: &str) -> Result<NonZeroU32, BadValue> {
-    text.parse().map_err(|_| BadValue::Count)
+    Ok(span)
 }
 
 /// The form of log lines.
@@ -273,15 +250,9 @@ pub enum BadValue {
     /// Not a time with a unit.
     #[error("expected a whole number with a unit (ms, s, m, h), at most 24h, like `30s`")]
     Span,
-    /// Not a time with a unit, or beyond what its flag takes.
-    #[error("expected a whole number with a unit (ms, s, m, h), at most 1h, like `2s`")]
+    /// A time beyond what its flag takes.
+    #[error("expected a time of at most 1h, like `2s`")]
     OverAnHour,
-    /// The same, or no time at all.
-    #[error("expected a whole number with a unit (ms, s, m, h), from 1ms to 1h, like `2s`")]
-    NoTime,
-    /// Not a number, or none at all.
-    #[error("expected a whole number from 1 to {}", u32::MAX)]
-    Count,
 }
 
 impl FromStr for ShardCount {

@@ -4,6 +4,12 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use sluice_dataplane::{boot, cli};
+use tikv_jemallocator::Jemalloc;
+
+/// Gives memory back by itself, in the background, a second or so after it was freed: a policy that was replaced may have
+/// taken a gigabyte. How it was chosen and how it is set is in the README, under Libraries.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     match cli::Cli::parse().resolve() {

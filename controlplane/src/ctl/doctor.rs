@@ -131,12 +131,12 @@ fn text(stages: &[Stage]) -> String {
     for stage in stages {
         let word = stage.finding.word();
         text.push_str(&format!(
-            "{word:<4}  {:<9} {}\n",
+            "{word:<4}  {:<8} {}\n",
             stage.name,
             clean(&stage.detail)
         ));
         if !stage.advice.is_empty() {
-            text.push_str(&format!("                {}\n", stage.advice));
+            text.push_str(&format!("               {}\n", stage.advice));
         }
     }
     text
@@ -656,10 +656,10 @@ mod tests {
         let answer = report.into_answer();
         assert_eq!(answer.exit, Exit::Away);
         let expected = "\
-OK    address   here is 127.0.0.1:1
-FAIL  tcp       refused
-                start it
-SKIP  tls       not reached
+OK    address  here is 127.0.0.1:1
+FAIL  tcp      refused
+               start it
+SKIP  tls      not reached
 ";
         assert!(answer.text.starts_with(expected), "{}", answer.text);
         assert_eq!(answer.json["ok"], false);

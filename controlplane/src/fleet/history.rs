@@ -1,17 +1,18 @@
 //! What was in force lately, and the changes from one such generation to another.
 //!
-//! Copies of an inventory share what they have in common, so the history costs what differs. Changes are found once and
-//! shared by all nodes that need them, for as long as one of them does.
+//! Copies of an inventory share what they have in common, so the history costs what differs; where that is much, it is
+//! forgotten after a while. Changes are found once and shared by all nodes that need them, for as long as one of them does.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use sluice_policy::fleet::{Change, Inventory};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::node::{Base, Plan};
 use crate::domain::GenerationId;
-use crate::release::Released;
+use crate::release::{COSTLY_FOR, COSTLY_FROM_ROWS, Released};
 
 /// Generations kept. A node that holds an older one is asked what it holds.
 const GENERATIONS_MAX: usize = 16;
@@ -23,7 +24,9 @@ type Way = (Option<GenerationId>, GenerationId);
 
 /// See the module documentation.
 pub(super) struct History {
+    /// The last one is in force.
     generations: Mutex<VecDeque<Arc<Released>>>,
+    /// What no one has any more still takes its memory until it is taken off the list.
     found: Mutex<Vec<(Way, Weak<[Change]>)>>,
     comparisons: Semaphore,
 }
@@ -48,6 +51,33 @@ impl History {
             generations.pop_front();
         }
         generations.push_back(Arc::clone(released));
+    }
+
+    /// Gives back generations that were replaced a while ago and together take much memory beside the one in force, to be
+    /// dropped. Changes that no node needs any more are forgotten as well.
+    pub(super) fn forget(&self, now: Instant) -> Vec<Arc<Released>> {
+        self.forget_changes();
+        let mut generations = lock(&self.generations);
+        let Some(in_force) = generations.pop_back() else {
+            return Vec::new();
+        };
+        let mut replaced_at = in_force.since;
+        let mut rows = 0;
+        let mut kept = VecDeque::new();
+        let mut forgotten = Vec::new();
+        while let Some(released) = generations.pop_back() {
+            rows += released.rows.rows_beside(&in_force.rows);
+            let is_costly = rows >= COSTLY_FROM_ROWS;
+            let since = std::mem::replace(&mut replaced_at, released.since);
+            if is_costly && now.duration_since(since) >= COSTLY_FOR {
+                forgotten.push(released);
+            } else {
+                kept.push_front(released);
+            }
+        }
+        kept.push_back(in_force);
+        *generations = kept;
+        forgotten
     }
 
     /// Whether the rows of a generation are at hand.
@@ -75,9 +105,8 @@ impl History {
         // It neither panics nor is cancelled but at shutdown, when no one waits.
         let changes = compare.await.unwrap_or_default();
         if let Some(way) = way {
-            let mut found = lock(&self.found);
-            found.retain(|(_, changes)| changes.strong_count() > 0);
-            found.push((way, Arc::downgrade(&changes)));
+            self.forget_changes();
+            lock(&self.found).push((way, Arc::downgrade(&changes)));
         }
         changes
     }
@@ -100,6 +129,10 @@ impl History {
         Some(known.rows.clone())
     }
 
+    fn forget_changes(&self) {
+        lock(&self.found).retain(|(_, changes)| changes.strong_count() > 0);
+    }
+
     fn found(&self, way: Way) -> Option<Arc<[Change]>> {
         let found = lock(&self.found);
         let (_, changes) = found.iter().find(|(found, _)| *found == way)?;
@@ -110,4 +143,93 @@ impl History {
 /// A value that is never left half changed, whoever panicked.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use foldhash::HashSet;
+    use sluice_policy::fleet::RowKey;
+    use sluice_proto::v1::RowKind;
+
+    use super::*;
+    use crate::domain::StoreId;
+
+    fn change(name: usize, value: u8) -> Change {
+        Change {
+            key: RowKey {
+                kind: RowKind::Rule,
+                name: format!("r{name}").into(),
+            },
+            row: Some(Bytes::copy_from_slice(&[value])),
+        }
+    }
+
+    fn released(number: u64, rows: &Inventory) -> Arc<Released> {
+        Arc::new(Released {
+            id: GenerationId {
+                store: StoreId([0; 16]),
+                number,
+                digest: rows.digest(),
+            },
+            rows: rows.clone(),
+            features: Arc::new(HashSet::default()),
+            warnings: Arc::default(),
+            since: Instant::now(),
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_shares_little_with_what_is_in_force_is_forgotten_after_a_while() {
+        let history = History::new();
+        let large = Inventory::default().with((0..COSTLY_FROM_ROWS).map(|n| change(n, 0)));
+        let mut ids = Vec::new();
+        let mut see = |rows: &Inventory| {
+            let released = released(ids.len() as u64 + 1, rows);
+            history.see(&released);
+            ids.push(released.id);
+        };
+        see(&large);
+        see(&large.with([change(1, 1)]));
+        tokio::time::advance(Duration::from_secs(3600)).await;
+        assert!(
+            history.forget(Instant::now()).is_empty(),
+            "they share nearly all"
+        );
+        let small = Inventory::default().with([change(1, 1)]);
+        see(&small);
+        see(&small.with([change(1, 2)]));
+        let numbers = |forgotten: Vec<Arc<Released>>| -> Vec<u64> {
+            forgotten
+                .iter()
+                .map(|released| released.id.number)
+                .collect()
+        };
+        tokio::time::advance(COSTLY_FOR - Duration::from_millis(1)).await;
+        assert_eq!(
+            numbers(history.forget(Instant::now())),
+            [1],
+            "replaced long ago"
+        );
+        tokio::time::advance(Duration::from_millis(1)).await;
+        assert_eq!(numbers(history.forget(Instant::now())), [2]);
+        let plan = Plan {
+            base: Base::Nothing,
+            target: released(3, &small),
+        };
+        let history = Arc::new(history);
+        let changes = Arc::clone(&history).changes(plan).await;
+        assert!(history.forget(Instant::now()).is_empty());
+        assert_eq!(lock(&history.found).len(), 1, "a node needs them");
+        drop(changes);
+        assert!(history.forget(Instant::now()).is_empty());
+        assert!(
+            lock(&history.found).is_empty(),
+            "their memory is given back"
+        );
+        let known: Vec<bool> = ids.iter().map(|id| history.knows(id)).collect();
+        assert_eq!(known, [false, false, true, true]);
+    }
 }

@@ -172,6 +172,14 @@ impl Fleet {
         let _ = closing.wait_for(|is_closing| *is_closing).await;
     }
 
+    /// Lets go of generations that are kept only for nodes that still hold them, where that takes much memory and has become
+    /// unlikely. May take a second; to be called every few seconds on a thread that may block.
+    pub fn forget(&self) {
+        let mut in_force = self.inner.in_force.clone();
+        drop(self.inner.desired(&mut in_force));
+        drop(self.inner.history.forget(Instant::now()));
+    }
+
     /// Makes a node a member, and lets its stream in.
     pub async fn enroll(
         &self,

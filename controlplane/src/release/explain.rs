@@ -3,10 +3,11 @@
 //! # Invariants
 //!
 //! - At most two compiled policies are kept: the one in force and the one asked about last. They are made when they are
-//!   first asked about, and one is made at a time.
+//!   first asked about, one is made at a time, and one that is not asked about any more is forgotten.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use sluice_policy::fleet::Inventory;
 use sluice_policy::{
@@ -14,13 +15,16 @@ use sluice_policy::{
 };
 use sluice_wire::mqtt::{FilterError, QoS, Version, is_topic_name, parse_filter};
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use super::{Failed, Releases, Share};
+use super::{COSTLY_FOR, Failed, Releases, Share};
 use crate::domain::TokenId;
 use crate::store::StoreError;
 
 /// What a compiled row takes with all that is made on the way, in bytes.
 const COMPILED_ROW_COST_BYTES: usize = 1400;
+/// How long the compiled policy that is in force is kept without a question: making it anew may take half a minute.
+const KEPT_FOR: Duration = Duration::from_secs(600);
 /// See [`Snapshots`].
 const ANSWERS_MAX: usize = 4;
 
@@ -88,6 +92,7 @@ struct Kept {
     /// True exactly when it was made without another one. Numbers of listeners are never used again, so a long chain of
     /// snapshots, each made out of the one before, would use them up.
     is_fresh: bool,
+    asked_at: Instant,
 }
 
 impl Snapshots {
@@ -97,12 +102,37 @@ impl Snapshots {
     }
 
     fn find(&self, number: u64) -> Option<Kept> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter().find(|kept| kept.number == number).cloned()
+        let mut kept = self.lock();
+        let found = kept.iter_mut().find(|kept| kept.number == number)?;
+        found.asked_at = Instant::now();
+        Some(found.clone())
+    }
+
+    /// Gives back those that have not been asked about for a while, to be dropped.
+    pub(super) fn forget(&self, in_force: u64, now: Instant) -> Vec<Arc<Snapshot>> {
+        let is_outlived = |kept: &mut Kept| {
+            let is_in_force = kept.number == in_force;
+            let kept_for = if is_in_force { KEPT_FOR } else { COSTLY_FOR };
+            now.duration_since(kept.asked_at) >= kept_for
+        };
+        let mut kept = self.lock();
+        let outlived = kept.extract_if(.., is_outlived);
+        outlived.map(|kept| kept.snapshot).collect()
+    }
+
+    /// Which there are.
+    #[cfg(test)]
+    pub(super) fn numbers(&self) -> Vec<u64> {
+        self.lock().iter().map(|kept| kept.number).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Kept>> {
+        // What is kept is whole whatever happened to who held the lock.
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn keep(&self, new: Kept, in_force: u64) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = self.lock();
         kept.retain(|old| old.number == in_force && old.number != new.number);
         kept.push(new);
     }
@@ -178,6 +208,7 @@ fn compile(
         number,
         snapshot: Arc::new(snapshot),
         is_fresh: previous.is_none(),
+        asked_at: Instant::now(),
     })
 }
 

@@ -47,6 +47,12 @@ pub use fault::{Failed, Wrong};
 /// Releases and rollbacks that are being made or wait for their turn; they are made one after the other.
 const CHANGERS_MAX: usize = 16;
 
+/// Rows of a generation that is not in force are kept for long when they share all but so many with those in force: about
+/// 4 MB. More are kept for a while only, for what is likely to come next.
+pub const COSTLY_FROM_ROWS: usize = 10_000;
+/// How long a while is: a release follows its apply, a rollback its release, and a slow node catches up.
+pub const COSTLY_FOR: Duration = Duration::from_secs(20);
+
 /// What is in force.
 #[derive(Clone, Debug)]
 pub struct Released {
@@ -216,6 +222,19 @@ impl Releases {
     /// Where to watch what is in force.
     pub fn in_force(&self) -> InForce {
         self.inner.in_force.subscribe()
+    }
+
+    /// Lets go of what is kept only because it may be asked for, where that takes much memory and has become unlikely. May
+    /// take a second; to be called every few seconds on a thread that may block.
+    pub fn forget(&self) {
+        let now = Instant::now();
+        let in_force = self.inner.in_force.borrow().clone();
+        let in_force = in_force.as_deref();
+        let rows = in_force.map(|released| released.rows.clone());
+        let rows = self.inner.at_hand.forget(&rows.unwrap_or_default(), now);
+        let number = in_force.map_or(0, |released| released.id.number);
+        let snapshots = self.inner.snapshots.forget(number, now);
+        drop((rows, snapshots));
     }
 
     /// Brings a generation into force.

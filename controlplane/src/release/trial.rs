@@ -59,14 +59,18 @@ pub(super) fn run(
     is_wanted(cancel)?;
     match compiled {
         Ok(snapshot) if wrong.problems.is_empty() => {
+            let warnings = snapshot.warnings();
+            // Each of these takes hundreds of megabytes for a million rows, and what follows as well.
+            drop(snapshot);
             let changes = base.changes_to(&inventory);
+            drop(inventory);
             Ok(Trial {
                 summary: Summary::of(base, &changes),
                 // The same rows; what did not change is shared with `base`, for as long as both are kept.
                 rows: base.with(changes.iter().cloned()),
                 changes,
                 features,
-                warnings: snapshot.warnings(),
+                warnings,
             })
         }
         Ok(_) => Err(Failed::Document(wrong)),

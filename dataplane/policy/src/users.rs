@@ -91,7 +91,7 @@ impl Users {
             more => format!(" and {more} more"),
         };
         Some(format!(
-            "these users come in without a password, by their address (`networks`) alone: {}{more}",
+            "without a password, by their address (`networks`) alone, come in: {}{more}",
             named.join(", ")
         ))
     }

@@ -777,7 +777,7 @@ rules:
     };
     assert!(
         warning.starts_with(
-            "these users come in without a password, by their address (`networks`) alone: `d00`, `d01`, "
+            "without a password, by their address (`networks`) alone, come in: `d00`, `d01`, "
         ) && warning.ends_with("`d19` and 2 more"),
         "{warning}"
     );

@@ -8,7 +8,8 @@
 //!
 //! - **All or nothing.** Whatever can fail (sockets, cells for endpoints) is done before the swap; a failure leaves the
 //!   old generation, its sockets and its directory as they are.
-//! - **Only this thread drops a snapshot**, and only after every shard acknowledged a later one.
+//! - **No shard drops a snapshot**: it is let go of here, after every shard acknowledged a later one, and dropped where a
+//!   second of work is in no one's way.
 //! - **A directory precedes the policy that needs it** into every mailbox.
 
 use std::sync::Arc;
@@ -82,6 +83,8 @@ pub struct Apply {
     acknowledged: Vec<Option<Generation>>,
     /// Replaced snapshots, oldest first.
     retired: Vec<Arc<Snapshot>>,
+    /// Those that no shard reads any more.
+    outlived: Vec<Arc<Snapshot>>,
     status: PolicyStatus,
     last_number: u64,
 }
@@ -98,6 +101,7 @@ impl Apply {
             directory: Arc::default(),
             acknowledged: vec![None; shards],
             retired: Vec::new(),
+            outlived: Vec::new(),
             status: PolicyStatus {
                 shards: vec![None; shards],
                 ..PolicyStatus::default()
@@ -223,8 +227,9 @@ impl Apply {
         let Some(everywhere) = self.acknowledged.iter().copied().min().flatten() else {
             return false;
         };
-        self.retired
-            .retain(|snapshot| snapshot.generation() >= everywhere);
+        let is_outlived = |snapshot: &mut Arc<Snapshot>| snapshot.generation() < everywhere;
+        let outlived = self.retired.extract_if(.., is_outlived);
+        self.outlived.extend(outlived);
         let was_active = self.status.active.as_ref().map(|stage| stage.generation);
         match &self.status.delivered {
             Some(stage) if stage.generation == everywhere.0 && was_active != Some(everywhere.0) => {
@@ -233,6 +238,11 @@ impl Apply {
             }
             Some(_) | None => false,
         }
+    }
+
+    /// Snapshots that no shard reads any more, to be dropped: of a million rules one takes a second.
+    pub fn take_outlived(&mut self) -> Vec<Arc<Snapshot>> {
+        std::mem::take(&mut self.outlived)
     }
 
     /// Endpoints have moved without a change of policy.
@@ -422,8 +432,10 @@ mod tests {
             "the same listener stays"
         );
         assert!(!bench.acknowledge(0, 2));
+        assert!(bench.apply.take_outlived().is_empty());
         assert!(first.upgrade().is_some(), "shard 1 may still read it");
         assert!(bench.acknowledge(1, 2));
+        assert_eq!(bench.apply.take_outlived().len(), 1);
         assert!(first.upgrade().is_none());
     }
 

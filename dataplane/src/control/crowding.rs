@@ -42,7 +42,7 @@ pub(super) fn tell(seen: &TurnedAway) {
         reasons = reasons(seen),
         most_from = address.map(tracing::field::display),
         about = count,
-        "connections are turned away; /metrics says what each reason means, and shows the limits"
+        "connections are turned away"
     );
 }
 

@@ -43,6 +43,7 @@ impl Control {
             }
             ToControl::Acknowledged { shard, generation } => {
                 let is_active = self.apply.acknowledged(shard, generation);
+                drop_apart(self.apply.take_outlived());
                 let _ = self // nobody listens without a control plane
                     .acknowledged
                     .send(self.apply.status().shards.clone());
@@ -429,6 +430,18 @@ pub(super) fn answer_password(
         // A shard that is gone has no session that waits.
         let _ = link.send(ToShard::Authenticated { session, outcome });
     }
+}
+
+/// Drops snapshots on a thread that is in no one's way.
+fn drop_apart(snapshots: Vec<Arc<Snapshot>>) {
+    if snapshots.is_empty() {
+        return;
+    }
+    // Not waited for.
+    drop(tokio::task::spawn_blocking(move || {
+        priority::lower();
+        drop(snapshots);
+    }));
 }
 
 /// Compiles on another thread, then resolves the names that have no address yet.

@@ -94,26 +94,13 @@ where
             Ok(addresses) => {
                 resolved.names.insert(name, addresses);
             }
-            Err(error) => tell(&name.0, &error, previous.names.get(&name)),
+            Err(error) => tracing::warn!(
+                host = %name.0,
+                %error,
+                kept = resolved.names.get(&name).map_or(0, Vec::len),
+                "an upstream's name cannot be resolved; the last good addresses stay in use"
+            ),
         }
-    }
-}
-
-/// A name without an address is asked for every other second: one line when that begins is enough.
-fn tell(host: &str, error: &std::io::Error, previous: Option<&Vec<SocketAddr>>) {
-    match previous.map(Vec::len) {
-        None => tracing::warn!(
-            host,
-            %error,
-            "an upstream's name cannot be resolved; it is asked for again until it can be"
-        ),
-        Some(0) => tracing::debug!(host, %error, "an upstream's name still cannot be resolved"),
-        Some(kept) => tracing::warn!(
-            host,
-            %error,
-            kept,
-            "an upstream's name cannot be resolved; the last good addresses stay in use"
-        ),
     }
 }
 

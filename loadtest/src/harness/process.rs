@@ -167,6 +167,16 @@ impl Running {
         self.child.id()
     }
 
+    /// Resident memory, in KiB.
+    pub fn resident_kib(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.id());
+        let status = std::fs::read_to_string(&path)?;
+        let mut lines = status.lines();
+        let found = lines.find_map(|line| line.strip_prefix("VmRSS:")?.split_whitespace().next());
+        let found = found.with_context(|| format!("no VmRSS in {path}"))?;
+        Ok(found.parse()?)
+    }
+
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) -> anyhow::Result<()> {
         let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw);

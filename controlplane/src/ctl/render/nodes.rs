@@ -150,8 +150,8 @@ fn note(node: &Node) -> String {
         notes.push("draining".to_owned());
     }
     if node.endpoints_healthy < node.endpoints {
-        let (used, all) = (node.endpoints_healthy, node.endpoints);
-        notes.push(format!("{used} of {all} endpoints used"));
+        let (healthy, all) = (node.endpoints_healthy, node.endpoints);
+        notes.push(format!("endpoints {healthy}/{all}"));
     }
     if !node.connected {
         let seen = node.last_seen_unix_ms.map(time::utc);
@@ -470,7 +470,7 @@ in force: generation 7
 NODE    STATE     DESIRED  DELIVERED  ACTIVE  SHARDS  SESSIONS    LAG  NOTE
 edge-1  active          7          7       7     2/2        15      -
 edge-2  rejected        7          7       6     0/2        15  1m 1s
-edge-3  offline         7          7       6     0/2        15      -  draining, 1 of 2 endpoints used, seen 2001-09-09 01:46:40Z
+edge-3  offline         7          7       6     0/2        15      -  draining, endpoints 1/2, seen 2001-09-09 01:46:40Z
 edge-2 rejected generation 7: it cannot be put in force there
     rule r1: groups: no such group `x`
     rule r1: odd

@@ -371,6 +371,54 @@ async fn at_most_two_compiled_policies_are_kept() {
     assert_eq!(kept(), [3, 5]);
 }
 
+#[tokio::test]
+async fn what_takes_much_memory_is_kept_for_a_while_only() {
+    let bench = Bench::start().await;
+    let many: String = (0..COSTLY_FROM_ROWS)
+        .map(|n| format!("  - {{name: c{n}, actions: connect, decision: allow}}\n"))
+        .collect();
+    let large = bench.document(&format!("{TEXT}{many}"));
+    bench.releases.apply(large, 0, author(1)).await.unwrap();
+    bench.releases.release(1, 0, author(1)).await.unwrap();
+    bench.apply("a", 1, 1).await.unwrap();
+    bench.releases.release(2, 1, author(1)).await.unwrap();
+    bench.apply("b", 2, 1).await.unwrap();
+    let bob = TokenId("bob".into());
+    for asked in [None, Some(1)] {
+        bench.releases.snapshot(asked, &bob).await.unwrap();
+    }
+    let mut ids = Vec::new();
+    for number in 1..=3 {
+        ids.push(bench.store.generation(number).await.unwrap().id);
+    }
+    let kept = || {
+        let rows = ids
+            .iter()
+            .filter(|id| bench.releases.inner.at_hand.get(id).is_some());
+        let rows: Vec<u64> = rows.map(|id| id.number).collect();
+        let kept = bench.releases.inner.snapshots.numbers();
+        (rows, kept)
+    };
+    tokio::time::pause();
+    bench.releases.forget();
+    assert_eq!(kept(), (vec![1, 3], vec![2, 1]));
+    tokio::time::advance(COSTLY_FOR).await;
+    bench.releases.forget();
+    assert_eq!(
+        kept(),
+        (vec![3], vec![2]),
+        "the one that shares nothing much"
+    );
+    tokio::time::advance(Duration::from_secs(600)).await;
+    bench.releases.forget();
+    assert_eq!(kept(), (vec![3], vec![]), "nobody has asked for long");
+    tokio::time::resume();
+    bench.releases.rollback(None, 2, author(2)).await.unwrap();
+    bench.assert_agrees().await;
+    let back = bench.releases.in_force().borrow().clone().unwrap();
+    assert_eq!(back.rows.len(), COSTLY_FROM_ROWS + 3);
+}
+
 #[test]
 fn problems_beyond_the_bound_are_counted() {
     let mut wrong = Wrong::default();

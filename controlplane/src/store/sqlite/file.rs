@@ -23,6 +23,9 @@ const APPLICATION_ID: i64 = 0x536c_7563;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that the write-ahead log keeps on the disk after it was emptied.
 const WAL_BYTES_KEPT: &str = "67108864";
+/// Pages that each connection keeps in memory, in KiB (negative, as SQLite has it). What is read often fits; blobs of rows
+/// are read once, and more of them would stay for as long as the connection does.
+const CACHE_KIB: &str = "-256";
 /// Rows read ahead; each may hold a blob of 1 MiB and more.
 const ROWS_AHEAD: usize = 8;
 /// Bytes of a page, SQLite's own choice.
@@ -185,6 +188,7 @@ pub(super) fn options(db: &Path, pages_max: Option<u64>) -> SqliteConnectOptions
         .row_buffer_size(ROWS_AHEAD)
         .thread_name(|id| format!("store-{id}"))
         .pragma("journal_size_limit", WAL_BYTES_KEPT)
+        .pragma("cache_size", CACHE_KIB)
         .pragma("trusted_schema", "OFF")
         .pragma("cell_size_check", "ON")
         .disable_statement_logging();

@@ -187,6 +187,14 @@ impl Inventory {
         self.rows
     }
 
+    /// How many rows are held for this set beside those that it shares with another one; some that both have are counted
+    /// as well, when they lie beside one that differs.
+    pub fn rows_beside(&self, other: &Self) -> usize {
+        let buckets = self.buckets.iter().zip(other.buckets.iter());
+        let own = buckets.filter(|(own, theirs)| !Arc::ptr_eq(own, theirs));
+        own.map(|(own, _)| own.rows.len()).sum()
+    }
+
     /// True exactly when there is no row.
     pub fn is_empty(&self) -> bool {
         self.rows == 0
