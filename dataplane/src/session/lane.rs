@@ -301,9 +301,7 @@ impl Session {
                     }
                 }
             }
-            if let Some(cause) = self.rare.as_ref().and_then(|rare| rare.must_end) {
-                self.end(context, cause);
-            }
+            self.end_if_due(context);
         }
         let carry_bytes = framer.carry_bytes();
         let at_boundary = framer.is_at_boundary();

@@ -580,6 +580,7 @@ impl Session {
 
     /// The end of a call: takes up what waited, and gives memory back that nothing uses any more.
     fn settle(&mut self, context: &mut Context<'_>) {
+        self.end_if_due(context);
         self.take_up_held(context);
         if self
             .rare
@@ -587,6 +588,13 @@ impl Session {
             .is_some_and(|rare| rare.is_unused(context.now))
         {
             self.rare = None;
+        }
+    }
+
+    /// Ends the session when a packet could not be written while another one was being routed.
+    fn end_if_due(&mut self, context: &mut Context<'_>) {
+        if let Some(cause) = self.rare.as_ref().and_then(|rare| rare.must_end) {
+            self.end(context, cause);
         }
     }
 

@@ -103,13 +103,22 @@ fn a_suback_that_is_too_long_is_not_sent() {
     let filters = vec![("secret/a", QoS::AtMostOnce); 30];
     let answer = suback(Version::V5, 3, &[0x87; 30]);
     assert_eq!(answer.len(), 35);
-    let mut rig = open(35);
-    rig.client(&subscribe(Version::V5, 3, &filters));
-    rig.expect(&answer, &[], "ours");
-    let mut rig = open(34);
-    rig.client(&subscribe(Version::V5, 3, &filters));
-    rig.expect(&[0xe0, 1, 0x95], &[], "ours");
-    assert_eq!(rig.ended(), Some(Cause::ClientNoRoom));
+    // Judged at once, and in slices.
+    for share in [u32::MAX, 10] {
+        let answered = |bytes_max| {
+            let mut rig = open(bytes_max);
+            rig.share = share;
+            rig.client(&subscribe(Version::V5, 3, &filters));
+            while rig.events.last() == Some(&Event::Later) {
+                rig.goes_on();
+            }
+            rig
+        };
+        answered(35).expect(&answer, &[], "ours");
+        let mut rig = answered(34);
+        rig.expect(&[0xe0, 1, 0x95], &[], "ours");
+        assert_eq!(rig.ended(), Some(Cause::ClientNoRoom));
+    }
 }
 
 #[test]
