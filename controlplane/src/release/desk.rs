@@ -241,7 +241,7 @@ impl Seat {
     pub(super) async fn turn(self, bytes: usize) -> Result<Turn, Failed> {
         self.affords(bytes)?;
         let turn = Arc::clone(&self.lane().trials).acquire_owned().await;
-        let turn = turn.map_err(|_| Failed::Stopped)?; // never: nobody closes it
+        let turn = turn.map_err(|_| Failed::Stopped)?; // never: it is not closed
         Ok(Turn {
             held: Arc::new(Held {
                 seat: self,
@@ -278,7 +278,7 @@ impl Turn {
             counter!("sluice_control_trials_total", "share" => share.name(), "end" => end)
                 .increment(1);
             drop(turn);
-            let _ = sender.send(done); // nobody waits any more: fine
+            let _ = sender.send(done); // the caller may have left
         });
         spawned.map_err(|error| Failed::Busy(format!("no thread to compile on: {error}")))?;
         receiver.await.map_err(|_| Failed::Stopped)

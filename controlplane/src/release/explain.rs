@@ -23,7 +23,7 @@ use crate::store::StoreError;
 
 /// What a compiled row takes with all that is made on the way, in bytes.
 const COMPILED_ROW_COST_BYTES: usize = 1400;
-/// How long the compiled policy that is in force is kept without a question: making it anew may take half a minute.
+/// How long the compiled policy that is in force is kept without a question: compiling it again may take half a minute.
 const KEPT_FOR: Duration = Duration::from_secs(600);
 /// See [`Snapshots`].
 const ANSWERS_MAX: usize = 4;
