@@ -9,7 +9,7 @@ pub const FILE_BYTES_MAX: usize = 1000;
 /// Longest comment, in bytes.
 pub const COMMENT_BYTES_MAX: usize = 1000;
 
-/// What a trial takes for each value, in bytes: measured as 350 for a million rules of four values and 400 for eight
+/// What a trial takes for each value, in bytes: measured as 250 for a million rules of four values and 400 for eight
 /// million topics in one rule. A value ends with a line or a comma, so these are counted.
 const VALUE_COST_BYTES: usize = 400;
 /// What a trial takes for each byte of text beside that: it is kept in rows, in messages and in tables.
