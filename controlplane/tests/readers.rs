@@ -20,7 +20,7 @@ use wire::policies_client::PoliciesClient;
 use wire::{DocumentHeader, DocumentPart, ValidateResponse};
 
 const SMALL: &str = "rules: [{name: c, actions: connect, decision: allow}]\n";
-/// A trial of so many rules takes long enough to be met under way.
+/// Rules of a document whose trial takes long enough to be seen at work.
 const RULES: usize = 100_000;
 const PIECE_BYTES: usize = 1 << 20;
 

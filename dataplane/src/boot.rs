@@ -531,7 +531,7 @@ mod tests {
             let args = args(&["--strangers-grace", grace]);
             assert_eq!(args.is_ok(), expected, "{grace}");
         }
-        // A fleet of 5,000 behind one address waits for its passwords, too, on a node of so many descriptors.
+        // The password queue also has room for a fleet of 5,000 behind one address on a node with 9,488 places.
         let passwords = auth_limits(&args(&[]).unwrap(), 9_488);
         assert!(passwords.queue_max >= 5_000 && passwords.waiters_per_address_max >= 5_000);
         assert!(passwords.waiters_per_address_max < passwords.waiters_max);

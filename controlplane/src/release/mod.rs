@@ -47,8 +47,8 @@ pub use fault::{Failed, Wrong};
 /// Releases and rollbacks that are being made or wait for their turn; they are made one after the other.
 const CHANGERS_MAX: usize = 16;
 
-/// Rows of a generation that is not in force are kept for long when they share all but so many with those in force: about
-/// 4 MB. More are kept for a while only, for what is likely to come next.
+/// A generation that is not in force stays in memory while fewer rows than this (about 4 MB) differ from those in force.
+/// One that differs more stays for a short time only, for the call that is likely to come next.
 pub const COSTLY_FROM_ROWS: usize = 10_000;
 /// How long a while is: a release follows its apply, a rollback its release, and a slow node catches up.
 pub const COSTLY_FOR: Duration = Duration::from_secs(20);

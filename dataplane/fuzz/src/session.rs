@@ -60,7 +60,7 @@ const SHARE_NODES: u32 = 20;
 const HEAP_BYTES_MAX: usize = 256 << 10;
 
 /// Input: a byte for the version (bit 7: the streams begin with nothing, else with an open session), then steps of a byte
-/// each. A step's low three bits choose: 0 to 2 the client sends, 3 to 5 the broker (a byte for the length and so many
+/// each. A step's low three bits choose: 0 to 2 the client sends, 3 to 5 the broker (a length byte and that many
 /// bytes follow), 6 time passes, 7 another generation comes or a side finishes sending.
 pub fn session(input: &[u8]) {
     let [choice, steps @ ..] = input else {

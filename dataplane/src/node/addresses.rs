@@ -13,7 +13,7 @@ use foldhash::quality::FixedState;
 use super::table::{give_back, many, take};
 
 /// What is counted as one address: an IPv4 address, or the /64 of an IPv6 address (a household or a server is given a
-/// whole /64, so counting single addresses would limit nobody).
+/// whole /64, so a limit on single addresses would have no effect).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Address(u64);
 

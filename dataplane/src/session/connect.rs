@@ -430,7 +430,7 @@ impl Session {
             will.qos = record.message.qos;
             will.retain = record.message.retain;
         }
-        // Written anew although nothing need be changed: older versions leave room for bits that a broker may not take.
+        // Encoded again even when nothing changes: older versions allow bits that a broker may not take.
         self.encode_to(context, Side::Upstream, |_, buffer| {
             encode_connect(&changed, &edits, buffer)
         });

@@ -387,7 +387,7 @@ fn a_first_login_gets_through_guessers_that_never_rest() {
     }
 }
 
-/// A guess at a user that logs in from this very address stands where a guess at nobody does.
+/// A guess at a user that logs in from the same address gets the same place as a guess at an unknown user.
 #[test]
 fn a_guess_at_a_known_user_is_worked_on_no_sooner_than_one_at_nobody() {
     let verifier = stored();
