@@ -380,6 +380,9 @@ fn servers_accept_refuse_or_stay_silent() {
         next(&mut ring)[..],
         [Event::ConnectFailed { socket, errno: libc::EHOSTUNREACH }] if socket == fourth
     ));
+    assert_ne!(ring.connect(&target).unwrap().index, fourth.index);
+    ring.close(fourth);
+    assert_eq!(ring.connect(&target).unwrap().index, fourth.index);
 }
 
 #[test]
@@ -601,13 +604,14 @@ fn hostile_networks_end_all_connections_and_leave_no_slot() {
                             }],
                         );
                     }
-                    Event::Ended { socket, .. } | Event::SendFailed { socket, .. } => {
+                    Event::Ended { socket, .. }
+                    | Event::SendFailed { socket, .. }
+                    | Event::ConnectFailed { socket, .. } => {
                         if open.contains(&socket) {
                             open.retain(|at| *at != socket);
                             ring.close(socket);
                         }
                     }
-                    Event::ConnectFailed { socket, .. } => open.retain(|at| *at != socket),
                     Event::SendShort { socket, .. } => assert!(before.contains(&socket)),
                     Event::AcceptFailed { .. } | Event::Woken => {}
                     event => panic!("unexpected {event:?}"),

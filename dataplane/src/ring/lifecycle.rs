@@ -98,7 +98,7 @@ impl Note {
                 }
             }
             Self::ConnectFailed(socket, errno) => {
-                if sockets.remove(socket).is_some() {
+                if sockets.get(socket).is_some() {
                     events.push(Event::ConnectFailed { socket, errno });
                 }
             }

@@ -144,7 +144,8 @@ pub enum Event {
     AcceptFailed { listener: ListenSlot, errno: i32 },
     /// A [`Ring::connect`] succeeded.
     Connected { socket: SocketId },
-    /// A [`Ring::connect`] failed; the id is closed already.
+    /// A [`Ring::connect`] failed. The id stays until [`Ring::close`]: a connect that begins before this event is looked at
+    /// must not get it.
     ConnectFailed { socket: SocketId, errno: i32 },
     /// Bytes arrived.
     Received { socket: SocketId, lease: Lease },

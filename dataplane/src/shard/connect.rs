@@ -246,8 +246,8 @@ impl<R: Ring> Core<R> {
         None
     }
 
-    /// The ring has closed the socket already.
     pub(super) fn upstream_failed(&mut self, turn: Turn<'_>, socket: SocketId, errno: i32) {
+        self.ring.close(socket);
         let Some((slot, Side::Upstream)) = self.owner(socket) else {
             return;
         };

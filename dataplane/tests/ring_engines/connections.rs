@@ -1,7 +1,8 @@
 //! Connections: accept, connect, refusal, slots and their epochs. Each function takes the maker of an engine.
 
 use std::io::{self, Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::thread;
 
@@ -36,20 +37,58 @@ pub(crate) fn stale_ids_are_silent<R: Ring>(make: impl FnOnce(&RingConfig) -> Ma
     assert_eq!(read_exactly(&mut client, 6), b"answer");
 }
 
-pub(crate) fn refused_connects_fail<R: Ring>(make: impl FnOnce(&RingConfig) -> Made<R>) {
-    let mut driver = Driver::new(make, &CONFIG);
-    // A port that was free a moment ago; nothing listens there while the listener is bound and not listening.
+/// A socket that is bound and does not listen, and its address: a connect to it is refused.
+fn refusing_port() -> (OwnedFd, SocketAddr) {
     let bound = rustix::net::socket(
         rustix::net::AddressFamily::INET,
         rustix::net::SocketType::STREAM,
         None,
     )
     .unwrap();
-    let any: std::net::SocketAddr = "127.0.0.1:0".parse().unwrap();
+    let any: SocketAddr = "127.0.0.1:0".parse().unwrap();
     rustix::net::bind(&bound, &any).unwrap();
-    let address = sluice_dataplane::ring::local_address(std::os::fd::AsFd::as_fd(&bound));
+    let address = sluice_dataplane::ring::local_address(bound.as_fd()).unwrap();
+    (bound, address.unwrap())
+}
+
+/// A connect that begins while the refusal of another is still to be looked at does not take over its id.
+pub(crate) fn a_refused_connect_keeps_its_id<R: Ring>(make: impl FnOnce(&RingConfig) -> Made<R>) {
+    let mut driver = Driver::new(make, &CONFIG);
+    let (_bound, refusing) = refusing_port();
+    let targets = [Target::Tcp(refusing), Target::Unix("/nonexistent".into())];
+    for target in targets {
+        let first = driver.ring.connect(&target).unwrap();
+        let mut waiting = vec![first];
+        let mut second = None;
+        while let Some(waited) = waiting.pop() {
+            let refused = driver.wait_for(nothing_else, |event| match event {
+                Event::ConnectFailed { socket, .. } => Some(*socket),
+                _ => None,
+            });
+            assert_eq!(refused, waited);
+            if second.is_none() {
+                let socket = driver.ring.connect(&target).unwrap();
+                assert_ne!(socket.index, first.index);
+                waiting.push(socket);
+                second = Some(socket);
+            }
+        }
+        driver.ring.close(first);
+        let third = driver.ring.connect(&target).unwrap();
+        assert_eq!(third.index, first.index, "closed, the number is free");
+        second
+            .into_iter()
+            .chain([third])
+            .for_each(|socket| driver.ring.close(socket));
+        assert!(driver.poll().is_empty());
+    }
+}
+
+pub(crate) fn refused_connects_fail<R: Ring>(make: impl FnOnce(&RingConfig) -> Made<R>) {
+    let mut driver = Driver::new(make, &CONFIG);
+    let (_bound, refusing) = refusing_port();
     let targets = [
-        (Target::Tcp(address.unwrap().unwrap()), libc::ECONNREFUSED),
+        (Target::Tcp(refusing), libc::ECONNREFUSED),
         (Target::Unix("/nonexistent/socket".into()), libc::ENOENT),
         (Target::Unix("/x".repeat(100).into()), libc::ENAMETOOLONG),
     ];
@@ -61,7 +100,7 @@ pub(crate) fn refused_connects_fail<R: Ring>(make: impl FnOnce(&RingConfig) -> M
         });
         assert_eq!(errno, expected, "{target:?}");
         driver.ring.close(socket);
-        assert!(driver.poll().is_empty(), "the id is closed already");
+        assert!(driver.poll().is_empty());
     }
 }
 

@@ -61,6 +61,7 @@ on_both_engines! {
     connections:
         stale_ids_are_silent
         refused_connects_fail
+        a_refused_connect_keeps_its_id
         a_pending_connect_can_be_closed
         unix_sockets_connect_and_accept
         an_accept_storm_is_accepted

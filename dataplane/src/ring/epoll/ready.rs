@@ -199,10 +199,7 @@ impl Epoll {
                 socket.readable = true;
                 events.push(Event::Connected { socket: id });
             }
-            Err(errno) => {
-                self.sockets.remove(id);
-                events.push(Event::ConnectFailed { socket: id, errno });
-            }
+            Err(errno) => events.push(Event::ConnectFailed { socket: id, errno }),
         }
     }
 

@@ -398,7 +398,7 @@ impl Simulated {
                     }
                 }
                 News::ConnectFailed(socket, errno) => {
-                    if self.sockets.remove(socket).is_some() {
+                    if self.sockets.get(socket).is_some() {
                         events.push(Event::ConnectFailed { socket, errno });
                     }
                 }

@@ -309,7 +309,7 @@ impl Uring {
         socket.connecting = false;
         if result >= 0 {
             events.push(Event::Connected { socket: id });
-        } else if self.sockets.remove(id).is_some() {
+        } else {
             events.push(Event::ConnectFailed {
                 socket: id,
                 errno: -result,
