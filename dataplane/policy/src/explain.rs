@@ -9,9 +9,11 @@ use std::fmt;
 use serde::Serialize;
 use sluice_wire::mqtt::{QoS, Version};
 
+use crate::admitting;
 use crate::filter::{Level, TopicFilter, Variable};
 use crate::model::{RuleModel, WhoPart};
 use crate::rows::Mode;
+use crate::snapshot::Value;
 use crate::tables::NO_RANK;
 use crate::validate::anchored;
 use crate::verdict::{self, Recognised};
@@ -112,7 +114,7 @@ impl Snapshot {
             passed_over: Vec::new(),
             left_off: 0,
         };
-        let recognised = match verdict::recognise(self, who) {
+        let recognised = match admitting::recognise_with_id(self, who) {
             Ok(recognised) => recognised,
             Err(refusal) => {
                 explanation.connect = self.stranger(who, refusal);
@@ -236,10 +238,14 @@ impl Snapshot {
         refusal: Refusal,
     ) -> String {
         let ids = verdict::classes_of(self, who, recognised);
+        let (client_id, username) = (
+            Value::of(who.client_id),
+            Value::of(who.username.unwrap_or_default()),
+        );
         let classes: Vec<_> = ids.iter().filter_map(|id| self.rules.class(*id)).collect();
         if !classes
             .iter()
-            .all(|class| !class.has_topics() || verdict::fits_variables(class, who))
+            .all(|class| !class.has_topics() || verdict::fits_variables(class, client_id, username))
         {
             return "a matching rule uses a variable whose value is not exactly one plain level (empty, or with `/`, `+`, \
                     `#`, NUL, or a leading `$` as the first level)"

@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod admitting;
 mod cancel;
 mod changes;
 mod compile;
@@ -31,6 +32,7 @@ mod validate;
 mod verdict;
 mod yaml;
 
+pub use admitting::HalfAdmitted;
 pub use cancel::Cancel;
 pub use compile::{compile, compile_rows, compile_rows_until, compile_until};
 pub use document::{parse, parse_until};

@@ -6,12 +6,12 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use regex::Regex;
 use sluice_wire::mqtt::{QoS, Version};
 
 use crate::filter::TopicFilter;
 use crate::password::{HashError, Verifier};
 use crate::rows::{Mode, QosOver, Retain};
+use crate::tables::expression::Expression;
 use crate::{Balance, Effect, Endpoint, Limits, OnDeny};
 
 /// A whole validated document.
@@ -121,25 +121,25 @@ impl ClientIdBinding {
 pub struct Pattern {
     /// As written.
     pub text: Box<str>,
-    /// Anchored at both ends.
-    regex: Regex,
+    /// It, compiled; shared by all that are written alike.
+    expression: Arc<Expression>,
 }
 
 impl Pattern {
-    pub(crate) fn new(text: &str, regex: Regex) -> Self {
+    pub(crate) fn new(text: &str, expression: Arc<Expression>) -> Self {
         Self {
             text: text.into(),
-            regex,
+            expression,
         }
     }
 
-    pub(crate) fn regex(&self) -> &Regex {
-        &self.regex
+    pub(crate) fn expression(&self) -> &Arc<Expression> {
+        &self.expression
     }
 
     /// True exactly when the whole of `value` matches.
     pub fn is_match(&self, value: &str) -> bool {
-        self.regex.is_match(value)
+        self.expression.is_match(value)
     }
 }
 

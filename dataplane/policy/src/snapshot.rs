@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sluice_wire::mqtt::{QoS, Version};
 
+use crate::admitting::{self, HalfAdmitted};
 use crate::effort::Effort;
 use crate::fleet::Inventory;
 use crate::granting::{self, HalfJudged, Subscription};
@@ -191,7 +192,7 @@ pub enum Refusal {
 }
 
 /// An admitted session.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
     /// Its classes.
     pub classes: Classes,
@@ -473,10 +474,25 @@ pub(crate) struct VariableUse {
 }
 
 impl VariableUse {
-    /// True exactly when `value` can stand where the variable is used: as one level, and a plain one.
-    pub(crate) fn fits(self, value: &str) -> bool {
-        let is_level = !value.is_empty() && !value.contains(['/', '+', '#', '\0']);
-        self.anywhere == 0 || (is_level && !(self.first > 0 && value.starts_with('$')))
+    /// True exactly when a value can stand where the variable is used: as one level, and a plain one.
+    pub(crate) fn fits(self, value: Value) -> bool {
+        self.anywhere == 0 || (value.is_level && !(self.first > 0 && value.begins_with_dollar))
+    }
+}
+
+/// What matters of the value of a variable. It may be long, so it is looked at once.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Value {
+    is_level: bool,
+    begins_with_dollar: bool,
+}
+
+impl Value {
+    pub(crate) fn of(value: &str) -> Self {
+        Self {
+            is_level: !value.is_empty() && !value.contains(['/', '+', '#', '\0']),
+            begins_with_dollar: value.starts_with('$'),
+        }
     }
 }
 
@@ -601,7 +617,24 @@ impl Snapshot {
 
     /// May this session open, or stay open? Also gives its classes.
     pub fn admit(&self, who: &Who<'_>) -> Result<Admission, Refusal> {
-        verdict::admit(self, who)
+        let mut half = None;
+        loop {
+            let mut effort = Effort::new(u32::MAX);
+            if let Some(admitted) = self.admit_within(who, &mut effort, &mut half) {
+                return admitted;
+            }
+        }
+    }
+
+    /// The same within a share of work. `None` when it is used up before the answer is known: then the same is asked again,
+    /// with another share and with what was left in `half`, which is empty in the beginning and whenever there is an answer.
+    pub fn admit_within(
+        &self,
+        who: &Who<'_>,
+        effort: &mut Effort,
+        half: &mut Option<Box<HalfAdmitted>>,
+    ) -> Option<Result<Admission, Refusal>> {
+        admitting::admit(self, who, effort, half)
     }
 
     /// Judges one message. No allocation, no regular expression.

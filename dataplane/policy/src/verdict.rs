@@ -1,17 +1,17 @@
-//! Two of the three questions a snapshot answers: may this session be, may this message pass. The third, may this filter be
-//! subscribed to, is in `granting.rs`.
+//! The question that is asked most: may this message pass. Whether a session may be is in `admitting.rs`, whether a filter may
+//! be subscribed to in `granting.rs`; this file has what they share.
 //!
 //! `ruling` runs for every delivery, and for every published message whose topic is another than its session's last: it
-//! allocates nothing and evaluates no expression. `admit` runs when a session begins and when it meets a new generation.
+//! allocates nothing and evaluates no expression.
 
-use crate::ruling::{Ranked, Ruling, rule};
-use crate::snapshot::{Class, Outcome};
+use crate::ruling::{Ranked, Ruling};
+use crate::snapshot::{Class, Outcome, Value};
 use crate::tables::NO_RANK;
 use crate::tables::class::Tries;
 use crate::tables::level::{Level, Levels, split_into};
 use crate::tables::topic_trie::{Bound, Search, TopicTrie, VERDICT_NODES_MAX};
 use crate::tables::who::Facts;
-use crate::{Action, Admission, Classes, Effect, Listener, Refusal, Snapshot, User, Vars, Who};
+use crate::{Action, Classes, Effect, Listener, Refusal, Snapshot, User, Vars, Who};
 
 /// How many classes with topic rules a session may be in; one more and it is refused. A document in which some session
 /// certainly is in more is refused as a whole.
@@ -20,10 +20,11 @@ pub const SESSION_CLASSES_MAX: usize = 64;
 /// A session that was recognised, before any rule was asked.
 pub(crate) struct Recognised<'s> {
     pub(crate) listener: &'s Listener,
+    pub(crate) user: Option<&'s User>,
     pub(crate) groups: &'s [Box<str>],
 }
 
-/// Everything about a session that does not depend on rules.
+/// Everything about a session that depends neither on rules nor on what its client id is like.
 pub(crate) fn recognise<'s>(
     snapshot: &'s Snapshot,
     who: &Who<'_>,
@@ -44,22 +45,15 @@ pub(crate) fn recognise<'s>(
         None if !listener.anonymous => return Err(Refusal::Credentials),
         None => None,
     };
-    let is_bound = |user: &User| {
-        user.client_id
-            .as_ref()
-            .is_none_or(|binding| binding.allows(who.client_id))
-    };
-    let is_allowed = who.client_id.len() <= usize::from(listener.client_id_bytes_max)
-        && listener
-            .client_id_pattern
-            .as_ref()
-            .is_none_or(|pattern| pattern.is_match(who.client_id))
-        && user.is_none_or(is_bound);
-    if !is_allowed {
+    if who.client_id.len() > usize::from(listener.client_id_bytes_max) {
         return Err(Refusal::ClientIdentifier);
     }
     let groups = user.map_or_else(|| listener.anonymous_group.as_slice(), |user| &*user.groups);
-    Ok(Recognised { listener, groups })
+    Ok(Recognised {
+        listener,
+        user,
+        groups,
+    })
 }
 
 /// The classes of a recognised session, those with connect rules only included.
@@ -68,14 +62,19 @@ pub(crate) fn classes_of(
     who: &Who<'_>,
     recognised: &Recognised<'_>,
 ) -> Vec<u32> {
-    snapshot.rules.index().classes_of(&Facts {
+    snapshot.rules.index().classes_of(&facts(who, recognised))
+}
+
+/// What the index is asked with.
+pub(crate) fn facts<'a>(who: &Who<'a>, recognised: &Recognised<'a>) -> Facts<'a> {
+    Facts {
         username: who.username,
         client_id: who.client_id,
         address: who.address,
         groups: recognised.groups,
         version: who.version,
         listener: &recognised.listener.name,
-    })
+    }
 }
 
 /// The connect rules of some classes: the rank that decides, and the shadow rank before it.
@@ -87,37 +86,10 @@ pub(crate) fn connect_ranks(snapshot: &Snapshot, classes: &[u32]) -> (u32, u32) 
     (enforce, if shadow < enforce { shadow } else { NO_RANK })
 }
 
-/// See [`Snapshot::admit`].
-pub(crate) fn admit(snapshot: &Snapshot, who: &Who<'_>) -> Result<Admission, Refusal> {
-    let recognised = recognise(snapshot, who)?;
-    let mut ids = classes_of(snapshot, who, &recognised);
-    let (connect, shadow) = connect_ranks(snapshot, &ids);
-    ids.retain(|id| {
-        snapshot
-            .rules
-            .class(*id)
-            .is_some_and(|class| class.has_topics())
-    });
-    let classes = || ids.iter().filter_map(|id| snapshot.rules.class(*id));
-    if !classes().all(|class| fits_variables(class, who)) {
-        return Err(Refusal::ClientIdentifier);
-    }
-    let effect = snapshot.effect(connect);
-    if effect == Effect::Deny || ids.len() > SESSION_CLASSES_MAX {
-        return Err(Refusal::NotAuthorized);
-    }
-    let is_otherwise = shadow != NO_RANK && snapshot.effect(shadow) != effect;
-    Ok(Admission {
-        classes: Classes { ids: ids.into() },
-        rule: rule(connect),
-        shadow: if is_otherwise { rule(shadow) } else { None },
-    })
-}
-
 /// True exactly when every variable that the class's filters use has a value that is one level. A session that lacks one
 /// is refused: leaving the rules out would weaken denies.
-pub(crate) fn fits_variables(class: &Class, who: &Who<'_>) -> bool {
-    class.client_id.fits(who.client_id) && class.username.fits(who.username.unwrap_or_default())
+pub(crate) fn fits_variables(class: &Class, client_id: Value, username: Value) -> bool {
+    class.client_id.fits(client_id) && class.username.fits(username)
 }
 
 /// See [`Snapshot::ruling`].

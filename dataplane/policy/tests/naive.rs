@@ -790,13 +790,15 @@ fn compiled(rows: &[Row], default_allow: bool, close: bool) -> Snapshot {
         .unwrap_or_else(|errors| panic!("{errors}\n{text}"))
 }
 
+/// As it is found in shares of so many nodes, one after the other.
 fn admit(
     snapshot: &Snapshot,
     session: &Session,
+    slice: u32,
 ) -> Result<(Classes, Option<String>, Option<String>), Refusal> {
     let name = |rule| snapshot.rule_name(rule).to_owned();
     let address: IpAddr = ADDRESSES[session.address].parse().unwrap();
-    let admission = snapshot.admit(&Who {
+    let who = Who {
         listener: snapshot
             .listener_by_name(LISTENERS[session.listener])
             .unwrap()
@@ -805,7 +807,17 @@ fn admit(
         version: VERSIONS[session.version].1,
         client_id: CLIENT_IDS[session.client_id],
         username: session.user.map(|user| USERS[user]),
-    })?;
+    };
+    let mut half = None;
+    let admitted = loop {
+        let mut effort = Effort::new(slice);
+        if let Some(admitted) = snapshot.admit_within(&who, &mut effort, &mut half) {
+            break admitted;
+        }
+        assert!(effort.is_used_up() && half.is_some());
+    };
+    assert!(half.is_none());
+    let admission = admitted?;
     Ok((
         admission.classes,
         admission.rule.map(name),
@@ -866,7 +878,8 @@ proptest! {
         let name = |rule| snapshot.rule_name(rule).to_owned();
         for session in &sessions {
             let expected = oracle.admit(session);
-            let found = admit(&snapshot, session);
+            let found = admit(&snapshot, session, u32::MAX);
+            prop_assert_eq!(&admit(&snapshot, session, slice), &found, "{:?} {} nodes at a time", session, slice);
             prop_assert_eq!(
                 found.as_ref().map(|(_, rule, shadow)| (rule.clone(), shadow.clone())).map_err(|refusal| *refusal),
                 expected.as_ref().map(|(_, rule, shadow)| (named(*rule), named(*shadow))).map_err(|refusal| *refusal),

@@ -49,20 +49,44 @@ impl CidrTable {
         self.blocks.get(block).map_or(0, |list| list.len())
     }
 
-    /// What is listed under the blocks that contain an address, block by block.
-    pub(crate) fn containing(&self, address: IpAddr) -> impl Iterator<Item = &[u32]> {
+    /// The next block, from a prefix length on, that contains an address: its length, and what is listed under it.
+    pub(crate) fn containing(&self, address: IpAddr, from: u8) -> Option<(u8, &[u32])> {
         let (bits, is_v6) = left_aligned(address);
-        self.lengths
-            .range((is_v6, 0)..=(is_v6, 128))
-            .filter_map(move |((_, prefix_len), _)| {
-                let block = Cidr {
-                    bits: bits & mask(*prefix_len),
-                    prefix_len: *prefix_len,
-                    is_v6,
-                };
-                self.blocks.get(&block).map(|list| list.as_slice())
-            })
+        let mut lengths = self.lengths.range((is_v6, from)..(is_v6, u8::MAX));
+        lengths.find_map(|((_, prefix_len), _)| {
+            let block = Cidr {
+                bits: bits & mask(*prefix_len),
+                prefix_len: *prefix_len,
+                is_v6,
+            };
+            let list = self.blocks.get(&block)?;
+            Some((*prefix_len, list.as_slice()))
+        })
     }
+
+    /// How many prefix lengths there are.
+    pub(crate) fn lengths(&self) -> usize {
+        self.lengths.len()
+    }
+}
+
+/// Blocks that are asked one after the other; more of them are looked up by each prefix length.
+const ASKED_EACH_MAX: usize = 256;
+
+/// True exactly when one of some blocks, which are in order, contains an address.
+pub(crate) fn contains(blocks: &[Cidr], address: IpAddr) -> bool {
+    if blocks.len() <= ASKED_EACH_MAX {
+        return blocks.iter().any(|block| block.contains(address));
+    }
+    let (bits, is_v6) = left_aligned(address);
+    (0..=128).any(|prefix_len| {
+        let block = Cidr {
+            bits: bits & mask(prefix_len),
+            prefix_len,
+            is_v6,
+        };
+        blocks.binary_search(&block).is_ok()
+    })
 }
 
 #[cfg(test)]
@@ -99,10 +123,45 @@ mod tests {
             for block in gone {
                 table.remove(block, 77);
             }
-            let mut found: Vec<u32> = table.containing(address).flatten().copied().collect();
+            let mut found = Vec::new();
+            let mut from = 0;
+            while let Some((length, list)) = table.containing(address, from) {
+                found.extend_from_slice(list);
+                from = length + 1;
+            }
             found.sort_unstable();
             let expected: Vec<u32> = (0..).zip(&blocks).filter(|(_, block)| block.contains(address)).map(|(index, _)| index).collect();
             prop_assert_eq!(found, expected);
+        }
+    }
+
+    #[test]
+    fn a_long_list_is_asked_like_a_short_one() {
+        let mut blocks: Vec<Cidr> = (0..2_000_u128)
+            .map(|number| Cidr {
+                bits: number << 104,
+                prefix_len: 24,
+                is_v6: false,
+            })
+            .collect();
+        blocks.push(Cidr::parse("10.0.0.0/9").unwrap());
+        blocks.push(Cidr::parse("2001:db8::/32").unwrap());
+        blocks.push(Cidr::parse("192.0.2.7").unwrap());
+        blocks.sort();
+        for address in [
+            "0.7.207.1",
+            "0.7.208.1",
+            "10.127.0.1",
+            "10.128.0.1",
+            "192.0.2.7",
+            "192.0.2.8",
+            "2001:db8::9",
+            "2001:db9::9",
+            "::ffff:10.1.1.1",
+        ] {
+            let address: IpAddr = address.parse().unwrap();
+            let expected = blocks.iter().any(|block| block.contains(address));
+            assert_eq!(contains(&blocks, address), expected, "{address}");
         }
     }
 }

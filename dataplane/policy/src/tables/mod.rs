@@ -6,6 +6,7 @@
 
 pub(crate) mod cidr;
 pub(crate) mod class;
+pub(crate) mod expression;
 pub(crate) mod level;
 pub(crate) mod patterns;
 pub(crate) mod shared;

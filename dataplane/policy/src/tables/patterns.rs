@@ -1,10 +1,11 @@
 //! Regular expressions that client ids or user names must match from end to end, all of one kind asked at once.
 //!
-//! A client chooses its id, so what the answer costs must not depend on the id. Expressions are compiled into automata that
-//! take one step for each character, several expressions in each; an automaton that would be larger than
+//! A client chooses its id, so what the answer costs must not depend on what is in it. Expressions are compiled into automata
+//! that take one step for each character, several expressions in each; an automaton that would be larger than
 //! [`TABLE_BYTES_MAX`] is divided. So an answer takes at most [`TABLES_MAX`] times the characters of a name, however many
 //! expressions there are, and mostly less, since an automaton stops at the first character that none of its expressions
-//! can go on with. Documents that need more are refused.
+//! can go on with. Documents that need more are refused. How long a name may be is a listener's to say, so an answer is found
+//! in shares: a [`Matching`] can be left after any few characters.
 //!
 //! An automaton does not read bytes but kinds of characters: those that no expression of it tells apart are one kind.
 //! Without that a `\d`, which is any digit of any script, would take hundreds of states.
@@ -12,20 +13,25 @@
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
-use regex::{Regex, RegexBuilder};
 use regex_automata::dfa::{Automaton, StartKind, dense};
 use regex_automata::nfa::thompson::{self, WhichCaptures};
+use regex_automata::util::primitives::StateID;
 use regex_automata::{Anchored, Input, MatchKind};
 use regex_syntax::hir::{Class, ClassBytes, ClassBytesRange, Hir, HirKind, Look, Repetition};
 use smallvec::SmallVec;
 
-use crate::validate::{PATTERN_COMPILED_BYTES_MAX, anchored};
+use super::expression::{States, Walk};
+use crate::Effort;
 
 /// Largest automaton, in bytes: a few of them stay in the cache nearest to the core.
 const TABLE_BYTES_MAX: usize = if cfg!(test) { 16 << 10 } else { 128 << 10 };
 /// Automata of one kind: a step takes about two nanoseconds, and a client id has 256 characters unless a listener allows
 /// more (bench `slices`).
 const TABLES_MAX: usize = 64;
+/// Characters that are read at the cost of a node, on a table that is in no cache.
+const CHARACTERS_A_NODE: usize = 8;
+/// Numbers that are put in order at the cost of a node.
+const NUMBERS_A_NODE: usize = 32;
 /// Expressions of one kind that cannot be an automaton of this kind by themselves: those that speak of word boundaries or
 /// lines, or would be too large. They are evaluated one by one.
 const OTHERS_MAX: usize = 8;
@@ -38,7 +44,7 @@ const BUILD_BYTES_MAX: usize = 8 << 20;
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Matcher {
     tables: Vec<Arc<Table>>,
-    others: Vec<(u32, Regex)>,
+    others: Vec<(u32, States)>,
 }
 
 /// Numbers of expressions that match, in order.
@@ -47,8 +53,35 @@ pub(crate) type Found = SmallVec<[u32; 8]>;
 /// An expression with its number.
 type Numbered = (Box<str>, u32);
 
+/// Which expressions match, as far as that is known.
+#[derive(Debug, Default)]
+pub(crate) struct Matching {
+    /// Tables and others that were asked.
+    asked: usize,
+    /// Through the next one.
+    walk: Walk,
+    found: Found,
+    is_over: bool,
+}
+
+impl Matching {
+    /// Numbers of expressions that match, in order, once all were asked.
+    pub(crate) fn found(&self) -> &Found {
+        &self.found
+    }
+
+    pub(crate) fn heap_bytes(&self) -> usize {
+        let found = if self.found.spilled() {
+            self.found.capacity() * size_of::<u32>()
+        } else {
+            0
+        };
+        self.walk.heap_bytes() + found
+    }
+}
+
 #[derive(Debug)]
-struct Table {
+pub(super) struct Table {
     /// In the order of the automaton.
     patterns: Box<[Numbered]>,
     alphabet: Alphabet,
@@ -56,19 +89,35 @@ struct Table {
 }
 
 impl Matcher {
-    /// The expressions that match the whole text.
-    pub(crate) fn matches(&self, text: &str) -> Found {
-        let mut found = Found::new();
-        for table in &self.tables {
-            table.collect(text, &mut found);
-        }
-        for (number, regex) in &self.others {
-            if regex.is_match(text) {
-                found.push(*number);
+    /// Finds the expressions that match the whole text, within a share of work; `None` when it is used up before.
+    pub(crate) fn go_on(
+        &self,
+        text: &str,
+        matching: &mut Matching,
+        effort: &mut Effort,
+    ) -> Option<()> {
+        while !matching.is_over {
+            if effort.is_used_up() {
+                return None;
             }
+            if let Some(table) = self.tables.get(matching.asked) {
+                let end = table.go_on(text, &mut matching.walk, effort)?;
+                table.collect(end, &mut matching.found);
+            } else if let Some((number, states)) =
+                self.others.get(matching.asked - self.tables.len())
+            {
+                if states.go_on(text, &mut matching.walk, effort)? {
+                    matching.found.push(*number);
+                }
+            } else {
+                matching.found.sort_unstable();
+                effort.spend_for(0, matching.found.len() / NUMBERS_A_NODE);
+                matching.is_over = true;
+            }
+            matching.walk = Walk::default();
+            matching.asked += 1;
         }
-        found.sort_unstable();
-        found
+        Some(())
     }
 
     /// A matcher of these expressions, all of which compile by themselves. Automata whose expressions are all still there
@@ -130,14 +179,12 @@ impl Matcher {
         if self.check().is_err() {
             return;
         }
-        if let Some(table) = Table::build(part) {
+        if let Some(table) = Table::build(part, TABLE_BYTES_MAX) {
             self.tables.push(Arc::new(table));
         } else if let [(text, number)] = part {
-            let regex = RegexBuilder::new(&anchored(text))
-                .size_limit(PATTERN_COMPILED_BYTES_MAX)
-                .build();
             // It compiled when it was read.
-            self.others.extend(regex.map(|regex| (*number, regex)));
+            let states = States::compile(text);
+            self.others.extend(states.map(|states| (*number, states)));
         } else {
             let (left, right) = part.split_at(part.len() / 2);
             self.add(left);
@@ -147,8 +194,8 @@ impl Matcher {
 }
 
 impl Table {
-    /// `None` where the expressions cannot be one automaton.
-    fn build(part: &[Numbered]) -> Option<Self> {
+    /// `None` where the expressions cannot be one automaton of that size.
+    pub(super) fn build(part: &[Numbered], bytes_max: usize) -> Option<Self> {
         let parsed = part.iter().map(|(text, _)| regex_syntax::parse(text).ok());
         let parsed: Vec<Hir> = parsed.collect::<Option<_>>()?;
         let mut sets = Sets::default();
@@ -176,7 +223,7 @@ impl Table {
                     .start_kind(StartKind::Anchored)
                     .match_kind(MatchKind::All)
                     .accelerate(false)
-                    .dfa_size_limit(Some(TABLE_BYTES_MAX))
+                    .dfa_size_limit(Some(bytes_max))
                     .determinize_size_limit(Some(BUILD_BYTES_MAX)),
             )
             .build_from_nfa(&nfa)
@@ -188,25 +235,50 @@ impl Table {
         })
     }
 
-    fn collect(&self, text: &str, found: &mut Found) {
-        let start = Input::new("").anchored(Anchored::Yes);
-        let Ok(mut state) = self.automaton.start_state_forward(&start) else {
-            return; // never: no expression looks behind
+    /// The state in which the end of the text is reached, if any expression matches it.
+    pub(super) fn go_on(
+        &self,
+        text: &str,
+        walk: &mut Walk,
+        effort: &mut Effort,
+    ) -> Option<Option<StateID>> {
+        let start = || {
+            let start = Input::new("").anchored(Anchored::Yes);
+            self.automaton.start_state_forward(&start).ok()
         };
-        for character in text.chars() {
-            state = self
-                .automaton
-                .next_state(state, self.alphabet.kind(character));
-            if self.automaton.is_dead_state(state) {
-                return;
+        let Some(mut state) = walk.state.or_else(start) else {
+            return Some(None); // never: no expression looks behind
+        };
+        let mut rest = text.get(walk.at..).unwrap_or_default().chars();
+        loop {
+            effort.spend(1);
+            for character in rest.by_ref().take(CHARACTERS_A_NODE) {
+                let kind = self.alphabet.kind(character);
+                state = self.automaton.next_state(state, kind);
+                if self.automaton.is_dead_state(state) {
+                    return Some(None);
+                }
+            }
+            if rest.as_str().is_empty() {
+                let end = self.automaton.next_eoi_state(state);
+                return Some(self.automaton.is_match_state(end).then_some(end));
+            }
+            if effort.is_used_up() {
+                walk.at = text.len() - rest.as_str().len();
+                walk.state = Some(state);
+                return None;
             }
         }
-        let end = self.automaton.next_eoi_state(state);
-        if self.automaton.is_match_state(end) {
-            for index in 0..self.automaton.match_len(end) {
-                let place = self.automaton.match_pattern(end, index).as_usize();
-                found.extend(self.patterns.get(place).map(|(_, number)| *number));
-            }
+    }
+
+    /// The expressions that match where the text ends in this state.
+    fn collect(&self, end: Option<StateID>, found: &mut Found) {
+        let Some(end) = end else {
+            return;
+        };
+        for index in 0..self.automaton.match_len(end) {
+            let place = self.automaton.match_pattern(end, index).as_usize();
+            found.extend(self.patterns.get(place).map(|(_, number)| *number));
         }
     }
 }
@@ -387,7 +459,25 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use regex::Regex;
+
     use super::*;
+    use crate::tables::expression::Expression;
+    use crate::validate::anchored;
+
+    impl Matcher {
+        /// In shares of so many nodes.
+        fn matches(&self, text: &str, share: u32) -> Found {
+            let mut matching = Matching::default();
+            loop {
+                let mut effort = Effort::new(share);
+                if self.go_on(text, &mut matching, &mut effort).is_some() {
+                    return matching.found;
+                }
+                assert!(effort.is_used_up() && effort.spent() <= share + 64);
+            }
+        }
+    }
 
     fn compiled(patterns: &[&str]) -> Result<Matcher, &'static str> {
         Matcher::default().compile((0..).zip(patterns.iter().copied()))
@@ -450,10 +540,26 @@ mod tests {
         fn tables_say_what_the_expressions_say(
             patterns in prop::sample::subsequence(PATTERNS, 0..=PATTERNS.len()),
             texts in prop::collection::vec(text(), 20),
+            share in prop::sample::select(vec![1, 2, u32::MAX]),
         ) {
             let matcher = compiled(&patterns).unwrap();
             for text in texts {
-                prop_assert_eq!(matcher.matches(&text).to_vec(), expected(&patterns, &text), "{:?}", text);
+                prop_assert_eq!(matcher.matches(&text, share).to_vec(), expected(&patterns, &text), "{:?}", text);
+            }
+        }
+
+        /// Each by itself, also as states where it could be a table.
+        #[test]
+        fn an_expression_says_the_same_in_either_form(
+            pattern in prop::sample::select(PATTERNS),
+            texts in prop::collection::vec(text(), 20),
+        ) {
+            let (expression, states) = (Expression::new(pattern), States::compile(pattern).unwrap());
+            for text in texts {
+                let is_match = Regex::new(&anchored(pattern)).unwrap().is_match(&text);
+                prop_assert_eq!(expression.is_match(&text), is_match, "{:?}", text);
+                let (mut walk, mut effort) = (Walk::default(), Effort::new(u32::MAX));
+                prop_assert_eq!(states.go_on(&text, &mut walk, &mut effort), Some(is_match), "{:?}", text);
             }
         }
     }
@@ -484,11 +590,15 @@ mod tests {
                 "plant-59-zz",
                 "plant-12-",
             ] {
-                assert_eq!(changed.matches(text), whole.matches(text), "{text}");
+                assert_eq!(
+                    changed.matches(text, u32::MAX),
+                    whole.matches(text, u32::MAX),
+                    "{text}"
+                );
             }
             matcher = changed;
         }
-        assert_eq!(matcher.matches("other-9-").to_vec(), [27]);
+        assert_eq!(matcher.matches("other-9-", u32::MAX).to_vec(), [27]);
     }
 
     #[test]
@@ -501,7 +611,10 @@ mod tests {
             matcher = matcher.compile((0..).zip(patterns)).unwrap();
             assert!(matcher.tables.len() <= TABLES_MAX / 2);
             let last = format!("plant-{}", count - 1);
-            assert_eq!(matcher.matches(&last).to_vec(), [count as u32 - 1]);
+            assert_eq!(
+                matcher.matches(&last, u32::MAX).to_vec(),
+                [count as u32 - 1]
+            );
         }
         assert!(matcher.tables.len() < 20);
     }

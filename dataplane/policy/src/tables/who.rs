@@ -1,7 +1,9 @@
 //! Who-parts, indexed: which classes is a session in?
 //!
 //! Each who-part is listed under one of its kinds only, the one whose lists are shortest, and the rest of it is checked on
-//! the few that come up. So the cost follows the classes that nearly match, not the number of rules or users.
+//! the few that come up. So the cost follows the classes that nearly match, not the number of rules or users. A document can be
+//! written in which very many do, and a client can have a very long id: a [`Search`] is left when its share of work is used
+//! up, in the middle of a list or of a name, and gone on with later.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -11,10 +13,11 @@ use std::sync::Arc;
 use sluice_wire::mqtt::Version;
 use smallvec::SmallVec;
 
-use super::cidr::CidrTable;
-use super::patterns::{Found, Matcher};
+use super::cidr::{self, CidrTable};
+use super::patterns::{Found, Matcher, Matching};
 use super::shared::{Paged, Sharded};
-use crate::model::WhoPart;
+use crate::Effort;
+use crate::model::{Cidr, WhoPart};
 
 /// What is known of a session.
 #[derive(Clone, Copy)]
@@ -276,53 +279,192 @@ impl WhoIndex {
 
     /// The classes a session is in, in order.
     pub(crate) fn classes_of(&self, facts: &Facts<'_>) -> Vec<u32> {
-        let users_matching = facts
-            .username
-            .map(|name| self.user_patterns.matcher.matches(name));
-        let client_ids_matching = self.client_id_patterns.matcher.matches(facts.client_id);
-        let mut found = self.everyone.clone();
-        let listed = |lists: &Lists, name: &str, found: &mut Vec<u32>| {
-            found.extend_from_slice(lists.get(name).map_or(&[][..], |list| list.as_slice()));
-        };
-        if let Some(name) = facts.username {
-            listed(&self.users, name, &mut found);
+        let mut search = Search::default();
+        let mut found = Vec::new();
+        let mut is_over = false;
+        while !is_over {
+            let mut effort = Effort::new(u32::MAX);
+            let add = |class| found.push(class);
+            is_over = self.go_on(facts, &mut search, &mut effort, add).is_some();
         }
-        listed(&self.client_ids, facts.client_id, &mut found);
-        for group in facts.groups {
-            listed(&self.groups, group, &mut found);
-        }
-        listed(&self.listeners, facts.listener, &mut found);
-        self.addresses
-            .containing(facts.address)
-            .for_each(|list| found.extend_from_slice(list));
-        if let Some(matches) = &users_matching {
-            self.user_patterns.collect(matches, &mut found);
-        }
-        self.client_id_patterns
-            .collect(&client_ids_matching, &mut found);
         found.sort_unstable();
         found.dedup();
-        found.retain(|class| {
-            let class = self.classes.get(*class as usize).and_then(Option::as_ref);
-            class.is_some_and(|class| {
-                class.matches(facts, users_matching.as_ref(), &client_ids_matching)
-            })
-        });
         found
+    }
+
+    /// Goes on with a search: tells the classes the session is in, some of them perhaps twice. `None` when the share of work
+    /// is used up before all were found.
+    pub(crate) fn go_on(
+        &self,
+        facts: &Facts<'_>,
+        search: &mut Search,
+        effort: &mut Effort,
+        mut found: impl FnMut(u32),
+    ) -> Option<()> {
+        if let Some(name) = facts.username {
+            let matcher = &self.user_patterns.matcher;
+            matcher.go_on(name, &mut search.users, effort)?;
+        }
+        let matcher = &self.client_id_patterns.matcher;
+        matcher.go_on(facts.client_id, &mut search.client_ids, effort)?;
+        while search.source != Source::End {
+            let (list, next) = self.list_of(facts, search);
+            while let Some(number) = list.get(search.at) {
+                if effort.is_used_up() {
+                    return None;
+                }
+                effort.spend(CANDIDATE_NODES);
+                let class = self.classes.get(*number as usize);
+                if let Some(class) = class.and_then(Option::as_ref)
+                    && class.matches(facts, search, effort)?
+                {
+                    found(*number);
+                }
+                search.within = 0;
+                search.at += 1;
+            }
+            search.at = 0;
+            effort.spend(self.look_up_nodes(search.source, next));
+            search.source = next;
+            if effort.is_used_up() {
+                return None;
+            }
+        }
+        Some(())
+    }
+
+    /// The list that a search is at, and where the next one is.
+    fn list_of<'i>(&'i self, facts: &Facts<'_>, search: &Search) -> (&'i [u32], Source) {
+        let listed = |lists: &'i Lists, name: &str| lists.get(name).map(|list| list.as_slice());
+        let (list, next) = match search.source {
+            Source::Everyone => (Some(self.everyone.as_slice()), Source::User),
+            Source::User => {
+                let list = facts.username.and_then(|name| listed(&self.users, name));
+                (list, Source::ClientId)
+            }
+            Source::ClientId => (listed(&self.client_ids, facts.client_id), Source::Listener),
+            Source::Listener => (listed(&self.listeners, facts.listener), Source::Group(0)),
+            Source::Group(place) => match facts.groups.get(place) {
+                Some(group) => (listed(&self.groups, group), Source::Group(place + 1)),
+                None => (None, Source::Address(0)),
+            },
+            Source::Address(from) => match self.addresses.containing(facts.address, from) {
+                Some((length, list)) => (Some(list), Source::Address(length + 1)),
+                None => (None, Source::UserPattern(0)),
+            },
+            Source::UserPattern(place) => match search.users.found().get(place) {
+                Some(number) => (
+                    self.user_patterns.list(*number),
+                    Source::UserPattern(place + 1),
+                ),
+                None => (None, Source::ClientIdPattern(0)),
+            },
+            Source::ClientIdPattern(place) => match search.client_ids.found().get(place) {
+                Some(number) => (
+                    self.client_id_patterns.list(*number),
+                    Source::ClientIdPattern(place + 1),
+                ),
+                None => (None, Source::End),
+            },
+            Source::End => (None, Source::End),
+        };
+        (list.unwrap_or_default(), next)
+    }
+
+    /// What it costs to find a list, besides what is in it. Those that there is one of are part of what any search costs.
+    fn look_up_nodes(&self, source: Source, next: Source) -> u32 {
+        match (source, next) {
+            (Source::Group(_), Source::Group(_))
+            | (Source::UserPattern(_), Source::UserPattern(_))
+            | (Source::ClientIdPattern(_), Source::ClientIdPattern(_)) => 1,
+            (Source::Address(_), _) => (self.addresses.lengths() / LENGTHS_A_NODE) as u32,
+            (_, _) => 0,
+        }
+    }
+}
+
+/// A class that comes up lies somewhere else in memory than the one before, and so does its who-part.
+const CANDIDATE_NODES: u32 = 2;
+/// Prefix lengths that are looked up at the cost of a node.
+const LENGTHS_A_NODE: usize = 8;
+/// Entries of a list of numbers that are looked at at the cost of a node.
+const ENTRIES_A_NODE: usize = 16;
+/// Bytes of a name that are compared at the cost of a node, in a search through a list of names.
+const NAME_BYTES_A_NODE: usize = 256;
+
+/// A search for the classes of a session; of one index and the same facts.
+#[derive(Debug, Default)]
+pub(crate) struct Search {
+    users: Matching,
+    client_ids: Matching,
+    source: Source,
+    /// The next candidate on the list, and the place in the longest of its own lists.
+    at: usize,
+    within: usize,
+}
+
+/// Where candidates are listed, in the order in which they are looked at.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Source {
+    #[default]
+    Everyone,
+    User,
+    ClientId,
+    Listener,
+    /// By the place among the groups of the session.
+    Group(usize),
+    /// From this prefix length on.
+    Address(u8),
+    /// By the place among the expressions that match.
+    UserPattern(usize),
+    ClientIdPattern(usize),
+    End,
+}
+
+impl Search {
+    pub(crate) fn heap_bytes(&self) -> usize {
+        self.users.heap_bytes() + self.client_ids.heap_bytes()
     }
 }
 
 impl Class {
-    fn matches(&self, facts: &Facts<'_>, users: Option<&Found>, client_ids: &Found) -> bool {
-        let has = |list: &[Box<str>], name: &str| {
-            list.binary_search_by(|entry| (**entry).cmp(name)).is_ok()
+    /// True exactly when a session is in the class. `None` when the share of work is used up before that is known.
+    fn matches(&self, facts: &Facts<'_>, search: &mut Search, effort: &mut Effort) -> Option<bool> {
+        let is_plainly = search.within > 0 || self.matches_plainly(facts, search, effort);
+        if !is_plainly {
+            return Some(false);
+        }
+        let Some(list) = self.who.groups.as_deref() else {
+            return Some(true);
         };
-        let has_pattern = |list: &[u32], found: &Found| {
-            list.iter()
-                .any(|number| found.binary_search(number).is_ok())
+        // Both are in order, so the shorter one is gone through.
+        let (few, many) = if list.len() < facts.groups.len() {
+            (list, facts.groups)
+        } else {
+            (facts.groups, list)
+        };
+        while let Some(group) = few.get(search.within) {
+            search.within += 1;
+            effort.spend(1);
+            if has(many, group) {
+                return Some(true);
+            }
+            if effort.is_used_up() {
+                return None;
+            }
+        }
+        Some(false)
+    }
+
+    /// The same for everything but groups.
+    fn matches_plainly(&self, facts: &Facts<'_>, search: &Search, effort: &mut Effort) -> bool {
+        let mut has_name = |list: &[Box<str>], name: &str| {
+            effort.spend_for(0, name.len() / NAME_BYTES_A_NODE);
+            has(list, name)
         };
         let part = &*self.who;
-        part.versions
+        let are_names = part
+            .versions
             .is_none_or(|versions| versions.contains(facts.version))
             && part
                 .listeners
@@ -331,32 +473,37 @@ impl Class {
             && part
                 .users
                 .as_deref()
-                .is_none_or(|list| facts.username.is_some_and(|name| has(list, name)))
+                .is_none_or(|list| facts.username.is_some_and(|name| has_name(list, name)))
             && part
                 .client_ids
                 .as_deref()
-                .is_none_or(|list| has(list, facts.client_id))
-            && part
-                .groups
-                .as_deref()
-                .is_none_or(|list| facts.groups.iter().any(|group| has(list, group)))
+                .is_none_or(|list| has_name(list, facts.client_id));
+        let mut has_pattern = |list: &[u32], found: &Found| {
+            effort.spend_for(0, list.len() / ENTRIES_A_NODE);
+            list.iter()
+                .any(|number| found.binary_search(number).is_ok())
+        };
+        let is_address = |list: &[Cidr]| cidr::contains(list, facts.address);
+        are_names
             && (part.user_patterns.is_none()
-                || users.is_some_and(|users| has_pattern(&self.user_patterns, users)))
+                || facts.username.is_some()
+                    && has_pattern(&self.user_patterns, search.users.found()))
             && (part.client_id_patterns.is_none()
-                || has_pattern(&self.client_id_patterns, client_ids))
-            && part
-                .addresses
-                .as_deref()
-                .is_none_or(|list| list.iter().any(|block| block.contains(facts.address)))
+                || has_pattern(&self.client_id_patterns, search.client_ids.found()))
+            && part.addresses.as_deref().is_none_or(is_address)
     }
 }
 
+/// True exactly when a list, which is in order, has a name.
+fn has(list: &[Box<str>], name: &str) -> bool {
+    list.binary_search_by(|entry| (**entry).cmp(name)).is_ok()
+}
+
 impl Patterns {
-    fn collect(&self, matches: &Found, found: &mut Vec<u32>) {
-        for number in matches {
-            let used = self.used.get(*number as usize);
-            found.extend_from_slice(used.map_or(&[][..], |(_, list, _)| list.as_slice()));
-        }
+    /// The classes listed under an expression.
+    fn list(&self, number: u32) -> Option<&[u32]> {
+        let (_, list, _) = self.used.get(number as usize)?;
+        Some(list.as_slice())
     }
 
     fn crowd(&self, text: &str) -> usize {

@@ -13,7 +13,7 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use regex::{Regex, RegexBuilder};
+use regex::RegexBuilder;
 use sluice_wire::mqtt::Version;
 
 use crate::document::shown;
@@ -23,6 +23,7 @@ use crate::model::{
 use crate::password::{self, Verifier};
 use crate::problem::{Errors, Position, Problems};
 use crate::rows::{GroupRow, Located, Rows, RuleRow, Text, UserRow};
+use crate::tables::expression::Expression;
 use crate::{Effect, FEATURES, OnDeny, units};
 
 /// Most listeners, and most upstreams, of a document.
@@ -82,12 +83,15 @@ pub(crate) struct Ground {
 /// The expressions of a document, each compiled once, with how many rows use it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct PatternBook {
-    by_text: Arc<HashMap<Box<str>, (Regex, usize)>>,
+    by_text: Arc<HashMap<Box<str>, Counted>>,
 }
 
+/// An expression, and how many rows use it.
+type Counted = (Arc<Expression>, usize);
+
 impl PatternBook {
-    fn get(&self, text: &str) -> Option<&Regex> {
-        self.by_text.get(text).map(|(regex, _)| regex)
+    fn get(&self, text: &str) -> Option<&Arc<Expression>> {
+        self.by_text.get(text).map(|(expression, _)| expression)
     }
 
     /// False: there are too many.
@@ -95,7 +99,7 @@ impl PatternBook {
         self.by_text.len() <= PATTERNS_MAX
     }
 
-    fn count(&mut self, text: &str, regex: impl FnOnce() -> Option<Regex>, is_added: bool) {
+    fn count(&mut self, text: &str, made: impl FnOnce() -> Arc<Expression>, is_added: bool) {
         let book = Arc::make_mut(&mut self.by_text);
         match book.get_mut(text) {
             Some((_, count)) if is_added => *count += 1,
@@ -107,11 +111,10 @@ impl PatternBook {
             Some(_) => {
                 book.remove(text);
             }
-            None => {
-                if let Some(regex) = regex().filter(|_| is_added) {
-                    book.insert(text.into(), (regex, 1));
-                }
+            None if is_added => {
+                book.insert(text.into(), (made(), 1));
             }
+            None => {}
         }
     }
 }
@@ -137,8 +140,8 @@ impl Ground {
         };
         for listener in &model.listeners {
             if let Some(pattern) = &listener.client_id_pattern {
-                let regex = || Some(pattern.regex().clone());
-                ground.patterns.count(&pattern.text, regex, true);
+                let made = || Arc::clone(pattern.expression());
+                ground.patterns.count(&pattern.text, made, true);
             }
         }
         ground
@@ -150,14 +153,14 @@ impl Ground {
             Uses::Rule(rule) => {
                 let lists = [&rule.who.user_patterns, &rule.who.client_id_patterns];
                 for text in lists.into_iter().flatten().flatten() {
-                    let regex = || build(&anchored(text)).ok();
-                    self.patterns.count(text, regex, is_added);
+                    let made = || Arc::new(Expression::new(text));
+                    self.patterns.count(text, made, is_added);
                 }
             }
             Uses::User(user) => {
                 if let Some(ClientIdBinding::Matching(pattern)) = &user.client_id {
-                    let regex = || Some(pattern.regex().clone());
-                    self.patterns.count(&pattern.text, regex, is_added);
+                    let made = || Arc::clone(pattern.expression());
+                    self.patterns.count(&pattern.text, made, is_added);
                 }
             }
         }
@@ -316,8 +319,8 @@ struct Checker<'p> {
     users: Names,
     /// Expressions that other rows of the document have brought.
     known: PatternBook,
-    /// Each different expression is compiled once; `None` was reported as broken.
-    patterns: HashMap<Box<str>, Option<Regex>>,
+    /// Each different expression is checked once; `None` was reported as broken.
+    patterns: HashMap<Box<str>, Option<Arc<Expression>>>,
     /// Equal who-parts are kept once.
     who_parts: HashSet<Arc<WhoPart>>,
     problems: &'p mut Problems,
@@ -530,25 +533,36 @@ impl Checker<'_> {
         }
     }
 
+    /// A pattern that is asked by itself.
     fn pattern(&mut self, text: &Text) -> Option<Pattern> {
-        if let Some(regex) = self.known.get(&text.value) {
-            return Some(Pattern::new(&text.value, regex.clone()));
+        let expression = self.expression(text)?;
+        if !expression.prepare() {
+            self.problem(text, "this regular expression is too large");
+            return None;
         }
-        if !self.patterns.contains_key(&text.value) {
-            let compiled = self.compile_pattern(text);
-            self.patterns.insert(text.value.clone(), compiled);
-        }
-        let regex = self.patterns.get(&text.value)?.clone()?;
-        Some(Pattern::new(&text.value, regex))
+        Some(Pattern::new(&text.value, expression))
     }
 
-    fn compile_pattern(&mut self, text: &Text) -> Option<Regex> {
+    /// An expression that compiles.
+    fn expression(&mut self, text: &Text) -> Option<Arc<Expression>> {
+        if let Some(expression) = self.known.get(&text.value) {
+            return Some(Arc::clone(expression));
+        }
+        if !self.patterns.contains_key(&text.value) {
+            let is_one = self.is_expression(text);
+            let expression = is_one.then(|| Arc::new(Expression::new(&text.value)));
+            self.patterns.insert(text.value.clone(), expression);
+        }
+        self.patterns.get(&text.value)?.clone()
+    }
+
+    fn is_expression(&mut self, text: &Text) -> bool {
         if text.value.len() > PATTERN_BYTES_MAX {
             self.problem(
                 text,
                 format!("a pattern has at most {PATTERN_BYTES_MAX} bytes"),
             );
-            return None;
+            return false;
         }
         if self.patterns.len() == PATTERNS_MAX {
             self.problem(
@@ -557,7 +571,7 @@ impl Checker<'_> {
             );
         }
         if self.patterns.len() >= PATTERNS_MAX {
-            return None;
+            return false;
         }
         // The expression must be one by itself first, or `a)|(b` would become one by being put in a group.
         let compiled = build(&text.value).and_then(|_| build(&anchored(&text.value)));
@@ -571,7 +585,7 @@ impl Checker<'_> {
                     .trim_start_matches("error: ");
                 self.problem(text, format!("not a regular expression: {last_line}"));
             })
-            .ok()
+            .is_ok()
     }
 
     fn small<T: TryFrom<u64>>(
@@ -634,8 +648,9 @@ pub(crate) fn anchored(pattern: &str) -> String {
     format!(r"\A(?:{pattern})\z")
 }
 
-fn build(pattern: &str) -> Result<Regex, regex::Error> {
+fn build(pattern: &str) -> Result<(), regex::Error> {
     RegexBuilder::new(pattern)
         .size_limit(PATTERN_COMPILED_BYTES_MAX)
         .build()
+        .map(drop)
 }

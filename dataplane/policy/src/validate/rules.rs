@@ -194,7 +194,7 @@ impl Checker<'_> {
             .chain(&row.client_id_patterns)
             .flatten();
         for text in patterns {
-            self.pattern(text);
+            self.expression(text);
         }
         for group in row.groups.iter().flatten() {
             self.known_group(group);
