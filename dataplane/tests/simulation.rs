@@ -26,6 +26,8 @@ mod model;
 mod notices;
 #[path = "simulation/packets.rs"]
 mod packets;
+#[path = "simulation/reload.rs"]
+mod reload;
 #[path = "simulation/stage.rs"]
 mod stage;
 #[path = "simulation/strangers.rs"]
@@ -70,6 +72,7 @@ const REACHED: &[Counter] = &[
     Counter::DialNoSocket,
     Counter::SendShort,
     Counter::BacklogShed,
+    Counter::AdmissionWaited,
 ];
 
 #[test]

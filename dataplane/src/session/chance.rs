@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use sluice_wire::mqtt::{Version, Violation};
 
-use super::{Cause, Context, Output, Phase, Session, Side, lane, packets};
+use super::{Cause, Context, Dialled, Output, Phase, Session, Side, lane, packets};
 use crate::clock::Time;
 use crate::metrics::Counter;
 
@@ -156,6 +156,15 @@ impl Session {
             Unanswered::Broken(violation) => {
                 self.end(context, Cause::UpstreamViolation(violation));
             }
+        }
+    }
+
+    /// The upstream is there, or is not.
+    pub(super) fn dialled(&mut self, context: &mut Context<'_>, dialled: Dialled) {
+        match dialled {
+            _ if self.phase != Phase::Dialling => {}
+            Dialled::Connected { has_another } => self.send_connect(context, has_another),
+            Dialled::Failed => self.dial_failed(context),
         }
     }
 

@@ -207,6 +207,31 @@ impl Session {
         self.end_with(context, cause, cause.farewell());
     }
 
+    /// `side` finished sending, and what it sent was taken up.
+    pub(super) fn closed(&mut self, context: &mut Context<'_>, side: Side) {
+        match (side, self.phase) {
+            (Side::Downstream, _) => self.end(context, Cause::ClientGone),
+            (Side::Upstream, Phase::Open) => self.end(context, Cause::UpstreamGone),
+            (Side::Upstream, Phase::Connack) => self.unanswered(context, Unanswered::Closed),
+            // There is no broker then.
+            (
+                Side::Upstream,
+                Phase::Connecting | Phase::Authenticating | Phase::Dialling | Phase::Ended,
+            ) => {}
+        }
+    }
+
+    /// An operator, a drain or the shard ends the session.
+    pub(super) fn finish(&mut self, context: &mut Context<'_>, cause: Cause) {
+        match (cause, self.phase) {
+            // It does not even take CONNECT.
+            (Cause::UpstreamStalled, Phase::Connack) => {
+                self.unanswered(context, Unanswered::Silent);
+            }
+            (_, _) => self.end(context, cause),
+        }
+    }
+
     /// Ends the session with another DISCONNECT reason than the cause has by itself.
     pub(super) fn end_telling(
         &mut self,
@@ -420,6 +445,7 @@ impl Session {
             return false;
         }
         self.generation != context.snapshot.generation()
+            || self.is_admitting()
             || self.judge_will(context, will).decision != Decision::Allow
     }
 }

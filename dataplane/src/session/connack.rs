@@ -31,11 +31,15 @@ impl Session {
         if let Some(client_id) = connack
             .properties
             .text(PropertyId::AssignedClientIdentifier)
-            && let Err(refusal) = self.learn_client_id(context, client_id)
         {
-            self.refuse_admission(context, refusal);
-            return Route::Absorb;
+            self.take_name(client_id);
+            return self.named(context, connack);
         }
+        self.welcome(context, connack)
+    }
+
+    /// A success of version 5, with the limits of our hop.
+    pub(super) fn welcome(&mut self, context: &mut Context<'_>, connack: &Connack<'_>) -> Route {
         let limits = self.connack_limits(context, connack);
         self.apply_limits(&limits);
         let mut edits = limits.edits();

@@ -3,7 +3,7 @@
 //! Owns the order of questions: parse, listener, version, client id, enhanced authentication, credentials (off the
 //! shard), connect rules, will; only then is the upstream dialled. Credentials go upstream as the client sent them.
 
-use sluice_policy::{Action, Decision, Denial, Refusal, Verdict, Who};
+use sluice_policy::{Action, Decision, Denial, Refusal, Verdict};
 use sluice_wire::mqtt::{
     Connect, Property, PropertyEdit, PropertyId, QoS, ReasonCode, Version, Violation, Will,
     decode_connect, encode_connect,
@@ -11,8 +11,7 @@ use sluice_wire::mqtt::{
 
 use super::lane::{self, Route};
 use super::{
-    AuthOutcome, Cause, Context, Credentials, DecisionRecord, Identity, Message, Output, Phase,
-    Session, Side,
+    AuthOutcome, Cause, Context, Credentials, Identity, Message, Output, Phase, Session, Side,
 };
 use crate::metrics::Counter;
 
@@ -237,6 +236,15 @@ impl Session {
         });
     }
 
+    /// Goes on with a CONNECT whose admission was left.
+    pub(super) fn go_on_identifying(&mut self, context: &mut Context<'_>) {
+        let rare = self.rare.as_deref();
+        let is_left = rare.is_some_and(|rare| rare.admitting.is_some());
+        if is_left && self.phase == Phase::Authenticating {
+            self.with_kept_connect(context, Self::identified);
+        }
+    }
+
     /// Lends the kept CONNECT to `then`, and keeps it further unless the session has ended.
     fn with_kept_connect(
         &mut self,
@@ -262,9 +270,12 @@ impl Session {
         if self.identity.username().is_none() && !listener.anonymous {
             return self.refuse_admission(context, Refusal::Credentials);
         }
-        if let Err(refusal) = self.admit(context) {
-            return self.refuse_admission(context, refusal);
-        }
+        match self.admit(context) {
+            Some(Ok(())) => self.end_admitting(),
+            Some(Err(refusal)) => return self.refuse_admission(context, refusal),
+            // A later turn begins here again.
+            None => return,
+        };
         if let Some(will) = &connect.will
             && let Err((code_3, code_5)) = self.admit_will(context, will)
         {
@@ -284,56 +295,16 @@ impl Session {
         });
     }
 
-    /// Asks the connect rules of the snapshot at hand, and takes over its classes.
-    fn admit(&mut self, context: &mut Context<'_>) -> Result<(), Refusal> {
-        let who = Who {
-            listener: self.listener,
-            address: self.peer,
-            version: self.version,
-            client_id: self.identity.client_id(),
-            username: self.identity.username(),
-        };
-        let admitted = context.snapshot.admit(&who);
-        if let Some(decisions) = context.decisions.as_mut() {
-            let (decision, rule, shadow) = match &admitted {
-                Ok(admission) => (Decision::Allow, admission.rule, admission.shadow),
-                Err(_) => (Decision::Deny(Denial::NotAuthorized), None, None),
-            };
-            decisions(&DecisionRecord {
-                action: Action::Connect,
-                client_id: who.client_id,
-                username: who.username,
-                topic: "",
-                decision,
-                rule,
-                shadow,
-            });
-        }
-        let admission = admitted?;
-        if admission.shadow.is_some() {
-            context.counters.add(Counter::ShadowConnect, 1);
-        }
-        self.rights.replace(admission.classes);
-        self.generation = context.snapshot.generation();
-        Ok(())
-    }
-
-    /// Another generation judges a session that is under way.
-    pub(super) fn admit_again(&mut self, context: &mut Context<'_>) {
-        if let Err(refusal) = self.admit(context) {
-            return self.refuse_admission(context, refusal);
-        }
-        // A will that has not gone upstream yet is stopped; a later one is looked at when the session ends.
-        if self.phase == Phase::Dialling {
-            self.with_kept_connect(context, |session, context, connect| {
-                if let Some(will) = &connect.will
-                    && let Err((code_3, code_5)) = session.admit_will(context, will)
-                {
-                    context.counters.add(Counter::WillDenied, 1);
-                    session.refuse_connect(context, Cause::Denied, code_3, code_5);
-                }
-            });
-        }
+    /// Judges the will of a CONNECT that has not gone upstream.
+    pub(super) fn admit_kept_will(&mut self, context: &mut Context<'_>) {
+        self.with_kept_connect(context, |session, context, connect| {
+            if let Some(will) = &connect.will
+                && let Err((code_3, code_5)) = session.admit_will(context, will)
+            {
+                context.counters.add(Counter::WillDenied, 1);
+                session.refuse_connect(context, Cause::Denied, code_3, code_5);
+            }
+        });
     }
 
     /// Judges the will again before CONNECT brings it to another broker: a later generation may forbid it, or want it with a
@@ -346,16 +317,6 @@ impl Session {
             }
         });
         may
-    }
-
-    /// Learned from CONNACK what the upstream calls the client.
-    pub(super) fn learn_client_id(
-        &mut self,
-        context: &mut Context<'_>,
-        client_id: &str,
-    ) -> Result<(), Refusal> {
-        self.identity = Identity::new(client_id, self.identity.username());
-        self.admit(context)
     }
 
     /// Judges a will as the message it will become. The error is what CONNACK says, for 3.x and 5.

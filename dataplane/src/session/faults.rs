@@ -152,7 +152,12 @@ impl Session {
     }
 
     /// Carries out a route for a packet of the broker that lies neither in the input nor in the carry.
-    fn pass_copy(&mut self, context: &mut Context<'_>, route: Route, packet: &[u8]) -> Route {
+    pub(super) fn pass_copy(
+        &mut self,
+        context: &mut Context<'_>,
+        route: Route,
+        packet: &[u8],
+    ) -> Route {
         match route {
             Route::Forward => {
                 self.tell_client(context, packet);

@@ -14,7 +14,7 @@ use sluice_wire::mqtt::{
 
 use super::lane::Route;
 use super::subscribe::FROM_BROKER;
-use super::{Context, Output, Session, Side};
+use super::{Context, Session, Side};
 use crate::clock::Time;
 use crate::metrics::Counter;
 
@@ -216,7 +216,7 @@ impl Session {
         if judging.is_paused {
             context.counters.add(Counter::SubscribePaused, 1);
         } else {
-            context.out.list.push(Output::Later);
+            self.leave_work(context);
         }
         self.rare().judging = Some(judging);
     }

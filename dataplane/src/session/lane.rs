@@ -223,13 +223,15 @@ impl Session {
         let mut at = 0;
         let mut finished_one = false;
         loop {
-            // A broker may be left while its bytes are read; its lane is that of the next one then.
-            let is_left = self.phase == Phase::Dialling && from == Side::Upstream;
-            if self.phase == Phase::Ended || is_left {
+            if self.phase == Phase::Ended {
                 return input.bytes.len();
             }
             if self.must_wait(from) {
                 break;
+            }
+            // A broker may be left while its bytes are read; its lane is that of the next one then.
+            if self.phase == Phase::Dialling && from == Side::Upstream {
+                return input.bytes.len();
             }
             let step = match framer.next(input.rest(at)) {
                 Ok(step) => step,
@@ -319,9 +321,9 @@ impl Session {
     }
 
     /// What follows a packet that has gone where it goes.
-    fn went_on(&mut self, context: &mut Context<'_>, from: Side, kind: PacketKind) {
+    pub(super) fn went_on(&mut self, context: &mut Context<'_>, from: Side, kind: PacketKind) {
         match (kind, self.phase) {
-            (PacketKind::Connack, Phase::Connack) => self.opened(context),
+            (PacketKind::Connack, Phase::Connack) if !self.is_admitting() => self.opened(context),
             (PacketKind::Puback | PacketKind::Pubrec, Phase::Open) => {
                 self.answer_in_order(context, from.other());
             }

@@ -24,6 +24,7 @@
 //! | file | noun |
 //! |---|---|
 //! | `lane.rs` | one direction of the byte stream: cutting, forwarding, packets of our own |
+//! | `admitting.rs` | what a session is to the policy, asked in shares |
 //! | `connect.rs`, `connack.rs` | how a session opens: who is it, what is told to either side |
 //! | `chance.rs` | a broker that gives no answer to CONNECT, and the one that is asked instead |
 //! | `identity.rs` | client id and verified user name |
@@ -38,6 +39,7 @@
 //! | `packets.rs` | the few packets that the proxy originates |
 
 mod acks;
+mod admitting;
 mod alias;
 mod chance;
 mod close;
@@ -294,8 +296,13 @@ struct Rare {
     /// The CONNECT, until no broker needs it any more.
     connect: connect::KeptConnect,
     chance: chance::Chance,
-    /// What the client sent while its packets had to wait.
+    /// What the client, and the broker, sent while their packets had to wait.
     held: waiting::Held,
+    held_up: waiting::Held,
+    /// The policy has not said yet what the session is to it.
+    admitting: Option<Box<admitting::Admitting>>,
+    /// [`Output::Later`] was said, and the share has not come.
+    is_queued: bool,
     /// PINGRESPs of the upstream that answer a PINGREQ of ours.
     pings_owned: u8,
     /// Originated packets that wait for a boundary, towards the client and the upstream.
@@ -322,6 +329,11 @@ impl Rare {
         size_of::<Self>()
             + self.connect.heap_bytes()
             + self.held.heap_bytes()
+            + self.held_up.heap_bytes()
+            + self
+                .admitting
+                .as_deref()
+                .map_or(0, admitting::Admitting::heap_bytes)
             + self.queue_down.capacity()
             + self.queue_up.capacity()
             + self.flows_up.heap_bytes()
@@ -333,7 +345,7 @@ impl Rare {
 
     /// Why packets of the client are not taken up.
     fn wait(&self) -> Option<Wait> {
-        if self.judging.is_some() {
+        if self.judging.is_some() || self.admitting.is_some() {
             Some(Wait::Share)
         } else if self.subscribes.is_full() {
             Some(Wait::Answers)
@@ -348,6 +360,9 @@ impl Rare {
         self.connect.is_empty()
             && self.chance == chance::Chance::None
             && self.held.is_unused()
+            && self.held_up.is_unused()
+            && self.admitting.is_none()
+            && !self.is_queued
             && self.pings_owned == 0
             && self.queue_down.is_empty()
             && self.queue_up.is_empty()
@@ -396,14 +411,14 @@ impl Session {
 
     /// Bytes arrived from `side`.
     pub fn handle_bytes(&mut self, context: &mut Context<'_>, side: Side, lease: &mut [u8]) {
-        if !self.is_current(context) || lease.is_empty() {
+        if !self.is_there(context) || lease.is_empty() {
             return;
         }
         if side == Side::Downstream {
             self.timers.heard(context.now);
         }
         let taken = self.pump(context, side, &mut lane::Input::lease(lease));
-        self.hold(context, lease.get(taken..).unwrap_or_default());
+        self.hold(context, side, lease.get(taken..).unwrap_or_default());
         self.settle(context);
     }
 
@@ -413,27 +428,18 @@ impl Session {
     /// ahead, or while it had to wait, is then delivered before the session ends; one that sent nothing ahead ends here,
     /// and costs no upstream.
     pub fn handle_closed(&mut self, context: &mut Context<'_>, side: Side) {
-        if !self.is_current(context) {
-            return;
-        }
-        if side == Side::Downstream && self.finishes_later() {
-            return;
-        }
-        match (side, self.phase) {
-            (Side::Downstream, _) => self.end(context, Cause::ClientGone),
-            (Side::Upstream, Phase::Open) => self.end(context, Cause::UpstreamGone),
-            (Side::Upstream, Phase::Connack) => self.unanswered(context, Unanswered::Closed),
-            // There is no broker then.
-            (
-                Side::Upstream,
-                Phase::Connecting | Phase::Authenticating | Phase::Dialling | Phase::Ended,
-            ) => {}
+        if self.is_there(context) && !self.finishes_later(side) {
+            self.closed(context, side);
         }
     }
 
     /// The answer to [`Output::Authenticate`].
     pub fn handle_authenticated(&mut self, context: &mut Context<'_>, outcome: AuthOutcome) {
-        if self.phase == Phase::Authenticating {
+        let is_admitting = self
+            .rare
+            .as_ref()
+            .is_some_and(|rare| rare.admitting.is_some());
+        if self.phase == Phase::Authenticating && !is_admitting {
             self.authenticated(context, outcome);
             self.settle(context);
         }
@@ -441,13 +447,13 @@ impl Session {
 
     /// The answer to [`Output::Dial`] or [`Output::LeaveUpstream`].
     pub fn handle_dialled(&mut self, context: &mut Context<'_>, dialled: Dialled) {
-        if !self.is_current(context) || self.phase != Phase::Dialling {
+        if !self.is_there(context)
+            || self.phase != Phase::Dialling
+            || self.is_dialled_later(dialled)
+        {
             return;
         }
-        match dialled {
-            Dialled::Connected { has_another } => self.send_connect(context, has_another),
-            Dialled::Failed => self.dial_failed(context),
-        }
+        self.dialled(context, dialled);
         self.settle(context);
     }
 
@@ -461,30 +467,29 @@ impl Session {
 
     /// A share of a turn for the work that was left by [`Output::Later`].
     pub fn handle_share(&mut self, context: &mut Context<'_>) {
+        if let Some(rare) = self.rare.as_mut() {
+            rare.is_queued = false;
+        }
         if self.is_current(context) {
+            self.go_on_identifying(context);
             self.go_on_judging(context);
             self.settle(context);
         }
     }
 
     /// The snapshot of `context` is another one than the session was judged by. Called before any table is read; every
-    /// other `handle_*` sees to it by itself, so only a session that is idle needs the call.
+    /// other `handle_*` sees to it by itself, so only a session that is idle needs the call. The session may ask for a
+    /// later turn: [`Session::generation`] tells.
     pub fn handle_generation(&mut self, context: &mut Context<'_>) {
-        self.is_current(context);
-        self.settle(context);
+        if self.is_current(context) {
+            self.settle(context);
+        }
     }
 
     /// An operator ends the session (`Kicked`), we drain (`Drained`), the shard found a write stall or overload.
     pub fn handle_end(&mut self, context: &mut Context<'_>, cause: Cause) {
-        if !self.is_current(context) {
-            return;
-        }
-        match (cause, self.phase) {
-            // It does not even take CONNECT.
-            (Cause::UpstreamStalled, Phase::Connack) => {
-                self.unanswered(context, Unanswered::Silent);
-            }
-            (_, _) => self.end(context, cause),
+        if self.is_there(context) && !self.ends_later(cause) {
+            self.finish(context, cause);
         }
     }
 
@@ -566,12 +571,18 @@ impl Session {
         }
     }
 
-    /// Brings a session of an older generation up to date. True exactly when it is still there.
-    fn is_current(&mut self, context: &mut Context<'_>) -> bool {
-        if self.is_judged() && self.generation != context.snapshot.generation() {
+    /// Brings a session of an older generation up to date, or nearer to it. True exactly when it is still there.
+    fn is_there(&mut self, context: &mut Context<'_>) -> bool {
+        let is_current = self.generation == context.snapshot.generation() && !self.is_admitting();
+        if !is_current && self.is_judged() {
             self.admit_again(context);
         }
         self.phase != Phase::Ended
+    }
+
+    /// The same. True exactly when it is up to date as well.
+    fn is_current(&mut self, context: &mut Context<'_>) -> bool {
+        self.is_there(context) && !self.is_admitting()
     }
 
     fn rare(&mut self) -> &mut Rare {

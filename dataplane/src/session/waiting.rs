@@ -3,10 +3,11 @@
 //! Owns the one way in which a session takes nothing more from its client for a while: what arrives is held, in order, in
 //! session memory that the shard's budget counts, and reading pauses once that is more than a few packets. Every
 //! `handle_*` ends by taking up what is held, as far as nothing makes it wait again. Nothing is switched on or off: whether
-//! to wait, and why, is read off the state that it is about.
+//! to wait, and why, is read off the state that it is about. The broker waits in the same way, but only while the policy has
+//! not said what the session is to it (`admitting.rs`).
 
 use super::lane::{Input, Payload};
-use super::{Cause, Context, Output, Phase, Session, Side};
+use super::{Cause, Context, Output, Phase, Rare, Session, Side};
 use crate::clock::Time;
 
 /// Reading the client pauses when this much is held: enough for what a client sends ahead without waiting, small beside
@@ -23,7 +24,7 @@ const HELD_BYTES_MAX: usize = 8 << 20;
 pub(super) enum Wait {
     /// CONNACK has not come. Every step on the way to it has a deadline.
     Opening,
-    /// A SUBSCRIBE is being judged: every turn, or the session's allowance, brings it forward.
+    /// The session, or its SUBSCRIBE, is being judged: every turn, or the session's allowance, brings it forward.
     Share,
     /// SUBACKs of the broker: as many SUBSCRIBEs as may be remembered are under way.
     Answers,
@@ -31,7 +32,7 @@ pub(super) enum Wait {
     Boundary,
 }
 
-/// What a client sent that was not taken up.
+/// What a side sent that was not taken up.
 #[derive(Default)]
 pub(super) struct Held {
     bytes: Vec<u8>,
@@ -39,10 +40,10 @@ pub(super) struct Held {
     from: usize,
     /// When waiting began, or last came forward.
     since: Time,
-    /// True exactly when this made us pause reading the client.
+    /// True exactly when this made us pause reading the side.
     is_paused: bool,
-    /// True exactly when the client finished sending while something was held or judged: what it sent still counts.
-    is_client_finished: bool,
+    /// True exactly when the side finished sending while something was held or judged: what it sent still counts.
+    is_finished: bool,
 }
 
 impl Held {
@@ -52,7 +53,7 @@ impl Held {
     }
 
     pub(super) fn is_unused(&self) -> bool {
-        self.is_empty() && !self.is_paused && !self.is_client_finished
+        self.is_empty() && !self.is_paused && !self.is_finished
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
@@ -83,10 +84,16 @@ impl Session {
     /// True exactly when the next packet of `from` must wait.
     #[inline]
     pub(super) fn must_wait(&self, from: Side) -> bool {
-        from == Side::Downstream
-            && self.down.payload() == Payload::None
-            && (self.phase != Phase::Open || self.rare.is_some())
-            && self.wait().is_some()
+        match from {
+            Side::Downstream => {
+                self.down.payload() == Payload::None
+                    && (self.phase != Phase::Open || self.rare.is_some())
+                    && self.wait().is_some()
+            }
+            Side::Upstream => {
+                self.rare.is_some() && self.up.payload() == Payload::None && self.is_admitting()
+            }
+        }
     }
 
     /// Since when the client waits for answers of the broker, while it has sent more.
@@ -107,56 +114,84 @@ impl Session {
         self.rare.as_ref().is_some_and(|rare| !rare.held.is_empty())
     }
 
+    fn held(&mut self, from: Side) -> &mut Held {
+        let rare = self.rare();
+        match from {
+            Side::Downstream => &mut rare.held,
+            Side::Upstream => &mut rare.held_up,
+        }
+    }
+
     /// Keeps what must wait.
-    pub(super) fn hold(&mut self, context: &mut Context<'_>, bytes: &[u8]) {
+    pub(super) fn hold(&mut self, context: &mut Context<'_>, from: Side, bytes: &[u8]) {
         if bytes.is_empty() {
             return;
         }
-        let held = &mut self.rare().held;
+        let held = self.held(from);
         held.append(context.now, bytes);
         if held.bytes.len() > HELD_BYTES_MAX {
             return self.end(context, Cause::Overload);
         }
         if held.bytes.len() > HELD_BYTES_HIGH && !held.is_paused {
             held.is_paused = true;
-            let pause = Output::PauseReading(Side::Downstream);
+            let pause = Output::PauseReading(from);
             context.out.list.push(pause);
         }
     }
 
-    /// The client finished sending. True exactly when what it sent is to be taken up first.
-    pub(super) fn finishes_later(&mut self) -> bool {
-        match self.rare.as_mut() {
-            Some(rare) if !rare.held.is_empty() || rare.judging.is_some() => {
-                rare.held.is_client_finished = true;
-                true
-            }
-            Some(_) | None => false,
+    /// A side finished sending. True exactly when what it sent is to be taken up first.
+    pub(super) fn finishes_later(&mut self, from: Side) -> bool {
+        let is_admitting = self.is_admitting();
+        let has_sent = |rare: &Rare| match from {
+            Side::Downstream => !rare.held.is_empty() || rare.judging.is_some(),
+            Side::Upstream => false,
+        };
+        let is_later = is_admitting || self.rare.as_deref().is_some_and(has_sent);
+        if is_later {
+            self.held(from).is_finished = true;
         }
+        is_later
     }
 
     /// Takes up what is held until it must wait again.
     pub(super) fn take_up_held(&mut self, context: &mut Context<'_>) {
-        let is_unused = self.rare.as_ref().is_none_or(|rare| rare.held.is_unused());
-        if is_unused || self.wait().is_some() {
-            return;
+        // What the broker sent may be what the client waits for.
+        for from in [Side::Upstream, Side::Downstream] {
+            let Some(rare) = self.rare.as_deref() else {
+                return;
+            };
+            let is_due = match from {
+                Side::Upstream => !rare.held_up.is_unused() && !self.is_admitting(),
+                Side::Downstream => !rare.held.is_unused() && self.wait().is_none(),
+            };
+            if is_due {
+                self.take_up(context, from);
+            }
         }
-        // It leaves its place while it is read. Until then the client could not be heard: its deadlines start again.
-        let mut held = std::mem::take(&mut self.rare().held);
-        self.timers.heard(context.now);
-        self.down.restart(context.now);
+    }
+
+    fn take_up(&mut self, context: &mut Context<'_>, from: Side) {
+        // It leaves its place while it is read. Until then the side could not be heard: its deadlines start again.
+        let mut held = std::mem::take(self.held(from));
+        match from {
+            Side::Downstream => {
+                self.timers.heard(context.now);
+                self.down.restart(context.now);
+            }
+            Side::Upstream => self.up.restart(context.now),
+        }
         let rest = held.bytes.get_mut(held.from..).unwrap_or_default();
-        held.from += self.pump(context, Side::Downstream, &mut Input::held(rest));
+        held.from += self.pump(context, from, &mut Input::held(rest));
         if self.phase == Phase::Ended {
             return;
         }
         if held.from < held.bytes.len() {
             held.since = context.now;
-            self.rare().held = held;
-        } else if held.is_client_finished {
-            self.end(context, Cause::ClientGone);
+            *self.held(from) = held;
+        } else if held.is_finished {
+            self.closed(context, from);
         } else if held.is_paused {
-            let resume = Output::ResumeReading(Side::Downstream);
+            let resume = Output::ResumeReading(from);
             context.out.list.push(resume);
         }
     }

@@ -1,20 +1,22 @@
 //! Idle sessions under a new policy: visited a few at a time, so that a swap never holds up traffic.
 //!
 //! Owns when the shard acknowledges a generation: when every session was judged by it. Sessions with traffic judge
-//! themselves with their next bytes; the sweep finds the others.
+//! themselves with their next bytes, or wait for a turn to do so; the sweep finds the others, and does not go past one that
+//! waits.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use sluice_policy::{Generation, Snapshot};
+use sluice_policy::{Effort, Generation, Snapshot};
 
 use crate::node::ToControl;
 use crate::ring::Ring;
+use crate::session::Session;
 
+use super::work::SWEEP_NODES;
 use super::{Core, Turn};
 
-/// Time a turn may spend on the sweep; and one session more, since the clock is looked at behind each: a session is asked
-/// for in one go, which takes up to 250 us under the worst policy (bench `slices`).
+/// Time a turn may spend on the sweep, besides [`SWEEP_NODES`]; the clock is looked at behind each session.
 const TURN_TIME: Duration = Duration::from_micros(200);
 /// Sessions of one turn, whatever the clock says: a simulated clock stands still during a turn.
 const TURN_MAX: u32 = 1024;
@@ -66,16 +68,22 @@ impl<R: Ring> Core<R> {
         let began = self.ring.now();
         let end = self.slots.used();
         let mut slot = first;
-        while slot < end {
+        let arriving = std::mem::replace(&mut self.lent.effort, Effort::new(SWEEP_NODES));
+        while slot < end && !self.lent.effort.is_used_up() {
             self.call(turn, slot, |session, context| {
                 session.handle_generation(context)
             });
+            if !self.is_judged(slot) {
+                break;
+            }
             slot += 1;
             let visited = slot - first;
             if visited >= TURN_MAX || self.ring.now().since(began) >= TURN_TIME {
                 break;
             }
         }
+        let swept = std::mem::replace(&mut self.lent.effort, arriving);
+        self.work.swept(swept.spent());
         if slot < end {
             self.sweep.next = Some(slot);
             return;
@@ -84,5 +92,12 @@ impl<R: Ring> Core<R> {
         let (shard, generation) = (self.shard, self.sweep.generation);
         self.outgoing
             .tell(ToControl::Acknowledged { shard, generation });
+    }
+
+    /// True exactly when the session of a slot, if there is one, was judged by the generation that is swept.
+    fn is_judged(&self, slot: u32) -> bool {
+        let session = self.slots.get(slot).and_then(|open| open.session.as_ref());
+        let judged_by = session.and_then(Session::generation);
+        judged_by.is_none_or(|generation| generation == self.sweep.generation)
     }
 }

@@ -1,9 +1,10 @@
-//! Work that sessions left for later turns: the filters of a large SUBSCRIBE are judged a little at a time.
+//! Work that can be divided: who a session is under the policy is found, and the filters of a large SUBSCRIBE are judged, a
+//! little at a time.
 //!
 //! Owns how much of such work a turn does, for all sessions together, so that what they ask for never holds up the traffic
-//! of others: one share for what arrives in the turn, so that a small SUBSCRIBE is judged where it comes, and one that goes
-//! round the sessions that have work left. While there is any, the shard does not sleep. What a session may cause in a
-//! second is the session's own account.
+//! of others: one share for what arrives in the turn, so that most is done where it comes; one that goes round the sessions
+//! that have work left; and one for idle sessions under a new policy (`sweep.rs`). While some is left, the shard does not
+//! sleep. What the SUBSCRIBEs of a session may cause in a second is the session's own account.
 
 use std::collections::VecDeque;
 
@@ -19,6 +20,8 @@ use super::{Core, Turn};
 const ARRIVING_NODES: u32 = SLICE_NODES / 2;
 /// Nodes for what was left: together one slice, at most 250 us. A turn with much traffic takes longer than that.
 const LEFT_NODES: u32 = SLICE_NODES / 2;
+/// Nodes for idle sessions under a new policy, as long as there is one.
+pub(super) const SWEEP_NODES: u32 = SLICE_NODES;
 /// Nodes for one session before the next one has its share: a SUBSCRIBE of usual size is done with one.
 const SESSION_NODES: u32 = LEFT_NODES / 4;
 
@@ -27,9 +30,15 @@ const SESSION_NODES: u32 = LEFT_NODES / 4;
 #[derive(Default)]
 pub(super) struct Work {
     sessions: VecDeque<SessionRef>,
+    /// What the sweep did in this turn.
+    swept: u32,
 }
 
 impl Work {
+    pub(super) fn swept(&mut self, nodes: u32) {
+        self.swept += nodes;
+    }
+
     pub(super) fn is_left(&self) -> bool {
         !self.sessions.is_empty()
     }
@@ -50,7 +59,7 @@ impl<R: Ring> Core<R> {
 
     /// Goes round the sessions that have work left.
     pub(super) fn work(&mut self, turn: Turn<'_>) {
-        let arrived = self.lent.effort.spent();
+        let arrived = self.lent.effort.spent() + std::mem::take(&mut self.work.swept);
         let mut spent = 0;
         while spent < LEFT_NODES
             && let Some(name) = self.work.sessions.pop_front()
@@ -65,7 +74,7 @@ impl<R: Ring> Core<R> {
         }
         if arrived + spent > 0 {
             let nodes = u64::from(arrived + spent);
-            self.counters.add(Counter::SubscribeNodes, nodes);
+            self.counters.add(Counter::WorkNodes, nodes);
         }
     }
 }

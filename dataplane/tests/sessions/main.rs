@@ -11,6 +11,7 @@
 mod harness;
 mod judging;
 
+mod admitting;
 mod chance;
 mod credentials;
 mod ends;

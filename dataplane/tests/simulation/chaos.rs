@@ -15,9 +15,22 @@ use crate::stage::{Options, Stage};
 
 const BACKLOG_HIGH: u64 = 4096;
 
+/// Rules that take time when a session is admitted and say nothing.
+const CROWD: u32 = 16;
+
 /// Odd generations allow what is below `flip`.
 fn policy(generation: u64) -> String {
     let flip = if generation % 2 == 1 { "allow" } else { "deny" };
+    // So many who-parts nearly match that a few sessions take all of a turn's share.
+    let crowd: String = (0..CROWD)
+        .map(|number| {
+            let who =
+                format!("{{groups: [devices], addresses: ['10.0.0.0/8', '10.9.{number}.0/24']}}");
+            format!(
+                "  - {{name: crowd{number}, who: {who}, actions: [connect], decision: allow}}\n"
+            )
+        })
+        .collect();
     format!(
         "
 default: deny
@@ -47,7 +60,7 @@ rules:
   - {{name: connect, actions: [connect], decision: allow}}
   - {{name: flip, actions: [publish, subscribe], topics: ['flip/#'], decision: {flip}}}
   - {{name: open, actions: [publish, subscribe], topics: ['open/#'], decision: allow}}
-"
+{crowd}"
     )
 }
 

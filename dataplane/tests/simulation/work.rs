@@ -74,10 +74,10 @@ impl Sender {
 fn turns_until(stage: &mut Stage, peer: Peer, bytes: &[u8]) -> u32 {
     let mut heard = Vec::new();
     for turns in 1.. {
-        let before = stage.count(Counter::SubscribeNodes);
+        let before = stage.count(Counter::WorkNodes);
         stage.network.set_alarm(Some(stage.now()));
         stage.turn();
-        let nodes = stage.count(Counter::SubscribeNodes) - before;
+        let nodes = stage.count(Counter::WorkNodes) - before;
         assert!(
             nodes <= u64::from(SLICE_NODES) + BEYOND,
             "{nodes} in a turn"
