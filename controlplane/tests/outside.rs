@@ -299,6 +299,12 @@ async fn a_request_id_comes_back_and_stands_in_log_and_audit() {
     assert_eq!(found[0].request_id, "of-the-node");
     assert_eq!(found[1].action, "join-token.create");
     assert_eq!(found[1].request_id, id);
+    for record in found {
+        let peer: std::net::SocketAddr = record.peer.parse().expect("an address and a port");
+        assert!(peer.ip().is_loopback() && peer.port() != 0, "{record:?}");
+    }
+    let first = audit.records.last().expect("the first token");
+    assert_eq!((&*first.who, &*first.peer), ("control plane", ""));
     let (_, log) = server.stop();
     let mut calls = log.lines().filter(|line| line.contains("sluice::call"));
     assert!(calls.any(|line| line.contains(id)), "{log}");
@@ -482,7 +488,7 @@ async fn a_store_of_a_newer_program_ends_the_start() {
 #[test]
 fn a_full_disk_ends_the_start() {
     let folder = tempfile::tempdir().expect("a folder");
-    let script = "mount -t tmpfs -o size=48k none \"$1\" || exit 77; exec \"$0\" --listen 127.0.0.1:0 --admin 127.0.0.1:0 --data-dir \"$1\"";
+    let script = "mount -t tmpfs -o size=48k,mode=700 none \"$1\" || exit 77; exec \"$0\" --listen 127.0.0.1:0 --admin 127.0.0.1:0 --data-dir \"$1\"";
     let output = std::process::Command::new("unshare")
         .args(["-rm", "sh", "-c", script])
         .arg(env!("CARGO_BIN_EXE_sluice-controlplane"))
@@ -500,4 +506,128 @@ fn a_full_disk_ends_the_start() {
     let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(errors.len(), 1, "{log}");
     assert!(errors[0].contains("no room"), "{log}");
+}
+
+/// The data directory of a control plane that ran once.
+fn used() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (status, log) = Server::start(folder.path(), &[]).stop();
+    assert_eq!(status.code(), Some(0), "{log}");
+    folder
+}
+
+async fn run_sql(data_dir: &std::path::Path, sql: &'static str) {
+    use sqlx::ConnectOptions;
+    let file = data_dir.join("store.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+    let mut store = options.connect().await.expect("a store");
+    sqlx::raw_sql(sql).execute(&mut store).await.expect("done");
+    sqlx::Connection::close(store).await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_contents_is_damage_and_the_token_stays() {
+    let folder = used();
+    let (file, token) = (
+        folder.path().join("store.db"),
+        folder.path().join("admin.token"),
+    );
+    let (good, secret) = (
+        std::fs::read(&file).expect("a store"),
+        std::fs::read(&token).expect("a token"),
+    );
+    for (what, sql) in [
+        ("zero bytes", None),
+        ("gone", None),
+        ("a table missing", Some("DROP TABLE token")),
+        ("an index missing", Some("DROP INDEX token_name")),
+        ("no tokens", Some("DELETE FROM token")),
+        ("no id", Some("DELETE FROM store")),
+        ("no steps", Some("DROP TABLE _sqlx_migrations")),
+        ("steps forgotten", Some("DELETE FROM _sqlx_migrations")),
+    ] {
+        std::fs::write(&file, &good).expect("written");
+        match (what, sql) {
+            (_, Some(sql)) => run_sql(folder.path(), sql).await,
+            ("gone", None) => std::fs::remove_file(&file).expect("removed"),
+            (_, None) => std::fs::write(&file, "").expect("written"),
+        }
+        let bad = std::fs::read(&file).ok();
+        for _ in 0..2 {
+            let log = start_fails(folder.path());
+            let dir = folder.path().display();
+            let advice = format!("sluicectl restore --input BACKUP --data-dir {dir} --force");
+            assert!(log.contains(&advice), "{what}: {log}");
+            assert!(log.contains("nothing was changed"), "{what}: {log}");
+        }
+        assert_eq!(
+            std::fs::read(&file).ok(),
+            bad,
+            "{what}: the store is as it was"
+        );
+        assert_eq!(std::fs::read(&token).expect("a token"), secret, "{what}");
+    }
+    std::fs::write(&file, &good).expect("written");
+    let server = Server::start(folder.path(), &[]);
+    assert_eq!(server.get("/readyz").0, 200);
+}
+
+#[test]
+fn a_token_file_of_another_store_is_kept_under_another_name() {
+    let (folder, other) = (used(), tempfile::tempdir().expect("a folder"));
+    // A start that was cut short after the store was made and before it had a token.
+    let token = folder.path().join("admin.token");
+    std::fs::write(other.path().join("admin.token"), "of another store").expect("written");
+    std::fs::write(other.path().join("admin.token.1"), "older").expect("written");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let aside = tempfile::tempdir().expect("a folder");
+    runtime.block_on(async {
+        let store = sluice_controlplane::store::Sqlite::open(aside.path()).await;
+        store.expect("a store").close().await;
+    });
+    let file = "store.db";
+    std::fs::copy(aside.path().join(file), other.path().join(file)).expect("copied");
+    let server = Server::start(other.path(), &[]);
+    assert_ne!(server.token(), "of another store");
+    let read = |name: &str| std::fs::read_to_string(other.path().join(name)).expect("a file");
+    assert_eq!(
+        (&*read("admin.token.1"), &*read("admin.token.2")),
+        ("older", "of another store")
+    );
+    assert!(token.exists());
+}
+
+#[test]
+fn a_data_directory_that_everybody_may_write_to_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("data");
+    std::fs::create_dir(&dir).expect("made");
+    let set = |dir: &std::path::Path, mode| {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).expect("set");
+    };
+    for mode in [0o777, 0o1777, 0o722] {
+        set(&dir, mode);
+        let log = start_fails(&dir);
+        assert!(log.contains("chmod 700"), "{mode:o}: {log}");
+        assert_eq!(
+            std::fs::read_dir(&dir).expect("a folder").count(),
+            0,
+            "{mode:o}"
+        );
+    }
+    for (own, above, warning) in [
+        (0o770, 0o1777, Some("the group may write")),
+        (0o755, 0o700, Some("others may look")),
+        (0o700, 0o777, Some("a folder above the data directory")),
+        (0o700, 0o1777, None),
+    ] {
+        set(&dir, own);
+        set(folder.path(), above);
+        let (_, log) = Server::start(&dir, &[]).stop();
+        match warning {
+            Some(warning) => assert!(log.contains(warning), "{own:o}: {log}"),
+            None => assert!(!log.contains("may "), "{log}"),
+        }
+    }
 }

@@ -140,6 +140,7 @@ impl Releases {
             before: format!("{} is in force", in_words(base)),
             after: with_comment(summary.to_string(), &author.comment),
             request_id: author.request_id,
+            peer: author.peer,
         };
         let new = NewGeneration {
             digest: trial.rows.digest(),

@@ -145,6 +145,8 @@ pub struct Author {
     pub who: String,
     /// Of the call.
     pub request_id: String,
+    /// Address and port of the caller's end of the connection.
+    pub peer: String,
     /// Now, for lifetimes and records.
     pub at: UnixMillis,
     /// Why, in the author's words.
@@ -300,6 +302,7 @@ impl Releases {
             before: in_words(expected_released),
             after: with_comment(format!("generation {number}: {summary}"), &author.comment),
             request_id: author.request_id,
+            peer: author.peer,
         };
         let stored = self
             .inner
@@ -347,6 +350,7 @@ impl Releases {
             before: in_words(expected_released),
             after: with_comment(after, &author.comment),
             request_id: author.request_id,
+            peer: author.peer,
         };
         let new = NewGeneration {
             digest: wanted.rows.digest(),
