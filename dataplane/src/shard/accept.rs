@@ -4,7 +4,7 @@
 //! Where a limit is reached, a connection that has said nothing for a while gives its place to the newcomer; see
 //! `strangers.rs`.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use sluice_policy::ListenerId;
 
@@ -25,7 +25,7 @@ impl<R: Ring> Core<R> {
         turn: Turn<'_>,
         listener: ListenSlot,
         socket: SocketId,
-        peer: IpAddr,
+        peer: SocketAddr,
     ) {
         self.counters.add(Counter::ConnectionsAccepted, 1);
         let listener = ListenerId(listener.0);
@@ -40,7 +40,7 @@ impl<R: Ring> Core<R> {
         &mut self,
         turn: Turn<'_>,
         listener: ListenerId,
-        peer: IpAddr,
+        peer: SocketAddr,
     ) -> Result<Permit, Counter> {
         if self.drain.is_some() {
             return Err(Counter::RefusedDraining);
@@ -58,7 +58,7 @@ impl<R: Ring> Core<R> {
             row.limits.connections_max,
             row.limits.connections_per_address_max,
         );
-        let address = Address::from(peer);
+        let address = Address::from(peer.ip());
         let permit = self
             .take_place(listener, address, limits)
             .or_else(|refused| {
@@ -91,7 +91,7 @@ impl<R: Ring> Core<R> {
         turn: Turn<'_>,
         listener: ListenerId,
         socket: SocketId,
-        peer: IpAddr,
+        peer: SocketAddr,
         permit: Permit,
     ) {
         if let Some(row) = turn.snapshot.listener(listener)
@@ -111,7 +111,7 @@ impl<R: Ring> Core<R> {
             timer: Time(u64::MAX),
             opened: turn.now,
             permit: Some(permit),
-            peer,
+            peer: peer.ip(),
             listener,
             cell: None,
             kept_bytes: 0,
@@ -124,9 +124,9 @@ impl<R: Ring> Core<R> {
         }
     }
 
-    fn turn_away(&mut self, socket: SocketId, peer: IpAddr, reason: Counter) {
+    fn turn_away(&mut self, socket: SocketId, peer: SocketAddr, reason: Counter) {
         self.counters.add(reason, 1);
-        self.notices.turned_away(reason, Address::from(peer));
+        self.notices.turned_away(reason, Address::from(peer.ip()));
         self.ring.close(socket);
     }
 
