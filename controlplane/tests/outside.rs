@@ -250,6 +250,24 @@ async fn reflection_tells_what_there_is_also_without_a_token() {
     };
     let mut names: Vec<_> = listed.service.into_iter().map(|found| found.name).collect();
     names.sort();
+    // Tools that know the older version only.
+    use tonic_reflection::pb::v1alpha as older;
+    let mut client = older::server_reflection_client::ServerReflectionClient::new(server.channel());
+    let asked = older::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(
+            older::server_reflection_request::MessageRequest::FileContainingSymbol(
+                "sluice.control.v1.Policies".into(),
+            ),
+        ),
+    };
+    let answers = client.server_reflection_info(tokio_stream::once(asked));
+    let mut answers = answers.await.expect("answered").into_inner();
+    let answer = answers.message().await.expect("open").expect("an answer");
+    assert!(matches!(
+        answer.message_response,
+        Some(older::server_reflection_response::MessageResponse::FileDescriptorResponse(_))
+    ));
     let expected = [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
@@ -284,6 +302,15 @@ async fn a_request_id_comes_back_and_stands_in_log_and_audit() {
     metadata.insert("x-request-id", "of-the-node".parse().expect("ascii"));
     let mut fleet = FleetClient::new(server.channel());
     fleet.enroll(enroll).await.expect("joined");
+    let (_, page) = server.get("/metrics");
+    assert!(
+        page.contains("sluice_control_node_connected{node=\"edge\"} 0"),
+        "{page}"
+    );
+    assert!(
+        !page.contains("sluice_control_node_sessions{"),
+        "nothing is known of one that is away"
+    );
     let mut bad = with("x", wire::StatusRequest {});
     bad.metadata_mut()
         .insert("x-request-id", "a\"b".parse().expect("ascii"));
@@ -630,4 +657,99 @@ fn a_data_directory_that_everybody_may_write_to_is_refused() {
             None => assert!(!log.contains("may "), "{log}"),
         }
     }
+}
+
+#[tokio::test]
+async fn a_watch_that_its_caller_ends_is_ok_and_one_that_never_answered_is_not() {
+    use wire::nodes_client::NodesClient;
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::start(folder.path(), &[]);
+    let counted = |code: &str| {
+        let labels = format!("method=\"Nodes/Watch\",code=\"{code}\"");
+        server.metric(&format!("sluice_control_calls_total{{{labels}}}"))
+    };
+    let mut client = NodesClient::new(server.channel());
+    let request = with(&server.token(), wire::ListNodesRequest::default());
+    let mut watch = client.watch(request).await.expect("begun").into_inner();
+    watch.message().await.expect("open").expect("an answer");
+    drop(watch);
+    drop(client);
+    let is_counted = async {
+        while counted("OK") == 0.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let in_time = timeout(PATIENCE, is_counted).await;
+    in_time.expect("it is counted");
+    assert_eq!((counted("OK"), counted("CANCELLED")), (1.0, 0.0));
+}
+
+#[test]
+fn the_page_of_metrics_passes_promtool_and_counters_begin_at_zero() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::start(folder.path(), &[]);
+    let (_, page) = server.get("/metrics");
+    check_metrics(&page);
+    for line in [
+        "sluice_control_calls_total{method=\"Policies/Release\",code=\"ABORTED\"} 0",
+        "sluice_control_refused_total{reason=\"revoked\"} 0",
+        "sluice_control_applies_total{result=\"conflict\"} 0",
+        "sluice_control_releases_total{kind=\"rollback\"} 0",
+        "sluice_control_trials_total{share=\"readers\",end=\"cancelled\"} 0",
+        "sluice_control_trials_refused_total{share=\"writers\",reason=\"memory\"} 0",
+        "sluice_fleet_generation{stage=\"desired\"} 0",
+        "sluice_control_nodes_left_out 0",
+        concat!(
+            "sluice_control_build_info{version=\"",
+            env!("CARGO_PKG_VERSION"),
+            "\"} 1"
+        ),
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line}: {page}");
+    }
+    for name in [
+        "process_cpu_seconds_total",
+        "process_start_time_seconds",
+        "process_open_fds",
+        "process_max_fds",
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+        "sluice_control_received_bytes_total{server=\"admin\"}",
+    ] {
+        assert!(server.metric(name) > 0.0, "{name}: {page}");
+    }
+    let now = sluice_controlplane::clock::unix_now().0 as f64 / 1e3;
+    let age = now - server.metric("process_start_time_seconds");
+    assert!(age.abs() < 3600.0, "in seconds since 1970: {age}");
+}
+
+/// Every name has one line of help, a sentence of its own, and `promtool` has nothing to say.
+fn check_metrics(page: &str) {
+    let mut names = std::collections::BTreeSet::new();
+    for line in page.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = line.split_once(' ').expect("a text");
+        assert!(names.insert(name), "{name} is described once");
+        let is_a_sentence = help.starts_with(char::is_uppercase) && help.ends_with('.');
+        assert!(
+            is_a_sentence && !help.contains("The same"),
+            "{name}: {help}"
+        );
+    }
+    for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = line.split(' ').next().expect("a name");
+        assert!(names.contains(name), "{name} has no help");
+    }
+    let mut tool = std::process::Command::new("promtool");
+    tool.args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped());
+    let tool = tool
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let mut tool = tool.spawn().expect("promtool, which .ci/needs installs");
+    std::io::Write::write_all(&mut tool.stdin.take().expect("piped"), page.as_bytes())
+        .expect("read");
+    let output = tool.wait_with_output().expect("its end");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }

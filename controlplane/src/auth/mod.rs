@@ -137,7 +137,7 @@ impl Gate {
             store,
             known: RwLock::new(known),
             changing: Mutex::new(()),
-            refusals: Refusals::default(),
+            refusals: Refusals::new(),
         };
         Ok(Self {
             inner: Arc::new(inner),

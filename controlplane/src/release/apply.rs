@@ -311,6 +311,9 @@ fn applied(generation: Generation, in_force: u64, trial: Trial, unchanged: bool)
 }
 
 /// How it ended, for counting.
+/// How an apply may end, as metrics call it.
+pub(super) const RESULTS: [&str; 5] = ["unchanged", "stored", "refused", "conflict", "failed"];
+
 fn result(applied: &Result<Applied, Failed>) -> &'static str {
     match applied {
         Ok(applied) if applied.unchanged => "unchanged",
