@@ -34,9 +34,6 @@ pub(super) const PLACE_BYTES: usize = 512;
 /// How long a success keeps its place in the queue.
 const KNOWN_LIFETIME: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// Addresses of which it is remembered how many were refused, until the next purge.
-const REFUSED_MAX: usize = 4096;
-
 /// Bounds of the pool. All are reached by a test.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -99,8 +96,6 @@ pub(super) struct Desk<O> {
 struct Waiters {
     len: usize,
     by_address: Shares,
-    /// Of each address, how many were refused and have not come back.
-    refused: HashMap<Address, u32>,
 }
 
 /// One check and all who wait for it.
@@ -128,7 +123,7 @@ impl<O> Desk<O> {
             limits,
             secret_key,
             flights: HashMap::new(),
-            queue: Queue::default(),
+            queue: Queue::new(seed_of(&secret_key)),
             waiters: Waiters::default(),
         }
     }
@@ -162,17 +157,14 @@ impl<O> Desk<O> {
             }
             return false;
         }
-        let is_known = self.known.contains(now, &key);
         let place = Place {
             address,
             name: self.name(&check.user),
-            is_known,
-            is_back: !is_known && self.waiters.is_back(address),
+            is_known: self.known.contains(now, &key),
             // The longest takes all of a short queue: it waits for a quiet moment, not for ever.
             places: check.places().min(self.limits.queue_max.max(1)),
         };
         if !self.make_room(place, answers) {
-            self.waiters.leaves_refused(address);
             answers.push((waiter.origin, AuthOutcome::Busy));
             return false;
         }
@@ -245,8 +237,6 @@ impl<O> Desk<O> {
     pub(super) fn purge(&mut self, now: Time) {
         self.cache.purge(now);
         self.known.purge(now);
-        // Clients that wanted to come back have done so; the others are not remembered for ever.
-        self.waiters.refused.clear();
     }
 
     /// What there is to say about guessing since the last time; `None` while that was just now, or nothing was guessed.
@@ -290,9 +280,10 @@ impl<O> Desk<O> {
 
     /// For the turns of names: tells nothing about the name outside of this process.
     fn name(&self, user: &str) -> Name {
-        let digest = blake3::keyed_hash(&self.secret_key, user.as_bytes());
-        let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
-        Name(u64::from_le_bytes([a, b, c, d, e, f, g, h]))
+        Name(first_bytes(&blake3::keyed_hash(
+            &self.secret_key,
+            user.as_bytes(),
+        )))
     }
 
     /// Covers all that is verified: the user, the secret and the digest of what is stored.
@@ -310,6 +301,16 @@ impl<O> Desk<O> {
     }
 }
 
+/// Drawn from the key, which it tells nothing about.
+fn seed_of(secret_key: &[u8; 32]) -> u64 {
+    first_bytes(&blake3::keyed_hash(secret_key, b"the lots of the queue"))
+}
+
+fn first_bytes(digest: &blake3::Hash) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *digest.as_bytes();
+    u64::from_le_bytes([a, b, c, d, e, f, g, h])
+}
+
 impl Waiters {
     fn of(&self, address: Address) -> usize {
         self.by_address.of(address)
@@ -324,26 +325,6 @@ impl Waiters {
         self.by_address.add(address, 1);
     }
 
-    /// One leaves without having got in. It may come back.
-    fn leaves_refused(&mut self, address: Address) {
-        if self.refused.len() < REFUSED_MAX || self.refused.contains_key(&address) {
-            let count = self.refused.entry(address).or_default();
-            *count = count.saturating_add(1);
-        }
-    }
-
-    /// One comes: true when it is taken for one of those.
-    fn is_back(&mut self, address: Address) -> bool {
-        let Some(count) = self.refused.get_mut(&address) else {
-            return false;
-        };
-        *count -= 1;
-        if *count == 0 {
-            self.refused.remove(&address);
-        }
-        true
-    }
-
     fn answer<O>(
         &mut self,
         waiters: impl IntoIterator<Item = Waiter<O>>,
@@ -353,9 +334,6 @@ impl Waiters {
         for waiter in waiters {
             self.len -= 1;
             self.by_address.take(waiter.address, 1);
-            if outcome != AuthOutcome::Verified {
-                self.leaves_refused(waiter.address);
-            }
             answers.push((waiter.origin, outcome));
         }
     }

