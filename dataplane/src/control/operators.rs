@@ -421,7 +421,7 @@ impl Control {
             policy,
             connections: observe::crowd(&self.table),
             connections_by_listener: self.crowds(),
-            strangers_per_address_max: self.table.strangers_per_address_max_of(u32::MAX),
+            strangers_per_address_max: self.table.strangers_per_address_max(),
             listeners,
             shards,
             endpoints,

@@ -1,4 +1,4 @@
-//! Counts by client address, for all shards, in a fixed table of atomics.
+//! Counts by client address, or by client address and listener, for all shards, in a fixed table of atomics.
 //!
 //! Evicts nothing: when a bucket is full, further addresses of that bucket are counted together, as if they were one. A
 //! limit then refuses too early, never too late.
@@ -9,6 +9,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use foldhash::quality::FixedState;
+use sluice_policy::ListenerId;
 
 use super::table::{give_back, many, take};
 
@@ -22,6 +23,23 @@ impl Address {
     pub const LOWEST: Self = Self(0);
     /// Orders after all others, or is equal.
     pub const HIGHEST: Self = Self(u64::MAX);
+}
+
+/// What has a count of its own.
+#[derive(Clone, Copy)]
+pub(super) struct Counted {
+    pub(super) address: Address,
+    /// The listener that its connections came in on; `None` is any.
+    pub(super) listener: Option<ListenerId>,
+}
+
+impl From<Address> for Counted {
+    fn from(address: Address) -> Self {
+        Self {
+            address,
+            listener: None,
+        }
+    }
 }
 
 /// Cells of one bucket. A cell is a fingerprint (40 bits) over a count (24 bits); 0 is free.
@@ -57,9 +75,9 @@ impl Addresses {
         }
     }
 
-    /// Counts one for the address and tells its cell; `None` when it has `max` already.
-    pub(super) fn take(&self, address: Address, max: u32) -> Option<u32> {
-        let (number, fingerprint) = self.place(address);
+    /// Counts one and tells its cell; `None` when there are `max` already.
+    pub(super) fn take(&self, counted: Counted, max: u32) -> Option<u32> {
+        let (number, fingerprint) = self.place(counted);
         let bucket = self.buckets.get(number)?;
         let base = u32::try_from(number).ok()?.checked_mul(BUCKET_STRIDE)?;
         match bucket.add(fingerprint) {
@@ -85,19 +103,34 @@ impl Addresses {
         }
     }
 
+    /// How many are counted; with others, where they share a count.
+    pub(super) fn count(&self, counted: Counted) -> u32 {
+        let (number, fingerprint) = self.place(counted);
+        let Some(bucket) = self.buckets.get(number) else {
+            return 0;
+        };
+        match bucket.count(fingerprint) {
+            0 if bucket.is_full() => bucket.shared.load(Ordering::Acquire),
+            own => own,
+        }
+    }
+
     pub(super) fn is_empty(&self) -> bool {
         self.buckets.iter().all(Bucket::is_empty)
     }
 
     /// A hash that cannot be foreseen from outside.
-    pub(super) fn hash(&self, address: Address) -> u64 {
+    pub(super) fn hash(&self, counted: Counted) -> u64 {
         let mut hasher = self.hasher.build_hasher();
-        hasher.write_u64(address.0);
+        hasher.write_u64(counted.address.0);
+        if let Some(listener) = counted.listener {
+            hasher.write_u16(listener.0);
+        }
         hasher.finish()
     }
 
-    fn place(&self, address: Address) -> (usize, u64) {
-        let hash = self.hash(address);
+    fn place(&self, counted: Counted) -> (usize, u64) {
+        let hash = self.hash(counted);
         let bucket = hash as usize & (self.buckets.len() - 1);
         // Never 0, so that a taken cell differs from a free one even with a count of 0.
         (bucket, (hash >> COUNT_BITS) | 1)
@@ -182,6 +215,12 @@ impl Bucket {
             .filter(|seen| seen >> COUNT_BITS == fingerprint)
             .map(|seen| (seen & COUNT_MASK) as u32)
             .fold(0, u32::saturating_add)
+    }
+
+    fn is_full(&self) -> bool {
+        self.cells
+            .iter()
+            .all(|cell| cell.load(Ordering::Acquire) != 0)
     }
 
     fn is_empty(&self) -> bool {

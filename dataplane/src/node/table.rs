@@ -1,5 +1,5 @@
-//! Counts that hold for the whole node: connections in all, by listener and by address, the same for strangers, and a
-//! cell for each upstream endpoint (see `endpoints.rs`).
+//! Counts that hold for the whole node: connections in all, by listener, and by address on a listener, the same for
+//! strangers, these also by address on the node, and a cell for each upstream endpoint (see `endpoints.rs`).
 //!
 //! A fixed table of padded atomics, allocated once. Touched when a connection opens or closes, when its CONNECT has come,
 //! when an endpoint is dialled or probed; never per packet. Limits of listeners come with the snapshot, and the caller
@@ -7,7 +7,8 @@
 //!
 //! A stranger is a connection whose CONNECT has not come. Strangers are counted twice, among all connections and apart:
 //! they may hold three quarters of the places at most, whether of the node or of a listener, so that connections that say
-//! nothing never take the last ones.
+//! nothing never take the last ones. A listener's limits are compared with what came in on that listener alone: a crowd on
+//! a large one does not close a small one.
 //!
 //! # Invariants
 //!
@@ -17,11 +18,12 @@
 //!   holder gives it to [`Table::release`].
 //! - **No address is ever forgotten while it is connected.** The address part evicts nothing (see `addresses.rs`).
 
+use std::cmp;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use sluice_policy::ListenerId;
 
-use super::addresses::{Address, Addresses};
+use super::addresses::{Address, Addresses, Counted};
 use super::directory::EndpointCell;
 use super::endpoints::{Doubter, EndpointState};
 
@@ -80,6 +82,8 @@ pub struct Table {
     strangers_per_address_max: u32,
     connections: Counts,
     strangers: Counts,
+    /// Strangers of an address on all listeners together.
+    strangers_by_address: Addresses,
     endpoints: Box<[Padded<EndpointState>]>,
     /// Written when the log level changes, read when a session ends.
     logs_ended: Padded<AtomicBool>,
@@ -89,6 +93,7 @@ pub struct Table {
 struct Counts {
     node: Padded<AtomicU32>,
     listeners: Box<[Padded<AtomicU32>]>,
+    /// Each address on each listener.
     addresses: Addresses,
 }
 
@@ -105,10 +110,17 @@ struct Limits {
 #[must_use = "a permit that is dropped is a connection counted for ever"]
 pub struct Permit {
     listener: ListenerId,
-    /// Cell of the address.
+    /// Cell of the address on the listener.
     address: u32,
-    /// Cell of the address among strangers; `None` once it is none.
-    stranger: Option<u32>,
+    /// `None` once it is no stranger.
+    stranger: Option<StrangerCells>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct StrangerCells {
+    /// Of the address on the listener, and on the node.
+    on_listener: u32,
+    on_node: u32,
 }
 
 impl Permit {
@@ -134,8 +146,19 @@ pub enum Scope {
     Node,
     /// The listener's (or it is not in the table).
     Listener,
-    /// The address'.
+    /// That of one address on the listener.
     Address,
+    /// That of one address on the node.
+    AddressOnNode,
+}
+
+/// Whose leaving makes room for a newcomer where there is none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaver {
+    /// It must have come in on the newcomer's listener.
+    pub is_on_listener: bool,
+    /// It must be of the newcomer's address.
+    pub is_of_address: bool,
 }
 
 impl Table {
@@ -147,6 +170,7 @@ impl Table {
             strangers_per_address_max: config.strangers_per_address_max,
             connections: Counts::new(config),
             strangers: Counts::new(config),
+            strangers_by_address: Addresses::new(config.addresses_max, config.seed),
             endpoints: many(usize::from(config.endpoints_max)),
             logs_ended: Padded::default(),
         }
@@ -170,21 +194,12 @@ impl Table {
         address: Address,
         address_max: u32,
     ) -> Result<Permit, Refused> {
-        let limits = Limits {
-            node: self.connections_max,
-            listener: listener_max,
-            address: address_max,
-        };
+        let [connections, strangers] = self.limits(listener_max, address_max);
         let cell = self
             .connections
-            .take(listener, address, limits)
+            .take(listener, address, connections)
             .map_err(Refused::Connections)?;
-        let limits = Limits {
-            node: self.strangers_max,
-            listener: self.strangers_max_of(listener_max),
-            address: self.strangers_per_address_max_of(listener_max),
-        };
-        match self.strangers.take(listener, address, limits) {
+        match self.take_stranger(listener, address, strangers) {
             Ok(stranger) => Ok(Permit {
                 listener,
                 address: cell,
@@ -197,10 +212,74 @@ impl Table {
         }
     }
 
+    /// Which stranger has to leave so that one that was refused gets in, asked with the same limits. Several may be reached:
+    /// one that leaves must free a place of each. `None` when no single one can, as after limits were lowered.
+    pub fn who_makes_room(
+        &self,
+        listener: ListenerId,
+        listener_max: u32,
+        address: Address,
+        address_max: u32,
+    ) -> Option<Leaver> {
+        self.connections.listeners.get(usize::from(listener.0))?;
+        let [connections, strangers] = self.limits(listener_max, address_max);
+        let on_node = self.strangers_by_address.count(address.into());
+        let leaver = Leaver::default()
+            .frees(&self.connections, connections, listener, address)?
+            .frees(&self.strangers, strangers, listener, address)?;
+        match on_node.cmp(&self.strangers_per_address_max()) {
+            cmp::Ordering::Less => Some(leaver),
+            cmp::Ordering::Equal => Some(Leaver {
+                is_of_address: true,
+                ..leaver
+            }),
+            cmp::Ordering::Greater => None,
+        }
+    }
+
+    /// Those of connections, and those of strangers.
+    fn limits(&self, listener_max: u32, address_max: u32) -> [Limits; 2] {
+        let connections = Limits {
+            node: self.connections_max,
+            listener: listener_max,
+            address: address_max,
+        };
+        let of_listener = self.strangers_max_of(listener_max);
+        let strangers = Limits {
+            node: self.strangers_max,
+            listener: of_listener,
+            address: strangers_share(of_listener),
+        };
+        [connections, strangers]
+    }
+
+    fn take_stranger(
+        &self,
+        listener: ListenerId,
+        address: Address,
+        limits: Limits,
+    ) -> Result<StrangerCells, Scope> {
+        let on_node = self
+            .strangers_by_address
+            .take(address.into(), self.strangers_per_address_max())
+            .ok_or(Scope::AddressOnNode)?;
+        match self.strangers.take(listener, address, limits) {
+            Ok(on_listener) => Ok(StrangerCells {
+                on_listener,
+                on_node,
+            }),
+            Err(scope) => {
+                self.strangers_by_address.release(on_node);
+                Err(scope)
+            }
+        }
+    }
+
     /// Its CONNECT has come: no stranger any more.
     pub fn introduced(&self, permit: &mut Permit) {
-        if let Some(cell) = permit.stranger.take() {
-            self.strangers.give_back(permit.listener, cell);
+        if let Some(cells) = permit.stranger.take() {
+            self.strangers.give_back(permit.listener, cells.on_listener);
+            self.strangers_by_address.release(cells.on_node);
         }
     }
 
@@ -245,16 +324,16 @@ impl Table {
         strangers_share(listener_max).min(self.strangers_max)
     }
 
-    /// Most strangers of one address that come in through such a listener: one address alone never takes all that there
-    /// are for strangers.
-    pub fn strangers_per_address_max_of(&self, listener_max: u32) -> u32 {
-        strangers_share(self.strangers_max_of(listener_max)).min(self.strangers_per_address_max)
+    /// Most strangers of one address: one alone never takes all the places that there are for strangers.
+    pub fn strangers_per_address_max(&self) -> u32 {
+        strangers_share(self.strangers_max).min(self.strangers_per_address_max)
     }
 
     /// True exactly when nothing at all is counted: no connection, no address, no connection to an endpoint.
     pub fn is_empty(&self) -> bool {
         self.connections.is_empty()
             && self.strangers.is_empty()
+            && self.strangers_by_address.is_empty()
             && self.endpoints.iter().all(|endpoint| endpoint.0.open() == 0)
     }
 
@@ -267,12 +346,43 @@ impl Table {
 
     /// What stands for an address among those at which an endpoint gave no answer.
     pub fn doubter(&self, address: Address) -> Doubter {
-        Doubter::new(self.connections.addresses.hash(address))
+        Doubter::new(self.connections.addresses.hash(address.into()))
     }
 
     /// How many endpoint cells there are.
     pub fn endpoint_cells(&self) -> usize {
         self.endpoints.len()
+    }
+}
+
+impl Leaver {
+    /// The same, and its leaving also frees a place of each of these limits that is reached.
+    fn frees(
+        self,
+        counts: &Counts,
+        limits: Limits,
+        listener: ListenerId,
+        address: Address,
+    ) -> Option<Self> {
+        let of_address = counts.addresses.count(on(listener, address));
+        let of_listener = counts.of(listener);
+        let of_node = counts.node.0.load(Ordering::Acquire);
+        if of_node > limits.node || of_listener > limits.listener || of_address > limits.address {
+            return None;
+        }
+        let is_of_address = of_address == limits.address;
+        let is_on_listener = is_of_address || of_listener == limits.listener;
+        Some(Self {
+            is_on_listener: self.is_on_listener || is_on_listener,
+            is_of_address: self.is_of_address || is_of_address,
+        })
+    }
+}
+
+fn on(listener: ListenerId, address: Address) -> Counted {
+    Counted {
+        address,
+        listener: Some(listener),
     }
 }
 
@@ -288,7 +398,8 @@ impl Counts {
     /// Counts one and tells the cell of its address, or whose limit is reached: the address' first, so that no one else
     /// gives way for a connection that is refused after all.
     fn take(&self, listener: ListenerId, address: Address, limits: Limits) -> Result<u32, Scope> {
-        let Some(cell) = self.addresses.take(address, limits.address) else {
+        let counted = on(listener, address);
+        let Some(cell) = self.addresses.take(counted, limits.address) else {
             return Err(Scope::Address);
         };
         if !take(&self.node.0, limits.node) {
@@ -428,13 +539,14 @@ mod tests {
     fn strangers_have_a_share_of_node_listener_and_address_and_leave_it_with_their_connect() {
         const S: fn(Scope) -> Refused = Refused::Strangers;
         // Node, listener, strangers of an address; how many strangers of one address, then of others, are let in.
-        let cases: [(u32, u32, u32, u32, u32, Refused); 4] = [
-            (8, MANY, MANY, 5, 1, S(Scope::Node)),
-            (MANY, 8, MANY, 5, 1, S(Scope::Listener)),
-            (MANY, MANY, 2, 2, 100, S(Scope::Address)),
-            (1, MANY, MANY, 1, 0, Refused::Connections(Scope::Node)),
+        let (here, everywhere) = (S(Scope::Address), S(Scope::AddressOnNode));
+        let cases: [(u32, u32, u32, u32, u32, Refused, Refused); 4] = [
+            (8, MANY, MANY, 5, 1, everywhere, S(Scope::Node)),
+            (MANY, 8, MANY, 5, 1, here, S(Scope::Listener)),
+            (MANY, MANY, 2, 2, 100, everywhere, everywhere),
+            (1, MANY, MANY, 1, 0, here, Refused::Connections(Scope::Node)),
         ];
-        for (node, listener, address, of_one, of_others, refused) in cases {
+        for (node, listener, address, of_one, of_others, of_address, refused) in cases {
             let table = Table::new(&TableConfig {
                 connections_max: node,
                 strangers_max: strangers_share(node),
@@ -450,7 +562,7 @@ mod tests {
             let of_first = (0..of_one).map(|_| come(1)).collect::<Result<Vec<()>, _>>();
             assert!(of_first.is_ok(), "{refused:?}");
             if of_others > 0 {
-                assert_eq!(come(1), Err(S(Scope::Address)), "{refused:?}");
+                assert_eq!(come(1), Err(of_address), "{refused:?}");
             }
             for last in 2..2 + of_others {
                 assert_eq!(come(last as u8), Ok(()), "{refused:?} {last}");
@@ -467,6 +579,80 @@ mod tests {
             permits.drain(..).for_each(|permit| table.release(permit));
             assert!(table.is_empty(), "{refused:?}");
         }
+    }
+
+    /// The limits of a listener are about that listener alone.
+    #[test]
+    fn a_crowd_on_a_large_listener_leaves_a_small_one_open() {
+        let table = Table::new(&TableConfig::default());
+        let small = ListenerId(1);
+        let mut permits: Vec<Permit> = (0..100)
+            .map(|_| table.admit(L, MANY, v4(1), MANY).unwrap())
+            .collect();
+        // 8 for the small one: 6 for strangers, 5 for those of one address; 7 connections of an address.
+        for count in 0..5 {
+            permits.push(table.admit(small, 8, v4(1), 7).expect("a place"));
+            assert_eq!(table.strangers_of(small), count + 1);
+        }
+        let refused = table.admit(small, 8, v4(1), 7);
+        assert_eq!(refused, Err(Refused::Strangers(Scope::Address)));
+        permits
+            .iter_mut()
+            .for_each(|permit| table.introduced(permit));
+        for _ in 5..7 {
+            permits.push(table.admit(small, 8, v4(1), 7).expect("a place"));
+        }
+        let refused = table.admit(small, 8, v4(1), 7);
+        assert_eq!(refused, Err(Refused::Connections(Scope::Address)));
+        permits.push(table.admit(L, MANY, v4(1), MANY).expect("a place"));
+        permits.drain(..).for_each(|permit| table.release(permit));
+        assert!(table.is_empty());
+    }
+
+    #[test]
+    fn who_makes_room_frees_a_place_of_every_limit_that_is_reached() {
+        let other = ListenerId(1);
+        let leaver = |is_on_listener, is_of_address| {
+            Some(Leaver {
+                is_on_listener,
+                is_of_address,
+            })
+        };
+        // Node, strangers of an address on the node; listener, address on it; who comes: of address 1 on listener 0, of
+        // address 2 there, of address 1 on the other one. Then comes another one of the first kind.
+        let cases = [
+            ((MANY, MANY), (MANY, MANY), (3, 0, 0), leaver(false, false)),
+            ((3, MANY), (MANY, MANY), (1, 1, 1), leaver(false, false)),
+            ((MANY, MANY), (3, MANY), (1, 2, 0), leaver(true, false)),
+            ((4, MANY), (3, MANY), (1, 2, 1), leaver(true, false)),
+            ((MANY, MANY), (MANY, 2), (2, 1, 0), leaver(true, true)),
+            ((MANY, 3), (MANY, MANY), (1, 1, 2), leaver(false, true)),
+            ((MANY, 3), (4, MANY), (1, 2, 2), leaver(true, true)),
+        ];
+        for ((node, on_node), (listener, address), (first, second, third), expected) in cases {
+            let table = Table::new(&TableConfig {
+                connections_max: node,
+                strangers_per_address_max: on_node,
+                ..TableConfig::default()
+            });
+            let mut permits = Vec::new();
+            for (count, listener, last) in [(first, L, 1), (second, L, 2), (third, other, 1)] {
+                for _ in 0..count {
+                    permits.push(table.admit(listener, MANY, v4(last), MANY).unwrap());
+                }
+            }
+            let found = table.who_makes_room(L, listener, v4(1), address);
+            assert_eq!(found, expected, "{node} {on_node} {listener} {address}");
+            permits.drain(..).for_each(|permit| table.release(permit));
+        }
+        // No one alone can: the limit was lowered, or the table does not have the listener.
+        let table = Table::new(&TableConfig::default());
+        let permits = [(); 3].map(|()| table.admit(L, MANY, v4(1), MANY).unwrap());
+        for (listener, address) in [(2, MANY), (MANY, 2)] {
+            assert_eq!(table.who_makes_room(L, listener, v4(1), address), None);
+        }
+        assert_eq!(table.who_makes_room(ListenerId(999), 9, v4(1), 9), None);
+        permits.into_iter().for_each(|permit| table.release(permit));
     }
 
     #[test]

@@ -4,13 +4,13 @@
 //! Where a limit is reached, a connection that has said nothing for a while gives its place to the newcomer; see
 //! `strangers.rs`.
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 
 use sluice_policy::ListenerId;
 
 use crate::clock::Time;
 use crate::metrics::Counter;
-use crate::node::{Address, Permit, Refused, Scope};
+use crate::node::{Address, Permit, Refused, Scope, Table};
 use crate::ring::{Event, KeepAlive, ListenSlot, Ring, SocketId};
 use crate::session::{Session, Side};
 
@@ -25,7 +25,7 @@ impl<R: Ring> Core<R> {
         turn: Turn<'_>,
         listener: ListenSlot,
         socket: SocketId,
-        peer: SocketAddr,
+        peer: IpAddr,
     ) {
         self.counters.add(Counter::ConnectionsAccepted, 1);
         let listener = ListenerId(listener.0);
@@ -40,7 +40,7 @@ impl<R: Ring> Core<R> {
         &mut self,
         turn: Turn<'_>,
         listener: ListenerId,
-        peer: SocketAddr,
+        peer: IpAddr,
     ) -> Result<Permit, Counter> {
         if self.drain.is_some() {
             return Err(Counter::RefusedDraining);
@@ -54,19 +54,17 @@ impl<R: Ring> Core<R> {
         let Some(row) = turn.snapshot.listener(listener) else {
             return Err(Counter::RefusedListenerGone);
         };
-        let limits = (
-            row.limits.connections_max,
-            row.limits.connections_per_address_max,
-        );
-        let address = Address::from(peer.ip());
-        let permit = self
-            .take_place(listener, address, limits)
-            .or_else(|refused| {
-                if self.give_way(turn, among(refused, listener, address)) {
-                    self.take_place(listener, address, limits)
-                } else {
-                    Err(refused)
-                }
+        let newcomer = Newcomer {
+            listener,
+            listener_max: row.limits.connections_max,
+            address: Address::from(peer),
+            address_max: row.limits.connections_per_address_max,
+        };
+        let permit = newcomer
+            .take_place(&self.table)
+            .or_else(|refused| match newcomer.among(&self.table) {
+                Some(among) if self.give_way(turn, among) => newcomer.take_place(&self.table),
+                Some(_) | None => Err(refused),
             })
             .map_err(counter)?;
         // The slot comes last: it may be free by now.
@@ -77,21 +75,12 @@ impl<R: Ring> Core<R> {
         Ok(permit)
     }
 
-    fn take_place(
-        &self,
-        listener: ListenerId,
-        address: Address,
-        (of_listener, of_address): (u32, u32),
-    ) -> Result<Permit, Refused> {
-        self.table.admit(listener, of_listener, address, of_address)
-    }
-
     fn open(
         &mut self,
         turn: Turn<'_>,
         listener: ListenerId,
         socket: SocketId,
-        peer: SocketAddr,
+        peer: IpAddr,
         permit: Permit,
     ) {
         if let Some(row) = turn.snapshot.listener(listener)
@@ -111,7 +100,7 @@ impl<R: Ring> Core<R> {
             timer: Time(u64::MAX),
             opened: turn.now,
             permit: Some(permit),
-            peer: peer.ip(),
+            peer,
             listener,
             cell: None,
             kept_bytes: 0,
@@ -124,9 +113,9 @@ impl<R: Ring> Core<R> {
         }
     }
 
-    fn turn_away(&mut self, socket: SocketId, peer: SocketAddr, reason: Counter) {
+    fn turn_away(&mut self, socket: SocketId, peer: IpAddr, reason: Counter) {
         self.counters.add(reason, 1);
-        self.notices.turned_away(reason, Address::from(peer.ip()));
+        self.notices.turned_away(reason, Address::from(peer));
         self.ring.close(socket);
     }
 
@@ -139,16 +128,38 @@ impl<R: Ring> Core<R> {
     }
 }
 
-/// Whose strangers are asked to give way: those that hold what the newcomer needs.
-fn among(refused: Refused, listener: ListenerId, address: Address) -> Among {
-    match refused {
-        Refused::Connections(Scope::Node) | Refused::Strangers(Scope::Node) => Among::All,
-        Refused::Connections(Scope::Listener) | Refused::Strangers(Scope::Listener) => {
-            Among::Listener(listener)
-        }
-        Refused::Connections(Scope::Address) | Refused::Strangers(Scope::Address) => {
-            Among::Address(address)
-        }
+/// A connection that wants a place, and the limits of its listener.
+struct Newcomer {
+    listener: ListenerId,
+    listener_max: u32,
+    address: Address,
+    address_max: u32,
+}
+
+impl Newcomer {
+    fn take_place(&self, table: &Table) -> Result<Permit, Refused> {
+        table.admit(
+            self.listener,
+            self.listener_max,
+            self.address,
+            self.address_max,
+        )
+    }
+
+    /// Whose strangers are asked to give way: those that hold all that it needs; `None` when no one does.
+    fn among(&self, table: &Table) -> Option<Among> {
+        let leaver = table.who_makes_room(
+            self.listener,
+            self.listener_max,
+            self.address,
+            self.address_max,
+        )?;
+        Some(match (leaver.is_on_listener, leaver.is_of_address) {
+            (false, false) => Among::All,
+            (true, false) => Among::Listener(self.listener),
+            (false, true) => Among::Address(self.address),
+            (true, true) => Among::AddressOn(self.listener, self.address),
+        })
     }
 }
 
@@ -156,9 +167,11 @@ fn counter(refused: Refused) -> Counter {
     match refused {
         Refused::Connections(Scope::Node) => Counter::RefusedNode,
         Refused::Connections(Scope::Listener) => Counter::RefusedListener,
-        Refused::Connections(Scope::Address) => Counter::RefusedAddress,
+        Refused::Connections(Scope::Address | Scope::AddressOnNode) => Counter::RefusedAddress,
         Refused::Strangers(Scope::Node) => Counter::RefusedStrangersNode,
         Refused::Strangers(Scope::Listener) => Counter::RefusedStrangersListener,
-        Refused::Strangers(Scope::Address) => Counter::RefusedStrangersAddress,
+        Refused::Strangers(Scope::Address | Scope::AddressOnNode) => {
+            Counter::RefusedStrangersAddress
+        }
     }
 }

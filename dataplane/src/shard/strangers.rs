@@ -37,6 +37,8 @@ pub(super) enum Among {
     Listener(ListenerId),
     /// Those of an address.
     Address(Address),
+    /// Those of an address on a listener.
+    AddressOn(ListenerId, Address),
 }
 
 /// The strangers of a shard.
@@ -101,6 +103,9 @@ impl Strangers {
                 .by_listener
                 .oldest_of_largest(listener, now, self.grace),
             Among::Address(address) => self.by_address.oldest((), address, now, self.grace),
+            Among::AddressOn(listener, address) => {
+                self.by_listener.oldest(listener, address, now, self.grace)
+            }
         }
     }
 }
@@ -233,6 +238,9 @@ mod tests {
             Among::All => true,
             Among::Listener(listener) => one.listener == listener,
             Among::Address(address) => one.address == address,
+            Among::AddressOn(listener, address) => {
+                (one.listener, one.address) == (listener, address)
+            }
         };
         let meant: Vec<Stranger> = list.iter().filter(is_meant).copied().collect();
         let mut addresses: Vec<(usize, Address)> = meant
@@ -272,6 +280,7 @@ mod tests {
                     Among::All,
                     Among::Listener(ListenerId(listener)),
                     Among::Address(stranger(0, last, 0, 0).address),
+                    Among::AddressOn(ListenerId(listener), stranger(0, last, 0, 0).address),
                 ] {
                     prop_assert_eq!(strangers.gives_way(among, now), expected(&list, among, now));
                 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
 use sluice_dataplane::node::{TableConfig, TurnedAway, strangers_share};
+use sluice_dataplane::ring::ListenSlot;
 use sluice_dataplane::ring::simulated::{Peer, PeerState};
 use sluice_wire::mqtt::Version;
 
@@ -166,6 +167,75 @@ fn no_stranger_gives_way_to_a_newcomer_that_does_not_get_in() {
         assert!(is_open(&stage, newcomer));
         assert_eq!(count_open(&stage, &silent), 2, "{of_shard} {of_node}");
         assert_eq!(stage.count(Counter::StrangersGaveWay), 1);
+    }
+}
+
+/// A second listener, with these limits, on a node with so many places.
+fn beside_a_small_one(places: u32, limits: &str) -> Stage {
+    let small = format!(
+        "  - name: small\n    address: 127.0.0.1:1884\n    upstream: broker\n    anonymous: {{group: devices}}\n    \
+         limits: {{connect_timeout: 60s, {limits}}}\nupstreams:\n"
+    );
+    let mut options = Options::quiet();
+    options.table.connections_max = places;
+    let policy = policy("unlimited", "unlimited").replace("upstreams:\n", &small);
+    Stage::with_policy(&options, &policy)
+}
+
+fn knock_at_small(stage: &mut Stage, last: u8) -> Peer {
+    let small = ListenSlot(stage.snapshot().listeners()[1].id.0);
+    let peer = stage.network.connect(small, address(last));
+    stage.run_for(Duration::from_millis(1));
+    peer
+}
+
+#[test]
+fn a_crowd_on_a_large_listener_does_not_close_a_small_one_to_its_address() {
+    for limits in [
+        "connections_max: 8",
+        "connections_max: unlimited, connections_per_address_max: 2",
+    ] {
+        let mut stage = beside_a_small_one(1000, limits);
+        let silent = crowd(&mut stage, address(1), 100);
+        for _ in 0..2 {
+            let client = knock_at_small(&mut stage, 1);
+            assert!(gets_in(&mut stage, client), "{limits}");
+        }
+        assert_eq!(count_open(&stage, &silent), 100, "{limits}");
+    }
+}
+
+/// Node and listener are full: a stranger on another listener holds a place of the node only.
+#[test]
+fn no_stranger_gives_way_whose_place_alone_is_not_enough() {
+    for (note, limits, address_of_known) in [
+        ("listener", "connections_max: 2", 1),
+        ("address", "connections_per_address_max: 2", 4),
+    ] {
+        let mut stage = beside_a_small_one(10, limits);
+        for _ in 0..2 {
+            let known = knock_at_small(&mut stage, address_of_known);
+            assert!(gets_in(&mut stage, known), "{note}");
+        }
+        let silent = crowd(&mut stage, address(2), 8);
+        stage.run_for(GRACE);
+        let turned_away = knock_at_small(&mut stage, 4);
+        assert!(!is_open(&stage, turned_away), "{note}");
+        assert_eq!(count_open(&stage, &silent), 8, "{note}");
+        assert_eq!(stage.count(Counter::StrangersGaveWay), 0, "{note}");
+
+        // One that holds a place of each is few, young and the right one.
+        let mut stage = beside_a_small_one(10, limits);
+        let known = knock_at_small(&mut stage, address_of_known);
+        assert!(gets_in(&mut stage, known), "{note}");
+        let silent = crowd(&mut stage, address(2), 8);
+        stage.run_for(GRACE);
+        let both = knock_at_small(&mut stage, address_of_known);
+        stage.run_for(GRACE);
+        let newcomer = knock_at_small(&mut stage, 4);
+        assert!(gets_in(&mut stage, newcomer), "{note}");
+        assert!(!is_open(&stage, both), "{note}");
+        assert_eq!(count_open(&stage, &silent), 8, "{note}");
     }
 }
 
