@@ -6,7 +6,7 @@
 #![allow(clippy::expect_used)]
 
 use std::hint::black_box;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sluice_bench::fixtures::{Level, connack, connect_anonymous, policy, publish};
@@ -42,13 +42,17 @@ impl Bench {
             counters: &counters,
             random: &mut random,
             decisions: None,
-            denials: None,
         };
-        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1024));
-        let mut session = Session::accepted(&mut context, listener, peer);
+        let mut session =
+            Session::accepted(&mut context, listener, IpAddr::V4(Ipv4Addr::LOCALHOST));
         let mut packet = connect_anonymous(level, "bench");
         session.handle_bytes(&mut context, Side::Downstream, &mut packet);
-        session.handle_dialled(&mut context, Dialled::Connected { has_another: false });
+        session.handle_dialled(
+            &mut context,
+            Dialled::Connected {
+                another_after: None,
+            },
+        );
         session.handle_bytes(&mut context, Side::Upstream, &mut connack(level));
         assert!(session.is_open(), "the session of the bench opens");
         Self {
@@ -72,7 +76,6 @@ impl Bench {
             counters: &self.counters,
             random: &mut random,
             decisions: None,
-            denials: None,
         };
         self.session
             .handle_bytes(&mut context, Side::Downstream, bytes);

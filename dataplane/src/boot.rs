@@ -28,8 +28,8 @@ use crate::control::{Control, End, Parts, ShardExit, auth, fleet};
 use crate::logging::{self, LogControl};
 use crate::metrics::Counters;
 use crate::node::{
-    DecisionSampler, Inbox, NameKey, Post, ShardId, Table, TableConfig, ToControl, ToShard,
-    mailbox, strangers_share,
+    DecisionSampler, Inbox, Post, ShardId, Table, TableConfig, ToControl, ToShard, mailbox,
+    strangers_share,
 };
 use crate::ring::{self, Decision, Engine, EngineChoice, RingConfig};
 use crate::shard::{Shard, ShardLimits, ShardParts};
@@ -112,7 +112,6 @@ async fn control_thread(
     })?;
     let table = Arc::new(Table::new(&table_config(args, sessions_max, random_u64()?)));
     let policy = PolicyHandle::default();
-    let names = NameKey::default();
 
     let (exits_in, exits) = mpsc::unbounded_channel();
     let (mut links, mut inboxes, mut counters) = (Vec::new(), Vec::new(), Vec::new());
@@ -126,8 +125,7 @@ async fn control_thread(
             cpu: *cpu,
             engine,
             limits: shard_limits(args, sessions_max),
-            decisions: NonZeroU32::new(args.decision_log_sample)
-                .map(|every| DecisionSampler::new(every, names.clone())),
+            decisions: NonZeroU32::new(args.decision_log_sample).map(DecisionSampler::new),
             policy: policy.clone(),
             inbox: to_shard,
             control: to_control,
@@ -532,6 +530,15 @@ mod tests {
         for (grace, expected) in [("0s", true), ("1h", true), ("61m", false), ("2", false)] {
             let args = args(&["--strangers-grace", grace]);
             assert_eq!(args.is_ok(), expected, "{grace}");
+        }
+        for (deadline, expected) in [
+            ("0s", false),
+            ("0ms", false),
+            ("99ms", false),
+            ("100ms", true),
+        ] {
+            let args = args(&["--auth-deadline", deadline]);
+            assert_eq!(args.is_ok(), expected, "{deadline}");
         }
         // The password queue also has room for a fleet of 5,000 behind one address on a node with 9,488 places.
         let passwords = auth_limits(&args(&[]).unwrap(), 9_488);

@@ -144,12 +144,13 @@ pub struct RunArgs {
     )]
     pub auth_queue: NonZeroU32,
 
-    /// Longest wait for a password check; after it the client is told that the server is busy.
+    /// Longest wait for a password check, 100ms or more; after it the client is told that the server is busy.
     #[arg(
         long,
         env = "SLUICE_AUTH_DEADLINE",
         value_name = "TIME",
-        default_value = "10s"
+        default_value = "10s",
+        value_parser = long_enough_to_verify
     )]
     pub auth_deadline: Span,
 
@@ -212,6 +213,15 @@ fn at_most_an_hour(text: &str) -> Result<Span, BadValue> {
     Ok(span)
 }
 
+/// With less, no password is ever verified: each check is late before it begins.
+fn long_enough_to_verify(text: &str) -> Result<Span, BadValue> {
+    let span: Span = text.parse()?;
+    if span.0 < Duration::from_millis(100) {
+        return Err(BadValue::UnderATenth);
+    }
+    Ok(span)
+}
+
 /// The form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -253,6 +263,9 @@ pub enum BadValue {
     /// A time beyond what its flag takes.
     #[error("expected a time of at most 1h, like `2s`")]
     OverAnHour,
+    /// A time below what its flag takes.
+    #[error("expected a time of at least 100ms, like `10s`")]
+    UnderATenth,
 }
 
 impl FromStr for ShardCount {

@@ -450,12 +450,23 @@ fn the_password_cache_can_be_turned_off_and_outlived() {
 
 #[test]
 fn a_password_that_waits_too_long_is_told_busy() {
-    let policy = login_policy(broker(), SECRET);
-    let running = Running::start_ready(&policy, &["--shards", "1", "--auth-deadline", "0ms"]);
+    let policy = login_policy(broker(), &SLOW_SECRET.replace("$12$", "$14$"));
+    let args = ["--shards", "1", "--auth-threads", "1"];
+    let running = Running::start_ready(
+        &policy,
+        &[&args[..], &["--auth-deadline", "100ms"]].concat(),
+    );
     let port = running.listener("devices");
-    let mut device = Device::connect(port, "c", Some(("u", "secret")));
-    assert_eq!(device.connack(), 3, "server unavailable");
-    assert_eq!(hashes(&running), 0.0, "nobody waited for it any more");
+    let mut devices =
+        ["one", "another"].map(|password| Device::connect(port, password, Some(("u", password))));
+    for device in &mut devices {
+        assert_eq!(device.connack(), 3, "server unavailable");
+    }
+    assert_eq!(
+        hashes(&running),
+        1.0,
+        "nobody waited for the second any more"
+    );
 }
 
 // ---- reload
@@ -950,11 +961,7 @@ fn decisions_are_logged_when_sampled() {
         "sluice::decision",
         "client_id=\"sampled\"",
         "topic=\"a/b\"",
-        "decision=\"allow\"",
-        "peer=127.0.0.1:",
-        "listener=\"devices\"",
-        "qos=0",
-        "payload_bytes=4",
+        "decision=Allow",
         "rule=\"permit-all\"",
     ] {
         assert!(line.contains(text), "{text} in {line}");

@@ -3,7 +3,6 @@
 
 mod access;
 mod calls;
-mod codes;
 mod fail;
 pub mod nodes;
 mod operations;

@@ -50,8 +50,6 @@ pub struct Caller {
     pub role: Role,
     /// Of the call.
     pub request_id: String,
-    /// Address and port of the caller's end of the connection.
-    pub peer: String,
     /// True exactly when the connection is encrypted.
     pub is_tls: bool,
     /// How long they are welcome.
@@ -69,7 +67,6 @@ impl Caller {
             before: String::new(),
             after: String::new(),
             request_id: self.request_id.clone(),
-            peer: self.peer.clone(),
         }
     }
 }
@@ -137,7 +134,7 @@ impl Gate {
             store,
             known: RwLock::new(known),
             changing: Mutex::new(()),
-            refusals: Refusals::new(),
+            refusals: Refusals::default(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -168,7 +165,6 @@ impl Gate {
             token: id,
             role: token.role,
             request_id: asked.request_id().to_owned(),
-            peer: asked.peer.as_ref().map(Peer::shown).unwrap_or_default(),
             is_tls: asked.peer.as_ref().is_some_and(|peer| peer.is_tls),
             stay,
         })
@@ -455,7 +451,6 @@ mod tests {
             before: String::new(),
             after: String::new(),
             request_id: String::new(),
-            peer: String::new(),
         };
         gate.create_token(token, audit).await.expect("made");
         for (now, expected) in [

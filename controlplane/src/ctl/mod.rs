@@ -85,10 +85,7 @@ async fn finish(cli: &Cli, out: &mut Out) -> Exit {
 async fn perform(cli: &Cli, out: &mut Out) -> Result<Exit, Failure> {
     let answer = match &cli.command {
         Command::Restore(args) => operations::restore(args).await,
-        Command::Doctor(args) => Ok(match &args.backup {
-            Some(file) => doctor::examine_backup(file, out).await,
-            None => doctor::examine(&cli.connection, out).await,
-        }),
+        Command::Doctor(_) => Ok(doctor::examine(&cli.connection).await),
         Command::Validate(args) if args.offline || cli.connection.server.is_none() => {
             policy::validate_here(args)
         }

@@ -274,7 +274,6 @@ pub fn audit() -> AuditEntry {
         before: String::new(),
         after: String::new(),
         request_id: String::new(),
-        peer: "127.0.0.1:7".into(),
     }
 }
 

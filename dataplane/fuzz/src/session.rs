@@ -3,7 +3,7 @@
 //! Plays the shard: every output is carried out at once, dials succeed, passwords are right.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -160,10 +160,9 @@ impl Rig {
                 counters: &counters,
                 random: &mut || 0,
                 decisions: None,
-                denials: None,
             },
             listener.unwrap_or_else(|| unreachable!("the policy above has it")),
-            SocketAddr::from(([192, 0, 2, 7], 4711)),
+            IpAddr::from([192, 0, 2, 7]),
         );
         Self {
             session,
@@ -236,9 +235,12 @@ impl Rig {
         while let Some(waits) = self.waits.pop() {
             self.call_once(&mut [], |session, context, _| match waits {
                 Waits::Password => session.handle_authenticated(context, AuthOutcome::Verified),
-                Waits::Dial => {
-                    session.handle_dialled(context, Dialled::Connected { has_another: true })
-                }
+                Waits::Dial => session.handle_dialled(
+                    context,
+                    Dialled::Connected {
+                        another_after: Some(Duration::from_secs(5)),
+                    },
+                ),
             });
         }
         assert!(self.session.heap_bytes() <= HEAP_BYTES_MAX);
@@ -263,7 +265,6 @@ impl Rig {
                     *random
                 },
                 decisions: None,
-                denials: None,
             },
             lease,
         );
@@ -288,9 +289,7 @@ impl Rig {
                 Output::Answered
                 | Output::PauseReading(_)
                 | Output::ResumeReading(_)
-                | Output::Fault(_)
-                | Output::OtherProtocol(_)
-                | Output::DeliveryTooLarge { .. } => {}
+                | Output::Fault(_) => {}
                 Output::Later => self.has_work = true,
                 Output::Close(_) => self.is_closed = true,
             }

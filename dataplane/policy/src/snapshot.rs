@@ -191,27 +191,6 @@ pub enum Refusal {
     ListenerGone,
 }
 
-/// A session that is not admitted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Refused {
-    /// Why.
-    pub refusal: Refusal,
-    /// The connect rule that denied it; `None` when another thing did, or the default decision.
-    pub rule: Option<RuleId>,
-    /// A shadow connect rule that would have decided otherwise.
-    pub shadow: Option<RuleId>,
-}
-
-impl From<Refusal> for Refused {
-    fn from(refusal: Refusal) -> Self {
-        Self {
-            refusal,
-            rule: None,
-            shadow: None,
-        }
-    }
-}
-
 /// An admitted session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
@@ -592,9 +571,24 @@ impl Snapshot {
     pub fn warnings(&self) -> Vec<String> {
         let upstreams = self.frame.upstreams.iter();
         let mut warnings: Vec<String> = upstreams.filter_map(Upstream::warning).collect();
+        let listeners = self.frame.listeners.iter();
+        warnings.extend(listeners.filter_map(|listener| self.impatience_warning(listener)));
         warnings.extend(self.users.locked_out().warnings());
         warnings.extend(self.users.password_warning());
         warnings
+    }
+
+    /// A client that waits for two endpoints has `connect_timeout` for both.
+    fn impatience_warning(&self, listener: &Listener) -> Option<String> {
+        let upstream = self.upstream(listener.upstream)?;
+        let half = listener.limits.connect_timeout / 2;
+        (upstream.endpoints.len() > 1 && upstream.connack_timeout > half).then(|| {
+            format!(
+                "listener `{}`: an endpoint of upstream `{}` has {half:?} for CONNACK before another one is asked, half of \
+                 `connect_timeout`; `connack_timeout` says {:?}",
+                listener.name, upstream.name, upstream.connack_timeout
+            )
+        })
     }
 
     /// The enabled user of that name.
@@ -637,7 +631,7 @@ impl Snapshot {
     }
 
     /// May this session open, or stay open? Also gives its classes.
-    pub fn admit(&self, who: &Who<'_>) -> Result<Admission, Refused> {
+    pub fn admit(&self, who: &Who<'_>) -> Result<Admission, Refusal> {
         let mut half = None;
         loop {
             let mut effort = Effort::new(u32::MAX);
@@ -654,7 +648,7 @@ impl Snapshot {
         who: &Who<'_>,
         effort: &mut Effort,
         half: &mut Option<Box<HalfAdmitted>>,
-    ) -> Option<Result<Admission, Refused>> {
+    ) -> Option<Result<Admission, Refusal>> {
         admitting::admit(self, who, effort, half)
     }
 

@@ -287,9 +287,8 @@ fn session(snapshot: &Snapshot, who: &Who<'_>, out: &mut String) {
     let name = |rule: Option<_>| rule.map(|rule| snapshot.rule_name(rule));
     let admission = match snapshot.admit(who) {
         Ok(admission) => admission,
-        Err(refused) => {
-            let refusal = refused.refusal;
-            let _ = writeln!(out, "{who:?} {refusal:?} {:?}", name(refused.rule));
+        Err(refusal) => {
+            let _ = writeln!(out, "{who:?} {refusal:?}");
             return;
         }
     };
@@ -468,6 +467,31 @@ fn several_endpoints_that_the_client_id_does_not_choose_between_are_a_warning() 
         let warnings = snapshot.warnings();
         assert_eq!(warnings.len(), usize::from(expected), "{warnings:?}");
         let names = |warning: &String| warning.contains("`up`") && warning.contains(balance);
+        assert!(warnings.iter().all(names), "{warnings:?}");
+    }
+}
+
+#[test]
+fn a_connack_timeout_that_a_listener_cuts_short_is_warned_of() {
+    let two = "['tcp://a:1', 'tcp://b:1']";
+    for (connect, connack, endpoints, expected) in [
+        ("10s", "5s", two, false),
+        ("10s", "6s", two, true),
+        ("9s", "5s", two, true),
+        ("9s", "4500ms", two, false),
+        ("10s", "6s", "['tcp://a:1']", false),
+    ] {
+        let document = format!(
+            "listeners: [{{name: l, address: '127.0.0.1:0', upstream: up, limits: {{connect_timeout: {connect}}}}}]\nupstreams: [{{name: up, endpoints: {endpoints}, dial: {{connack_timeout: {connack}}}}}]\n"
+        );
+        let snapshot = compile(&document, "test", Generation(1), None).unwrap();
+        let warnings = snapshot.warnings();
+        assert_eq!(
+            warnings.len(),
+            usize::from(expected),
+            "{connect} {connack}: {warnings:?}"
+        );
+        let names = |warning: &String| warning.contains("`l`") && warning.contains("`up`");
         assert!(warnings.iter().all(names), "{warnings:?}");
     }
 }

@@ -22,7 +22,7 @@ pub struct EndpointView {
     pub address: String,
     /// Connections open.
     pub connections: u32,
-    /// False exactly when the last active check failed.
+    /// False when the last active check failed, or when there is no address that could be checked.
     pub healthy: bool,
     /// True exactly when its breaker is not closed.
     pub breaker_open: bool,
@@ -173,7 +173,7 @@ pub(super) fn endpoints(
             endpoint: endpoint.as_str().into(),
             address: String::new(),
             connections: 0,
-            healthy: true,
+            healthy: false,
             breaker_open: false,
             silent: false,
             fault: Some(Fault::NameNotFound),
@@ -186,6 +186,25 @@ pub(super) fn endpoints(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_endpoint_whose_name_has_no_address_is_not_healthy() {
+        let policy = "listeners: [{name: l, address: '127.0.0.1:0', upstream: u}]\n\
+                      upstreams: [{name: u, endpoints: ['tcp://broker.example:1883']}]\n";
+        let snapshot = sluice_policy::compile(policy, "test", sluice_policy::Generation(1), None);
+        let snapshot = snapshot.expect("it compiles");
+        let missing = [(
+            snapshot.upstreams()[0].id,
+            "tcp://broker.example:1883".to_owned(),
+        )];
+        let table = Table::new(&crate::node::TableConfig::default());
+        let views = endpoints(&snapshot, &Directory::default(), &table, &missing);
+        let [view] = &views[..] else {
+            panic!("{views:?}");
+        };
+        assert!(!view.healthy && !view.is_used());
+        assert_eq!(view.trouble(), Some(Trouble::Unresolved));
+    }
 
     #[test]
     fn an_upstream_is_degraded_when_none_of_its_endpoints_works() {

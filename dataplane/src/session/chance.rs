@@ -58,16 +58,12 @@ impl Session {
     }
 
     /// CONNECT went upstream.
-    pub(super) fn begin_chance(&mut self, context: &Context<'_>, has_another: bool) {
+    pub(super) fn begin_chance(&mut self, context: &Context<'_>, another_after: Option<Duration>) {
         if self.phase != Phase::Connack || self.is_second_chance() {
             return;
         }
-        let listener = context.snapshot.listener(self.listener);
-        let upstream = listener.and_then(|row| context.snapshot.upstream(row.upstream));
-        let first = upstream.map_or(Duration::MAX, |row| row.connack_timeout);
-        let first = has_another.then_some(first);
-        let overall = self.timers.awaiting_connack(context.now, first);
-        if has_another {
+        let overall = self.timers.awaiting_connack(context.now, another_after);
+        if another_after.is_some() {
             self.rare().chance = Chance::Kept(overall);
         }
     }
@@ -163,7 +159,7 @@ impl Session {
     pub(super) fn dialled(&mut self, context: &mut Context<'_>, dialled: Dialled) {
         match dialled {
             _ if self.phase != Phase::Dialling => {}
-            Dialled::Connected { has_another } => self.send_connect(context, has_another),
+            Dialled::Connected { another_after } => self.send_connect(context, another_after),
             Dialled::Failed => self.dial_failed(context),
         }
     }

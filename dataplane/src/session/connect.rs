@@ -3,17 +3,17 @@
 //! Owns the order of questions: parse, listener, version, client id, enhanced authentication, credentials (off the
 //! shard), connect rules, will; only then is the upstream dialled. Credentials go upstream as the client sent them.
 
-use sluice_policy::{Decision, Denial, Refusal, Refused, Verdict};
+use std::time::Duration;
+
+use sluice_policy::{Action, Decision, Denial, Refusal, Verdict, Verifier};
 use sluice_wire::mqtt::{
     Connect, Property, PropertyEdit, PropertyId, QoS, ReasonCode, Version, Violation, Will,
     decode_connect, encode_connect,
 };
 
 use super::lane::{self, Route};
-use super::record::other_protocol;
 use super::{
-    Act, AuthOutcome, Cause, Context, Credentials, Identity, Message, Output, Phase, Reason,
-    Session, Side,
+    AuthOutcome, Cause, Context, Credentials, Identity, Message, Output, Phase, Session, Side,
 };
 use crate::metrics::Counter;
 
@@ -91,10 +91,6 @@ impl Session {
         violation: Violation,
     ) {
         let cause = Cause::Violation(violation);
-        if let Some(protocol) = other_protocol(bytes) {
-            context.out.list.push(Output::OtherProtocol(protocol));
-            return self.end_because(context, cause, Some(protocol));
-        }
         let level = claimed_level(bytes);
         if violation.reason_code() == ReasonCode::UnsupportedProtocolVersion {
             // A level above ours is a later version, which may know the CONNACK of 5; one below can only know the old.
@@ -126,17 +122,15 @@ impl Session {
             return self.end(context, Cause::ClientNoRoom);
         }
         let Some(listener) = context.snapshot.listener(self.listener) else {
-            return self.refuse_early(context, connect, Refusal::ListenerGone);
+            return self.refuse_admission(context, Refusal::ListenerGone);
         };
         if !listener.versions.contains(&connect.version) {
-            return self.refuse_early(context, connect, Refusal::Version);
+            return self.refuse_admission(context, Refusal::Version);
         }
         let Some(client_id) = self.effective_client_id(context, connect) else {
-            return self.refuse_early(context, connect, Refusal::ClientIdentifier);
+            return self.refuse_admission(context, Refusal::ClientIdentifier);
         };
-        self.identity = Identity::new(&client_id, None);
-        if let Some(username) = connect.username.filter(|name| name.contains('\0')) {
-            self.note_login_failed(context, username, Reason::UserUnknown);
+        if connect.username.is_some_and(|name| name.contains('\0')) {
             return self.refuse_admission(context, Refusal::Credentials);
         }
         if connect
@@ -146,13 +140,13 @@ impl Session {
         {
             if !listener.upstream_auth_pass {
                 let code = ReasonCode::BadAuthenticationMethod;
-                self.note_end(context, Reason::AuthMethod);
                 return self.refuse_connect(context, Cause::Refused, 5, code);
             }
             // The upstream proves who this is, not we: without a user name that we verified it is anonymous here, and the
             // listener must let such sessions in.
             self.upstream_auth = true;
         }
+        self.identity = Identity::new(&client_id, None);
         self.rare().connect.bytes = bytes.to_vec();
         match connect.username.filter(|_| !listener.ignores_usernames) {
             None => self.identified(context, connect),
@@ -169,12 +163,14 @@ impl Session {
         // empty one for none.
         if user.is_some_and(|user| user.verifier.is_none()) && password.is_empty() {
             self.identity = Identity::new(self.identity.client_id(), Some(username));
+            self.is_proven_by_address = true;
             return self.identified(context, connect);
         }
         // Without a password, without such a user, or from elsewhere, nothing is proven: it is verified against nothing,
         // which takes as long.
         let verifier = user.and_then(|user| user.verifier.clone());
         let verifier = verifier.filter(|_| connect.password.is_some());
+        self.rare().verified_against = verifier.as_ref().map(Verifier::digest);
         let credentials = Credentials {
             username: username.into(),
             password: password.to_vec(),
@@ -226,23 +222,17 @@ impl Session {
 
     /// The pool has verified the password, or has not.
     pub(super) fn authenticated(&mut self, context: &mut Context<'_>, outcome: AuthOutcome) {
+        match outcome {
+            AuthOutcome::Verified => {}
+            AuthOutcome::Refused => return self.end(context, Cause::Unauthenticated),
+            AuthOutcome::Busy => return self.end(context, Cause::Busy),
+        }
         self.with_kept_connect(context, |session, context, connect| {
             let Some(username) = connect.username else {
                 return session.end(context, Cause::Unauthenticated);
             };
-            // The row may have gone while its password was verified.
-            let is_user = context.snapshot.user(username).is_some();
-            let (cause, reason) = match outcome {
-                AuthOutcome::Verified if is_user => (None, Reason::UserUnknown),
-                AuthOutcome::Verified | AuthOutcome::Refused => {
-                    let reason = session.login_fault(context, connect, username);
-                    (Some(Cause::Unauthenticated), reason)
-                }
-                AuthOutcome::Busy => (Some(Cause::Busy), Reason::PasswordBusy),
-            };
-            if let Some(cause) = cause {
-                session.note_login_failed(context, username, reason);
-                return session.end(context, cause);
+            if !session.is_proven(context, username) {
+                return session.end(context, Cause::Unauthenticated);
             }
             session.identity = Identity::new(session.identity.client_id(), Some(username));
             session.identified(context, connect);
@@ -258,23 +248,13 @@ impl Session {
         }
     }
 
-    /// What is wrong with a login that was refused.
-    fn login_fault(&self, context: &Context<'_>, connect: &Connect<'_>, username: &str) -> Reason {
-        match context.snapshot.user(username) {
-            None => Reason::UserUnknown,
-            Some(user) if !user.may_come_from(self.peer) => Reason::UserAddress,
-            Some(_) if connect.password.is_none() => Reason::PasswordMissing,
-            Some(_) => Reason::PasswordWrong,
-        }
-    }
-
-    /// Ends a session that is not admitted, before the rules were asked.
-    fn refuse_early(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, refusal: Refusal) {
-        let claimed = connect
-            .username
-            .filter(|_| self.identity.username().is_none());
-        self.note_refused(context, Refused::from(refusal), claimed);
-        self.refuse_admission(context, refusal);
+    /// True exactly when what was verified is what is stored: while it was, the row may have gone, or have got another
+    /// password.
+    fn is_proven(&mut self, context: &Context<'_>, username: &str) -> bool {
+        let against = self.rare().verified_against.take();
+        let user = context.snapshot.user(username);
+        let stored = user.and_then(|user| user.verifier.as_ref());
+        against.is_some() && stored.map(Verifier::digest) == against
     }
 
     /// Lends the kept CONNECT to `then`, and keeps it further unless the session has ended.
@@ -297,10 +277,10 @@ impl Session {
     /// Who it is has been settled: ask the connect rules and judge the will, then dial.
     fn identified(&mut self, context: &mut Context<'_>, connect: &Connect<'_>) {
         let Some(listener) = context.snapshot.listener(self.listener) else {
-            return self.refuse_early(context, connect, Refusal::ListenerGone);
+            return self.refuse_admission(context, Refusal::ListenerGone);
         };
         if self.identity.username().is_none() && !listener.anonymous {
-            return self.refuse_early(context, connect, Refusal::Credentials);
+            return self.refuse_admission(context, Refusal::Credentials);
         }
         match self.admit(context) {
             Some(Ok(())) => self.end_admitting(),
@@ -377,7 +357,7 @@ impl Session {
 
     /// The verdict on a will; its Response Topic must be one the sender may receive.
     pub(super) fn judge_will(&self, context: &mut Context<'_>, will: &WillRecord) -> Verdict {
-        let verdict = self.judge(context, Act::Will, &will.topic, will.message);
+        let verdict = self.judge(context, Action::Publish, &will.topic, will.message);
         match &will.response_topic {
             Some(topic) if verdict.decision == Decision::Allow => {
                 self.judge_response_topic(context, topic, verdict)
@@ -388,7 +368,11 @@ impl Session {
 
     /// The upstream is there: CONNECT goes to it. It is kept exactly when another broker can be asked if this one gives no
     /// answer.
-    pub(super) fn send_connect(&mut self, context: &mut Context<'_>, has_another: bool) {
+    pub(super) fn send_connect(
+        &mut self,
+        context: &mut Context<'_>,
+        another_after: Option<Duration>,
+    ) {
         self.with_kept_connect(context, |session, context, connect| {
             session.up = lane::Lane::server();
             session.up.set_version(session.version);
@@ -396,8 +380,8 @@ impl Session {
             session.put_connect(context, connect);
             session.timers.spoke(context.now);
         });
-        self.begin_chance(context, has_another);
-        if !has_another {
+        self.begin_chance(context, another_after);
+        if another_after.is_none() {
             self.forget_connect();
         }
     }

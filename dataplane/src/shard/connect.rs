@@ -179,10 +179,12 @@ impl<R: Ring> Core<R> {
         let has_another = has_another && has_room;
         let kept_bytes = if has_another { bytes } else { 0 };
         self.connects_kept += kept_bytes;
+        // What counts is the upstream that was dialled; the listener may have another one by now.
+        let dialled = around.upstream;
+        let another_after =
+            has_another.then(|| dialled.map_or(Duration::MAX, |upstream| upstream.connack_timeout));
         let stall = write_stall_timeout(turn.snapshot, open.listener);
-        let idle = around
-            .upstream
-            .map_or(Duration::ZERO, |upstream| upstream.tcp_keep_alive);
+        let idle = dialled.map_or(Duration::ZERO, |upstream| upstream.tcp_keep_alive);
         if let Some(keep_alive) = KeepAlive::new(idle, stall) {
             self.ring.keep_alive(socket, keep_alive);
         }
@@ -191,7 +193,7 @@ impl<R: Ring> Core<R> {
         open.up.reading = Reading::Idle;
         self.connected += 1;
         self.call(turn, slot, |session, context| {
-            session.handle_dialled(context, Dialled::Connected { has_another });
+            session.handle_dialled(context, Dialled::Connected { another_after });
         });
     }
 

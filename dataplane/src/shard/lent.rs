@@ -59,7 +59,6 @@ impl Lent {
             decisions: note
                 .as_mut()
                 .map(|note| note as &mut dyn FnMut(&DecisionRecord<'_>)),
-            denials: None,
         })
     }
 

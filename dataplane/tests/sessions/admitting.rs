@@ -1,6 +1,8 @@
 //! What a session is to the policy is asked in shares: it waits for the answer as a whole, and nothing of it is judged by a
 //! generation that is over.
 
+use std::time::Duration;
+
 use sluice_dataplane::metrics::Counter;
 use sluice_dataplane::session::{AuthOutcome, Cause, Dialled, Side, Unanswered};
 use sluice_wire::mqtt::{Connect, Packet, Property, PropertyId, QoS, Version};
@@ -300,7 +302,9 @@ fn a_broker_that_is_there_meanwhile_waits_too() {
         begin(&mut rig);
         rig
     };
-    let connected = Dialled::Connected { has_another: true };
+    let connected = Dialled::Connected {
+        another_after: Some(Duration::from_secs(5)),
+    };
     for dialled in [connected, Dialled::Failed] {
         let mut rig = dialling(&narrower());
         rig.dialled_as(dialled);
@@ -369,7 +373,7 @@ fn a_name_of_the_brokers_is_judged_in_shares() {
             rig.share = 1;
             rig.broker(&[named(name), delivery.clone()].concat());
             rig.client(&subscribe(version, 1, &[("open/#", QoS::AtMostOnce)]));
-            rig.passes(std::time::Duration::from_secs(1));
+            rig.passes(Duration::from_secs(1));
             rig.expect(&[], &[], "CONNACK waits");
             assert_eq!(rig.events, [Event::Later]);
             assert!(!rig.session.is_open());
@@ -428,7 +432,7 @@ fn a_half_judged_subscribe_goes_on_when_the_session_was_judged() {
     rig.applies(&narrower());
     rig.share = 1;
     rig.sweeps();
-    rig.passes(std::time::Duration::ZERO);
+    rig.passes(Duration::ZERO);
     assert_eq!(rig.events, [Event::Later], "asked for once");
     finish(&mut rig);
     let rest = subscribe(Version::V5, 7, &[filters[0], filters[2]]);

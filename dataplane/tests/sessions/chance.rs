@@ -26,7 +26,9 @@ fn asked(version: Version, document: &str, connect: &Connect<'_>) -> (Rig, Vec<u
     let mut rig = Rig::new(document);
     rig.version = version;
     rig.client(&bytes(version, &Packet::Connect(connect.clone())));
-    rig.dialled_as(Dialled::Connected { has_another: true });
+    rig.dialled_as(Dialled::Connected {
+        another_after: Some(TIMEOUT),
+    });
     let sent = rig.take_up();
     assert_eq!(sent.first(), Some(&0x10));
     rig.clear();
@@ -95,7 +97,9 @@ fn a_broker_without_an_answer_is_left_once_for_another() {
             };
             assert_eq!(rig.events, [left], "{version:?} {first:?}");
             rig.expect(&[], &[], "neither side hears a thing");
-            rig.dialled_as(Dialled::Connected { has_another: false });
+            rig.dialled_as(Dialled::Connected {
+                another_after: None,
+            });
             rig.expect(&[], &sent, "the same CONNECT");
             let yes = connack(version, 0, &[]);
             rig.broker(&yes);
@@ -132,7 +136,9 @@ fn there_is_no_third_broker_and_the_last_word_is_told() {
             for second in faults(version) {
                 let (mut rig, _) = asked(version, &limits(), &connect(version, "dev"));
                 fails(&mut rig, first);
-                rig.dialled_as(Dialled::Connected { has_another: true });
+                rig.dialled_as(Dialled::Connected {
+                    another_after: Some(TIMEOUT),
+                });
                 rig.clear();
                 if second == Unanswered::Silent {
                     rig.passes(TIMEOUT / 2); // what the first one left of the time
@@ -187,7 +193,9 @@ fn a_broker_that_sends_something_else_is_left_for_another() {
                 assert_eq!((says_goodbye, rig.faults.is_empty()), (has_will, false));
                 let goodbye: &[u8] = if has_will { &DISCONNECT } else { &[] };
                 rig.expect(&[], goodbye, "the client hears nothing");
-                rig.dialled_as(Dialled::Connected { has_another: true });
+                rig.dialled_as(Dialled::Connected {
+                    another_after: Some(TIMEOUT),
+                });
                 rig.expect(&[], &sent, "the same CONNECT");
                 rig.broker(words);
                 rig.expect(
@@ -213,7 +221,9 @@ fn a_broker_that_stalls_in_its_connack_is_left_for_another_too() {
         rig.broker(&connack(version, 0, &[])[..1]);
         rig.passes(TIMEOUT / 2);
         assert_eq!(rig.ended(), None, "{:?}", rig.events);
-        rig.dialled_as(Dialled::Connected { has_another: false });
+        rig.dialled_as(Dialled::Connected {
+            another_after: None,
+        });
         rig.expect(&[], &sent, "the same CONNECT");
     }
 }
@@ -230,13 +240,19 @@ fn both_brokers_together_have_the_time_of_one() {
     assert_eq!(deadline(&rig), TIMEOUT / 2);
     fails(&mut rig, Unanswered::Silent);
     assert_eq!(deadline(&rig), TIMEOUT, "while the other one is dialled");
-    rig.dialled_as(Dialled::Connected { has_another: true });
+    rig.dialled_as(Dialled::Connected {
+        another_after: Some(TIMEOUT),
+    });
     assert_eq!(deadline(&rig), TIMEOUT);
 
-    let quick = limits().replace("balance:", "dial: {connack_timeout: 2s}, balance:");
-    let slow = limits().replace("balance:", "dial: {connack_timeout: 9s}, balance:");
-    for (document, first) in [(quick, Duration::from_secs(2)), (slow, TIMEOUT / 2)] {
-        let (rig, _) = asked(Version::V5, &document, &connect(Version::V5, "dev"));
+    let (quick, slow) = (Duration::from_secs(2), Duration::from_secs(9));
+    for (wanted, first) in [(quick, quick), (slow, TIMEOUT / 2)] {
+        let mut rig = Rig::new(&limits());
+        let hello = connect(Version::V5, "dev");
+        rig.client(&bytes(Version::V5, &Packet::Connect(hello)));
+        rig.dialled_as(Dialled::Connected {
+            another_after: Some(wanted),
+        });
         let (at, _) = rig.session.poll_timeout().unwrap();
         assert_eq!(at.since(rig.now), first, "the first one's time");
     }
@@ -259,7 +275,9 @@ fn a_silent_broker_that_has_the_will_is_told_goodbye() {
             let mut rig = Rig::new(&limits());
             rig.version = version;
             rig.client(&bytes(version, &Packet::Connect(with_will)));
-            rig.dialled_as(Dialled::Connected { has_another });
+            rig.dialled_as(Dialled::Connected {
+                another_after: has_another.then_some(TIMEOUT),
+            });
             let sent = rig.take_up();
             rig.clear();
             rig.passes(if has_another { TIMEOUT / 2 } else { TIMEOUT });
@@ -271,7 +289,9 @@ fn a_silent_broker_that_has_the_will_is_told_goodbye() {
             };
             assert_eq!(rig.events.first(), Some(&left));
             if has_another {
-                rig.dialled_as(Dialled::Connected { has_another: false });
+                rig.dialled_as(Dialled::Connected {
+                    another_after: None,
+                });
                 assert_eq!(rig.take_up(), sent, "will and all");
             }
         }
@@ -310,7 +330,9 @@ fn a_will_goes_to_another_broker_as_the_generation_of_that_moment_wants_it() {
     rig.applies(&limits().replace(open, &lower));
     rig.sweeps();
     fails(&mut rig, Unanswered::Closed);
-    rig.dialled_as(Dialled::Connected { has_another: false });
+    rig.dialled_as(Dialled::Connected {
+        another_after: None,
+    });
     let sent = rig.take_up();
     let sent = decode_connect(&sent).unwrap().will.unwrap();
     assert_eq!((sent.qos, sent.retain), (QoS::AtLeastOnce, false));
@@ -379,7 +401,9 @@ fn what_was_sent_ahead_reaches_the_second_broker_and_half_an_answer_of_the_first
         let yes = connack(version, 0, &[]);
         rig.broker(&yes[..2]);
         fails(&mut rig, Unanswered::Closed);
-        rig.dialled_as(Dialled::Connected { has_another: false });
+        rig.dialled_as(Dialled::Connected {
+            another_after: None,
+        });
         rig.expect(&[], &sent, "CONNECT alone");
         rig.broker(&yes);
         let ahead = bytes(version, &Packet::Publish(message));

@@ -158,6 +158,73 @@ fn a_user_with_a_hash_and_networks_needs_both() {
     assert!(rig.ended().is_some(), "an open session ends");
 }
 
+/// While a password is verified, its row may change; what counts is the row when the answer comes.
+#[test]
+fn a_password_that_changed_while_it_was_verified_is_none() {
+    let other = sluice_policy::hash_password(b"right").unwrap();
+    let other = format!("password_hash: '{other}'");
+    for version in VERSIONS {
+        for (note, meter, gets_in) in [
+            ("the same", hash(), true),
+            (
+                "another row, the same hash",
+                format!("{}, networks: [{HERE}]", hash()),
+                true,
+            ),
+            ("another hash", other.clone(), false),
+            ("no hash", format!("networks: [{HERE}]"), false),
+            ("no such user", format!("{}, enabled: false", hash()), false),
+        ] {
+            let connect = claim(version, "meter", Some(b"right"));
+            let mut rig = sent(&policy(&hash()), &connect);
+            rig.applies(&policy(&meter));
+            rig.clear();
+            rig.authenticated(AuthOutcome::Verified);
+            assert_eq!(rig.events.contains(&Event::Dial), gets_in, "{note}");
+            let ended = (!gets_in).then_some(Cause::Unauthenticated);
+            assert_eq!(rig.ended(), ended, "{note}");
+        }
+    }
+}
+
+#[test]
+fn a_row_that_gains_a_password_ends_what_the_address_alone_has_proven() {
+    let by_address = policy(&format!("networks: [{HERE}]"));
+    let with_hash = policy(&format!("{}, networks: [{HERE}]", hash()));
+    for version in VERSIONS {
+        // Before CONNACK, and open.
+        let mut rig = sent(&by_address, &claim(version, "meter", None));
+        rig.applies(&with_hash);
+        rig.sweeps();
+        assert_eq!(rig.ended(), Some(Cause::Denied), "while it is dialled");
+        let code = if version == Version::V5 {
+            vec![0x20, 3, 0, 0x86, 0]
+        } else {
+            vec![0x20, 2, 0, 4]
+        };
+        rig.expect(&code, &[], "bad credentials");
+
+        let mut rig = sent(&by_address, &claim(version, "meter", None));
+        assert!(is_meter(&mut rig));
+        rig.applies(&by_address);
+        rig.sweeps();
+        assert!(rig.session.is_open(), "still without a password");
+        rig.applies(&with_hash);
+        rig.sweeps();
+        assert!(rig.ended().is_some(), "it would have to prove itself");
+
+        // A password was right when it was shown; another one does not undo that.
+        let mut rig = sent(&with_hash, &claim(version, "meter", Some(b"right")));
+        rig.authenticated(AuthOutcome::Verified);
+        assert!(is_meter(&mut rig));
+        rig.applies(&by_address);
+        rig.sweeps();
+        rig.applies(&with_hash);
+        rig.sweeps();
+        assert!(rig.session.is_open());
+    }
+}
+
 #[test]
 fn a_listener_that_ignores_names_knows_none() {
     let ignoring =

@@ -14,7 +14,6 @@ mod judging;
 mod admitting;
 mod chance;
 mod credentials;
-mod denials;
 mod ends;
 mod faults;
 mod messages;

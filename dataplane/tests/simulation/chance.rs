@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
 use sluice_dataplane::node::{EndpointCell, EndpointState, Fault};
-use sluice_dataplane::ring::simulated::{Peer, PeerState};
+use sluice_dataplane::ring::simulated::{Peer, PeerState, Serve};
 use sluice_wire::mqtt::Version;
 
 use crate::basics::{POLICY, connect, hear, knock, say};
@@ -261,4 +261,31 @@ fn a_client_that_leaves_before_its_answer_leaves_nothing_behind() {
         stage.assert_empty();
     }
     assert!(!state(&stage, 0).is_open() && !state(&stage, 1).is_open());
+}
+
+/// A reload brings the listener's clients elsewhere while one of them is on its way: what counts for it is where it goes.
+#[test]
+fn the_time_of_a_broker_is_that_of_the_upstream_that_was_dialled() {
+    let quick = POLICY.replace("dial: {", "dial: {connack_timeout: 300ms, ");
+    let mut stage = Stage::with_policy(&Options::quiet(), &quick);
+    let brokers = stage.targets();
+    for target in &brokers {
+        stage.network.serve(target, Serve::Blackhole);
+    }
+    let client = knock(&mut stage, 1);
+    say(&mut stage, client, &connect(Version::V311, "device"));
+    let slow =
+        "  - name: slow\n    endpoints: ['tcp://127.0.0.1:2003', 'tcp://127.0.0.1:2004']\ngroups:";
+    let elsewhere = quick
+        .replace("upstream: broker", "upstream: slow")
+        .replace("groups:", slow);
+    stage.apply(&elsewhere);
+    for target in &brokers {
+        stage.network.serve(target, Serve::Accept);
+    }
+    // The attempt that was begun times out after 2 s.
+    stage.run_for(Duration::from_millis(2_200));
+    assert_eq!(stage.count(Counter::SecondChances), 0);
+    stage.run_for(Duration::from_millis(400));
+    assert_eq!(stage.count(Counter::SecondChances), 1);
 }

@@ -14,12 +14,12 @@ pub(super) fn describe() {
     describe_gauge!(
         BYTES,
         Unit::Bytes,
-        "Size of the store's file and its log, as of the last generation or readiness probe."
+        "size of the store with its log, as of the last generation or readiness probe"
     );
     describe_histogram!(
         COMMIT,
         Unit::Seconds,
-        "Time from the record of a change until it is on the disk."
+        "from the record of a change until it is on the disk"
     );
 }
 
