@@ -57,13 +57,13 @@ fuzz: ## Fuzz for a minute each: make fuzz, make fuzz NAME=framer TIME=20m
 	        --engine-args=$(committed)/$$name/corpus --engine-args=-verbosity=0 --engine-args=-print_final_stats=1 || exit 1; \
 	done
 
-corpus: ## Take what `make fuzz` found and what covers new code into the committed corpus
+corpus: ## Take the smallest set of what `make fuzz` found that reaches all it reached into the committed corpus
 	@.ci/needs cargo-bolero
 	@for name in $(fuzz_names); do \
 	    mkdir -p $(found)/$$name || exit 1; \
 	    $(CARGO) bolero test $$name -p sluice-fuzz --sanitizer NONE \
 	        --corpus-dir $(committed)/$$name/corpus --crashes-dir $(found)/$$name \
-	        --engine-args=-merge=1 --engine-args=-use_counters=0 || exit 1; \
+	        --engine-args=-set_cover_merge=1 --engine-args=-use_counters=0 || exit 1; \
 	done
 
 deny: ## Licences, duplicates, sources, then advisories (needs cargo-deny; advisories need github.com)
