@@ -6,6 +6,7 @@
 mod admin;
 mod controlplane;
 mod dataplane;
+mod far;
 mod fleet;
 mod matrix;
 mod mosquitto;
@@ -15,6 +16,7 @@ mod relay;
 pub use admin::{HttpAnswer, Metrics, http_get, http_send};
 pub use controlplane::{ControlPlane, number_of};
 pub use dataplane::{DataPlane, Membership, Setup};
+pub use far::{FAR, Far, NEAR, is_in_own_network};
 pub use fleet::{Fleet, Guarded, NODE};
 pub use matrix::{CELLS, Cell, Engine, Gate, Gates, Visit};
 pub use mosquitto::{Mosquitto, find_on_path};
