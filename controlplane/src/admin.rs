@@ -10,7 +10,7 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
@@ -113,8 +113,9 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
         StatusCode::SERVICE_UNAVAILABLE
     };
     if query.verbose.is_some() {
-        let body = Json(json!({ "ready": is_ready, "reasons": reasons }));
-        return (status, body).into_response();
+        let body = json!({ "ready": is_ready, "reasons": reasons });
+        let content_type = [(header::CONTENT_TYPE, "application/json")];
+        return (status, content_type, format!("{body}\n")).into_response();
     }
     let text = if is_ready { "ready\n" } else { "not ready\n" };
     (status, text).into_response()

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -9,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use sluice_flags::Settings as _;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{mpsc, watch};
@@ -34,6 +36,8 @@ const QUIET: Duration = Duration::from_millis(500);
 const FORGET_EVERY: Duration = Duration::from_secs(5);
 /// The command line is wrong.
 const EXIT_USAGE: u8 = 2;
+/// Connections unless told otherwise, where the descriptors suffice.
+const CONNECTIONS_DEFAULT: u32 = 4096;
 /// Descriptors that are no connections: the store, the admin server, files.
 const DESCRIPTORS_RESERVED: u64 = 256;
 
@@ -159,7 +163,7 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
     let tls = args.tls().map(server::tls).transpose()?;
     let admin_socket = bind(args.admin, "--admin").await?;
     let socket = bind(args.listen, "--listen").await?;
-    let connections_max = connections_by_descriptors(args.connections_max.get());
+    let connections_max = connections_by_descriptors(args.connections_max);
 
     let sqlite = open_store(&args.data_dir).await?;
     let store: Arc<dyn Store> = Arc::clone(&sqlite) as _;
@@ -323,8 +327,10 @@ fn announce(address: SocketAddr, args: &RunArgs, is_tls: bool) {
     );
 }
 
-/// Raises the limit on descriptors as far as needed and allowed, and gives how many connections it really holds.
-fn connections_by_descriptors(wanted: u32) -> usize {
+/// Raises the limit on descriptors as far as needed and allowed, and gives how many connections it really holds. Only a
+/// number that was asked for and is not met deserves a warning.
+fn connections_by_descriptors(asked: Option<NonZeroU32>) -> usize {
+    let wanted = asked.map_or(CONNECTIONS_DEFAULT, NonZeroU32::get);
     let needed = u64::from(wanted).saturating_add(DESCRIPTORS_RESERVED);
     let before = getrlimit(Resource::Nofile);
     if before.current.is_some_and(|current| current < needed) {
@@ -338,7 +344,13 @@ fn connections_by_descriptors(wanted: u32) -> usize {
     }
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let held = connections_in(limit, wanted);
-    if held < wanted {
+    if held < wanted && asked.is_none() {
+        tracing::info!(
+            connections_max = held,
+            limit,
+            "as many connections as the limit on descriptors allows"
+        );
+    } else if held < wanted {
         tracing::warn!(
             connections_max = held,
             wanted,

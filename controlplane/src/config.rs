@@ -2,6 +2,8 @@
 //!
 //! Opens nothing and reads no file. What the fleet shares (listeners, users, rules) is policy and comes over the API.
 
+use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::path::PathBuf;
@@ -9,8 +11,12 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use sluice_flags::{CompletionArgs, ConfigCommand, Given, ManArgs, Settings};
 
 use crate::domain::{Name, PORT};
+
+/// What the names of environment variables begin with.
+const VARIABLES: &str = "SLUICE_CONTROL_";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -21,13 +27,18 @@ Examples:
       for nodes on other machines; with --tls-client-ca ca.pem they must show certificates as well
   sluice-controlplane token --data-dir /var/lib/sluice-controlplane --name rescue
       all admin tokens are lost: stop the control plane, make another, start it again
+  sluice-controlplane config init control.toml
+      a file for the flags; then --config control.toml
+
+A value comes from its flag, else from its environment variable, else from the file of --config, else it is the default;
+`config show` says which.
 
 The first start writes the token of the first admin to <data-dir>/admin.token (readable by this user only) and logs that
 path. Give it to sluicectl: SLUICE_TOKEN_FILE=<data-dir>/admin.token sluicectl status
 
 SIGTERM and SIGINT stop it: streams are told and ended, calls under way have 10 s. A second one ends it at once.
 
-Exit codes: 0 stopped, 1 could not start (or the token could not be made), 2 the command line is wrong,
+Exit codes: 0 stopped, 1 could not start (or the token could not be made), 2 the flags, the environment or the file are wrong,
 128+N cut short by a second signal N (143 for SIGTERM).";
 
 /// Stores policy, releases it to the fleet, and shows what is active on every node.
@@ -50,6 +61,13 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Make another admin token, as a file, while the control plane is stopped.
     Token(TokenArgs),
+    /// Write a file for flags, check the settings, or show where each value comes from.
+    #[command(subcommand)]
+    Config(ConfigCommand<RunArgs>),
+    /// Print the script by which a shell completes commands and flags.
+    Completion(CompletionArgs),
+    /// Print the man page, or write all pages into a folder.
+    Man(ManArgs),
 }
 
 /// `token`.
@@ -68,9 +86,15 @@ pub struct TokenArgs {
     pub name: Name,
 }
 
-/// How the process runs. Every flag has an environment variable with the prefix `SLUICE_CONTROL_`.
+/// How the process runs. Every flag has an environment variable with the prefix `SLUICE_CONTROL_`. What goes together is
+/// checked by `problems`, not by `clap`: a value may come from the file, which `clap` knows as a default.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
+    /// File with flags, in TOML: `log_level = "warn"` is --log-level warn. Flags and environment variables go before it.
+    /// `config init` writes one. It is read at the start.
+    #[arg(long, env = "SLUICE_CONTROL_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Folder of the store and the first token; made at first start. One control plane at a time uses it.
     #[arg(
         long,
@@ -98,14 +122,10 @@ pub struct RunArgs {
     #[arg(long, env = "SLUICE_CONTROL_TLS_CLIENT_CA", value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
 
-    /// Connections open at once on the gRPC server: one for each node, and some for operators.
-    #[arg(
-        long,
-        env = "SLUICE_CONTROL_CONNECTIONS_MAX",
-        value_name = "N",
-        default_value = "4096"
-    )]
-    pub connections_max: NonZeroU32,
+    /// Connections open at once on the gRPC server: one for each node, and some for operators. The default is what the
+    /// limit on descriptors allows, at most 4,096; a number beyond that limit is lowered to it, with a warning.
+    #[arg(long, env = "SLUICE_CONTROL_CONNECTIONS_MAX", value_name = "N")]
+    pub connections_max: Option<NonZeroU32>,
 
     /// Address of the admin server (/livez, /readyz, /metrics). It has no password: keep it on loopback. Port 0 takes a
     /// free port and logs it.
@@ -171,9 +191,8 @@ pub struct TlsFiles<'a> {
     pub client_ca: Option<&'a PathBuf>,
 }
 
-impl RunArgs {
-    /// Everything that is wrong with the settings as a whole.
-    pub fn problems(&self) -> Vec<String> {
+impl Settings for RunArgs {
+    fn problems(&self) -> Vec<String> {
         let mut problems = Vec::new();
         match (&self.tls_cert, &self.tls_key) {
             (Some(_), None) => problems.push("--tls-cert needs --tls-key".to_owned()),
@@ -197,7 +216,9 @@ impl RunArgs {
         }
         problems
     }
+}
 
+impl RunArgs {
     /// The files of the TLS server; `None`: plaintext.
     pub fn tls(&self) -> Option<TlsFiles<'_>> {
         Some(TlsFiles {
@@ -238,21 +259,32 @@ impl FromStr for Span {
     }
 }
 
+/// Reads the command line, the environment and the file for flags; the exit code when there is nothing to do.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Given<Cli>, u8> {
+    sluice_flags::parse(VARIABLES, words).map_err(|unusable| unusable.tell())
+}
+
 /// Those of these environment variables that look like a setting and are none: spelling errors, most likely.
 pub fn unknown_variables(names: impl Iterator<Item = String>) -> Vec<String> {
-    const PREFIX: &str = "SLUICE_CONTROL_";
     // Of nodes, which may run on the same machine.
     const OF_NODES: &str = "SLUICE_CONTROL_PLANE";
-    let command = Cli::command();
-    let subcommands = command.get_subcommands();
-    let arguments = subcommands.flat_map(clap::Command::get_arguments);
-    let known: Vec<_> = arguments.filter_map(clap::Arg::get_env).collect();
+    let command = sluice_flags::with_variables(Cli::command(), VARIABLES);
+    let mut known = BTreeSet::new();
+    collect_variables(&command, &mut known);
     let is_unknown = |name: &String| {
-        name.starts_with(PREFIX) && !name.starts_with(OF_NODES) && !known.contains(&name.as_ref())
+        name.starts_with(VARIABLES) && !name.starts_with(OF_NODES) && !known.contains(&**name)
     };
     let mut unknown: Vec<_> = names.filter(is_unknown).collect();
     unknown.sort();
     unknown
+}
+
+fn collect_variables<'a>(command: &'a clap::Command, known: &mut BTreeSet<&'a str>) {
+    let names = command.get_arguments().filter_map(clap::Arg::get_env);
+    known.extend(names.filter_map(std::ffi::OsStr::to_str));
+    for subcommand in command.get_subcommands() {
+        collect_variables(subcommand, known);
+    }
 }
 
 fn name(text: &str) -> Result<Name, String> {
@@ -276,6 +308,16 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_has_a_variable_and_one_rule_names_them() {
+        let command = sluice_flags::with_variables(Cli::command(), VARIABLES);
+        assert_eq!(sluice_flags::broken_rules(&command, VARIABLES), [""; 0]);
+        let run = Cli::command();
+        let run = run.find_subcommand("run").expect("the command");
+        let bare = run.get_arguments().find(|arg| arg.get_env().is_none());
+        assert!(bare.is_none(), "{bare:?}");
+    }
+
+    #[test]
     fn variables_that_are_no_setting_are_found() {
         let names = [
             "PATH",
@@ -283,6 +325,8 @@ mod tests {
             "SLUICE_CONTROL_LISTEN",
             "SLUICE_CONTROL_RELEASE_WITHIN",
             "SLUICE_CONTROL_DATA_DIR",
+            "SLUICE_CONTROL_TOKEN_NAME",
+            "SLUICE_CONTROL_MAN_DIR",
             "SLUICE_CONTROL_PLANE_CA",
             "SLUICE_CONTROL_",
         ];

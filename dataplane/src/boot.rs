@@ -13,6 +13,7 @@ use std::time::Duration;
 use anyhow::Context;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::thread::CpuSet;
+use sluice_flags::{EXIT_USAGE, Settings as _};
 use sluice_policy::PolicyHandle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
@@ -38,6 +39,8 @@ use crate::shard::{Shard, ShardLimits, ShardParts};
 const EXIT_SHARD_FAILED: u8 = 70;
 /// Descriptors that are not sessions: engines, listeners, files, the admin server, health checks.
 const DESCRIPTORS_RESERVED: u64 = 1024;
+/// Connections unless told otherwise, where the descriptors suffice.
+const CONNECTIONS_DEFAULT: u32 = 100_000;
 /// Threads for passwords unless told otherwise; each takes tens of MiB while it hashes.
 const AUTH_THREADS_MAX: usize = 8;
 /// What a shard waits for a password beyond the pool's deadline: the answer travels.
@@ -47,9 +50,13 @@ const MAILBOX_LEN: usize = 4096;
 
 /// Runs the data plane until it is told to end.
 pub fn run(args: &RunArgs) -> ExitCode {
+    let problems = args.problems();
+    if !problems.is_empty() {
+        return usage(&problems);
+    }
     let log = match logging::install(args.log_format, &args.log_level) {
         Ok(log) => log,
-        Err(error) => return usage(&error),
+        Err(error) => return usage(&[format!("--log-level: {error:#}")]),
     };
     report_panics();
     match start(args, log) {
@@ -69,7 +76,7 @@ pub fn run(args: &RunArgs) -> ExitCode {
 fn start(args: &RunArgs, log: LogControl) -> anyhow::Result<End> {
     let fleet = args.fleet.settings()?;
     let cpus = config::place(args.shards, args.cpus.as_ref(), &allowed_cpus())?;
-    let sessions_max = sessions_by_descriptors(args.connections_max.get());
+    let sessions_max = sessions_by_descriptors(args.connections_max);
     let engine = choose_engine(args.engine)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -385,8 +392,10 @@ fn pin(shard: ShardId, cpu: usize) {
 }
 
 /// Raises the limit on descriptors (two for each session) as far as needed and allowed, and returns how many sessions
-/// it really holds: refusing the next device by count is kind, running out of descriptors is not.
-fn sessions_by_descriptors(wanted: u32) -> u32 {
+/// it really holds: refusing the next device by count is kind, running out of descriptors is not. Without a number it
+/// takes what there is: only a number that was asked for and is not met deserves a warning.
+fn sessions_by_descriptors(asked: Option<NonZeroU32>) -> u32 {
+    let wanted = asked.map_or(CONNECTIONS_DEFAULT, NonZeroU32::get);
     let needed = u64::from(wanted)
         .saturating_mul(2)
         .saturating_add(DESCRIPTORS_RESERVED);
@@ -402,7 +411,13 @@ fn sessions_by_descriptors(wanted: u32) -> u32 {
     }
     let limit = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
     let sessions = sessions_in(limit, wanted);
-    if sessions < wanted {
+    if sessions < wanted && asked.is_none() {
+        tracing::info!(
+            connections_max = sessions,
+            limit,
+            "as many connections as the limit on descriptors allows (two for each)"
+        );
+    } else if sessions < wanted {
         tracing::warn!(
             connections_max = sessions,
             wanted,
@@ -478,10 +493,14 @@ fn random_u64() -> anyhow::Result<u64> {
     Ok(u64::from_ne_bytes(bytes))
 }
 
-fn usage(error: &anyhow::Error) -> ExitCode {
+fn usage(problems: &[String]) -> ExitCode {
     use std::io::Write;
-    let _ = writeln!(std::io::stderr(), "error: --log-level: {error:#}");
-    ExitCode::from(2)
+    let mut stderr = std::io::stderr().lock();
+    for problem in problems {
+        let _ = writeln!(stderr, "error: {problem}");
+    }
+    let _ = writeln!(stderr, "\nFor more information, try '--help'.");
+    ExitCode::from(EXIT_USAGE)
 }
 
 #[cfg(test)]

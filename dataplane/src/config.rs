@@ -11,6 +11,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use sluice_flags::Settings;
+use tracing_subscriber::EnvFilter;
 
 use crate::ring::EngineChoice;
 
@@ -24,9 +26,15 @@ pub const SHARDS_MAX: usize = 256;
 /// Processor numbers accepted by `--cpus`; what the kernel's affinity mask of this build can name.
 pub const CPUS_MAX: usize = 1024;
 
-/// How the process runs. Every flag has an environment variable of the same name with the prefix `SLUICE_`.
+/// How the process runs. Every flag has an environment variable of the same name with the prefix `SLUICE_`. What goes
+/// together is checked by `problems`, not by `clap`: a value may come from the file, which `clap` knows as a default.
 #[derive(Args, Clone, Debug)]
 pub struct RunArgs {
+    /// File with flags, in TOML: `log_level = "warn"` is --log-level warn. Flags and environment variables go before it.
+    /// `config init` writes one. It is read at the start.
+    #[arg(long, env = "SLUICE_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// Policy document to enforce (YAML). SIGHUP reads it again; a bad one is refused whole and the old one stays.
     /// Without a policy every device is refused and /readyz says so.
     #[arg(long, env = "SLUICE_POLICY", value_name = "FILE")]
@@ -68,15 +76,10 @@ pub struct RunArgs {
     )]
     pub admin: SocketAddr,
 
-    /// Client connections open at once on this node; more are refused at accept. Lowered, with a warning, to what the
-    /// limit on descriptors allows (two for each).
-    #[arg(
-        long,
-        env = "SLUICE_CONNECTIONS_MAX",
-        value_name = "N",
-        default_value = "100000"
-    )]
-    pub connections_max: NonZeroU32,
+    /// Client connections open at once on this node; more are refused at accept. The default is what the limit on
+    /// descriptors allows (two for each), at most 100,000; a number beyond that limit is lowered to it, with a warning.
+    #[arg(long, env = "SLUICE_CONNECTIONS_MAX", value_name = "N")]
+    pub connections_max: Option<NonZeroU32>,
 
     /// Of these, connections whose CONNECT has not come. The default, and the most, is three quarters. At this
     /// limit, the oldest one of the address with most of them gives way to a newcomer.
@@ -203,6 +206,25 @@ pub struct RunArgs {
         default_value = "0"
     )]
     pub decision_log_sample: u32,
+}
+
+impl Settings for RunArgs {
+    fn problems(&self) -> Vec<String> {
+        let mut problems = Vec::new();
+        if self.policy.is_some() && self.fleet.control_plane.is_some() {
+            problems.push(
+                "--policy and --control-plane do not go together: the policy comes from one place"
+                    .to_owned(),
+            );
+        }
+        if let Err(error) = self.fleet.settings() {
+            problems.push(error.to_string());
+        }
+        if let Err(error) = self.log_level.parse::<EnvFilter>() {
+            problems.push(format!("--log-level: {error}"));
+        }
+        problems
+    }
 }
 
 fn at_most_an_hour(text: &str) -> Result<Span, BadValue> {

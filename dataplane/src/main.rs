@@ -2,7 +2,6 @@
 
 use std::process::ExitCode;
 
-use clap::Parser;
 use sluice_dataplane::{boot, cli};
 use tikv_jemallocator::Jemalloc;
 
@@ -12,8 +11,12 @@ use tikv_jemallocator::Jemalloc;
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
-    match cli::Cli::parse().resolve() {
-        Ok(args) => boot::run(&args),
-        Err(question) => cli::answer(&question),
+    let given = match cli::parse(std::env::args_os()) {
+        Ok(given) => given,
+        Err(code) => return code,
+    };
+    match cli::answer(&given) {
+        Ok(args) => boot::run(args),
+        Err(code) => code,
     }
 }

@@ -18,7 +18,7 @@ macro_rules! counters {
             /// Prometheus name.
             pub fn name(self) -> &'static str { match self { $(Self::$variant => $name),* } }
             /// What it counts, in words: the text above its line.
-            pub fn help(self) -> &'static str { match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),* } }
+            fn own_help(self) -> &'static str { match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),* } }
             /// Fixed label values.
             pub fn labels(self) -> &'static [(&'static str, &'static str)] {
                 match self { $(Self::$variant => &[$(($label, $value)),*]),* }
@@ -182,18 +182,98 @@ counters! {
     SecondChanceNoRoom => "sluice_connect_second_chances_total" { "result": "no_room" };
     /// Sessions sent to another endpoint than the one their client id belongs to.
     DialFailover => "sluice_dial_failover_total" {};
-    /// Of these, sessions whose client wants its MQTT state kept, which may not be there.
+    /// Sessions sent to another endpoint than their client id belongs to, whose client wants MQTT state kept that may not be there.
     DialFailoverKept => "sluice_dial_failover_kept_total" {};
     /// Passwords not verified: too many at once, or the mailbox was full.
     AuthenticateRefused => "sluice_authenticate_refused_total" {};
     /// Answers about passwords that came after the session had ended.
     AuthenticateLate => "sluice_authenticate_late_total" {};
+    /// Bytes from clients.
+    ReceivedDownstream => "sluice_received_bytes_total" { "leg": "downstream" };
+    /// Bytes from brokers.
+    ReceivedUpstream => "sluice_received_bytes_total" { "leg": "upstream" };
+    /// Bytes to clients.
+    SentDownstream => "sluice_sent_bytes_total" { "leg": "downstream" };
+    /// Bytes to brokers.
+    SentUpstream => "sluice_sent_bytes_total" { "leg": "upstream" };
     /// Sends that a socket took only in part: a backlog began.
     SendShort => "sluice_backlogs_total" { "event": "begun" };
     /// Connections ended because the budget for backlogs was exceeded.
     BacklogShed => "sluice_backlogs_total" { "event": "shed" };
     /// Connections closed although they had not taken all they were owed.
     CloseUnflushed => "sluice_backlogs_total" { "event": "cut_off" };
+}
+
+/// One sentence for each name that several counters share, because a page of metrics has one HELP for each name.
+const SHARED_HELP: &[(&str, &str)] = &[
+    (
+        "sluice_publish_total",
+        "PUBLISH packets of clients (up) and of brokers (down), by what became of them.",
+    ),
+    (
+        "sluice_wills_total",
+        "Wills that were not let through, by whether that was at CONNECT or when the session ended.",
+    ),
+    (
+        "sluice_publish_denied_total",
+        "PUBLISH packets of clients that policy refused, by reason.",
+    ),
+    (
+        "sluice_subscribe_filters_total",
+        "Topic filters of SUBSCRIBE packets, by whether they went upstream.",
+    ),
+    (
+        "sluice_edits_total",
+        "Messages, wills and filters that policy let through with a change, by the change.",
+    ),
+    (
+        "sluice_broker_faults_total",
+        "Packets of brokers that broke a rule of MQTT without ending the session, by what became of them.",
+    ),
+    (
+        "sluice_shadow_total",
+        "Decisions that a shadow rule would have made otherwise, by action.",
+    ),
+    (
+        "sluice_sessions_ended_total",
+        "Sessions that ended, by cause.",
+    ),
+    (
+        "sluice_connections_refused_total",
+        "Client connections that were closed as soon as they were accepted, by reason.",
+    ),
+    (
+        "sluice_dial_total",
+        "Connections to upstream endpoints that were begun, failed, or found no free socket.",
+    ),
+    (
+        "sluice_connect_unanswered_total",
+        "CONNECT packets that an endpoint gave no usable answer to, by reason.",
+    ),
+    (
+        "sluice_connect_second_chances_total",
+        "CONNECT packets that went to a second endpoint after the first gave no usable answer, or could not be kept for one.",
+    ),
+    (
+        "sluice_backlogs_total",
+        "Backlogs of bytes that a socket did not take, by whether one began, was shed, or was cut off by a close.",
+    ),
+    (
+        "sluice_received_bytes_total",
+        "Bytes of MQTT received from clients (downstream) and from brokers (upstream).",
+    ),
+    (
+        "sluice_sent_bytes_total",
+        "Bytes of MQTT handed to the sockets of clients (downstream) and of brokers (upstream).",
+    ),
+];
+
+impl Counter {
+    /// What the counters of this name count, in one sentence.
+    pub fn help(self) -> &'static str {
+        let shared = SHARED_HELP.iter().find(|(name, _)| *name == self.name());
+        shared.map_or_else(|| self.own_help(), |(_, help)| help)
+    }
 }
 
 /// One shard's counters. Written by that shard only, so an addition is a load and a store.
@@ -249,6 +329,31 @@ impl Counters {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_counters_share_have_one_sentence_for_all_of_them() {
+        let with = |name: &str| {
+            Counter::ALL
+                .iter()
+                .filter(|counter| counter.name() == name)
+                .count()
+        };
+        for &counter in Counter::ALL {
+            let name = counter.name();
+            let has_own = SHARED_HELP
+                .iter()
+                .filter(|(shared, _)| *shared == name)
+                .count();
+            assert_eq!(
+                has_own,
+                usize::from(with(name) > 1),
+                "{name} in SHARED_HELP"
+            );
+        }
+        for (name, _) in SHARED_HELP {
+            assert!(with(name) > 1, "{name} is no name of several counters");
+        }
+    }
 
     #[test]
     fn the_longest_turn_is_that_since_it_was_taken_last() {

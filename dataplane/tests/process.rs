@@ -56,6 +56,84 @@ fn stdout(output: &std::process::Output) -> String {
 // ---- commands that need no sockets
 
 #[test]
+fn settings_come_from_flag_variable_file_or_default_and_it_is_shown_from_where() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let file = dir.path().join("node.toml");
+    let path = file.to_str().expect("text");
+    let made = ask(&["config", "init", path], b"");
+    assert_eq!(made.status.code(), Some(0), "{made:?}");
+    let text = std::fs::read_to_string(&file).expect("made");
+    for key in [
+        "# shards = \"auto\"",
+        "# drain_time = \"30s\"",
+        "# unready_without_upstream = false",
+    ] {
+        assert!(text.lines().any(|line| line == key), "{key} in {text}");
+    }
+    assert_eq!(
+        ask(&["config", "validate", "--config", path], b"")
+            .status
+            .code(),
+        Some(0)
+    );
+    std::fs::write(&file, "shards = 2\nlog_level = \"warn\"\n").expect("written");
+    let shown = ask(
+        &["config", "show", "--config", path, "--log-level", "debug"],
+        b"",
+    );
+    let shown = stdout(&shown);
+    let row = |key: &str| {
+        let line = shown.lines().find(|line| line.starts_with(key));
+        line.expect(key)
+            .split_whitespace()
+            .collect::<Vec<_>>()
+            .join(" ")
+    };
+    assert_eq!(row("shards "), format!("shards 2 file: {path}:1"));
+    assert_eq!(row("log_level "), "log_level debug flag");
+    assert_eq!(row("admin "), "admin 127.0.0.1:9090 default");
+    std::fs::write(&file, "shard = 2\nengine = \"kqueue\"\n").expect("written");
+    for words in [
+        &["--config", path][..],
+        &["config", "validate", "--config", path],
+    ] {
+        let refused = ask(words, b"");
+        let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert_eq!(refused.status.code(), Some(2), "{said}");
+        let expected = format!(
+            "error: {path}:1:1: `shard` is no key; did you mean `shards`?\n\
+             error: {path}:2:10: engine: invalid value 'kqueue' for '--engine <auto|uring|epoll>': \"kqueue\" is no engine: auto, uring or epoll\n"
+        );
+        assert_eq!(said, expected);
+    }
+    std::fs::write(
+        &file,
+        "policy = \"p\"\ncontrol_plane = \"http://127.0.0.1\"\nnode = \"n\"\n",
+    )
+    .expect("written");
+    let refused = ask(&["--config", path], b"");
+    assert_eq!(refused.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    for text in [
+        "--policy and --control-plane do not go together",
+        "--control-plane needs --node and --state-dir",
+    ] {
+        assert!(said.contains(text), "{said}");
+    }
+}
+
+#[test]
+fn completion_and_man_pages_come_from_the_program() {
+    let script = stdout(&ask(&["completion", "bash"], b""));
+    assert!(
+        script.contains("--drain-time") && script.contains("hash-password"),
+        "{script}"
+    );
+    let page = stdout(&ask(&["man"], b""));
+    assert!(page.contains(".TH sluice-dataplane 1"), "{page}");
+}
+
+#[test]
 fn c17_check_lists_every_error_with_its_place_and_fails() {
     let bad = data("bad.yaml");
     let bad = bad.to_str().expect("text");
@@ -789,6 +867,7 @@ fn metrics_parse_and_have_bounded_labels_only() {
         "engine",
         "event",
         "le",
+        "leg",
         "limit",
         "listener",
         "outcome",
@@ -806,7 +885,11 @@ fn metrics_parse_and_have_bounded_labels_only() {
         if let Some(rest) = line.strip_prefix("# ") {
             let mut words = rest.splitn(3, ' ');
             let (kind, name, text) = (words.next(), words.next(), words.next());
-            assert!(text.is_some_and(|text| !text.is_empty()), "{line}");
+            let text = text.unwrap_or_default();
+            assert!(!text.is_empty(), "{line}");
+            if kind == Some("HELP") {
+                assert!(is_one_sentence(text), "{line}");
+            }
             described
                 .entry(name.expect("a name").to_owned())
                 .or_insert_with(Vec::new)
@@ -841,6 +924,85 @@ fn metrics_parse_and_have_bounded_labels_only() {
         assert!(!page.contains(text), "{text} became a label");
     }
     assert!(page.lines().count() < 400, "{} lines", page.lines().count());
+    for series in [
+        "process_cpu_seconds_total ",
+        "process_max_fds ",
+        "process_open_fds ",
+        "process_resident_memory_bytes ",
+        "process_start_time_seconds ",
+        "process_virtual_memory_bytes ",
+        concat!(
+            "sluice_build_info{version=\"",
+            env!("CARGO_PKG_VERSION"),
+            "\"} 1"
+        ),
+        // Counters are there before anything was counted.
+        "sluice_sessions_ended_total{cause=\"kicked\"} 0",
+        "sluice_policy_rejected_total 0",
+        "sluice_auth_failures_total 0",
+    ] {
+        let has = page.lines().any(|line| line.starts_with(series));
+        assert!(has, "{series} in {page}");
+    }
+    // One CONNECT and one PUBLISH went up, one CONNACK came down: each leg carries the same bytes in and out.
+    let bytes = |name: &str, leg: &str| -> u64 {
+        let series = format!("sluice_{name}_bytes_total{{leg=\"{leg}\"}} ");
+        let value = page.lines().find_map(|line| line.strip_prefix(&*series));
+        value
+            .and_then(|value| value.parse().ok())
+            .expect("a number")
+    };
+    assert!(bytes("received", "downstream") > 30 && bytes("sent", "upstream") > 30);
+    assert_eq!(bytes("received", "upstream"), bytes("sent", "downstream"));
+    check_with_promtool(&page);
+}
+
+/// It ends, and no other begins in it or is needed to read it.
+fn is_one_sentence(help: &str) -> bool {
+    let leans = ["The same", "As above", "Of these", "Of them"];
+    help.ends_with('.') && !help.contains(". ") && !leans.iter().any(|lean| help.starts_with(lean))
+}
+
+fn check_with_promtool(page: &str) {
+    let mut promtool = std::process::Command::new("promtool")
+        .args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .expect("promtool, which .ci/needs installs");
+    let mut stdin = promtool.stdin.take().expect("piped");
+    stdin.write_all(page.as_bytes()).expect("read");
+    drop(stdin);
+    let output = promtool.wait_with_output().expect("ended");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && said.is_empty(), "{said}");
+}
+
+#[test]
+fn every_page_ends_with_a_line_end() {
+    let running = Running::start_ready(&open_policy(broker()), &["--shards", "1"]);
+    for page in [
+        "/",
+        "/livez",
+        "/readyz",
+        "/readyz?verbose",
+        "/metrics",
+        "/policy",
+        "/fleet",
+        "/listeners",
+        "/upstreams",
+        "/shards",
+        "/sessions",
+        "/sessions?after=x",
+        "/log",
+    ] {
+        let body = running.get(page).body;
+        assert!(
+            body.ends_with('\n') && !body.ends_with("\n\n"),
+            "{page}: {body:?}"
+        );
+    }
 }
 
 #[test]

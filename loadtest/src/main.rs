@@ -7,9 +7,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use clap::Parser as _;
 
-use sluice_loadtest::load::args::{Cli, Command, RunArgs};
+use sluice_loadtest::load::args::{Cli, Command, RunArgs, VARIABLES};
 use sluice_loadtest::load::expect::{Expectation, Outcome};
 use sluice_loadtest::load::plan::Scenario;
 use sluice_loadtest::load::sink::Sink;
@@ -20,7 +19,14 @@ use sluice_loadtest::load::{churn, compare, cpu, release, report, scenario};
 const NAMES_SHOWN: usize = 60;
 
 fn main() -> anyhow::Result<ExitCode> {
-    match Cli::parse().command {
+    let given = match sluice_flags::parse::<Cli>(VARIABLES, std::env::args_os()) {
+        Ok(given) => given,
+        Err(unusable) => return Ok(ExitCode::from(unusable.tell())),
+    };
+    let stdout = &mut io::stdout();
+    match given.cli.command {
+        Command::Completion(args) => Ok(ExitCode::from(args.answer(given.command, stdout))),
+        Command::Man(args) => Ok(ExitCode::from(args.answer(given.command, stdout))),
         Command::ConnectStorm(args) => run(Scenario::ConnectStorm, &args),
         Command::Idle(args) => run(Scenario::Idle, &args),
         Command::Publish(args) => run(Scenario::Publish, &args),

@@ -5,11 +5,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sluice_flags::{CompletionArgs, ManArgs};
 
 use crate::domain::Role;
 
 /// Where the control plane is looked for: on [`PORT`](crate::domain::PORT) of this machine.
 pub(super) const SERVER_DEFAULT: &str = "http://127.0.0.1:7443";
+
+/// What the names of environment variables begin with.
+pub(super) const VARIABLES: &str = "SLUICE_";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -20,6 +24,10 @@ Examples:
   sluicectl explain --user ann --client-id ann publish site/7/temperature
   sluicectl token create ci --role operator --output-file ci.token
   sluicectl doctor                                       what is wrong between here and the nodes, and what to do
+  sluicectl completion bash > /etc/bash_completion.d/sluicectl
+
+Every flag has an environment variable, which it goes before: SLUICE_, the words of the command, the flag. So --ca has
+SLUICE_CA, and --client-id of `kick` has SLUICE_KICK_CLIENT_ID.
 
 The token is read from --token-file (SLUICE_TOKEN_FILE) or from SLUICE_TOKEN; it is never an argument, because arguments
 can be read by every user of the machine.
@@ -144,6 +152,10 @@ pub(super) enum Command {
     Backup(BackupArgs),
     /// Put a backup in place of a store. The control plane must be stopped.
     Restore(RestoreArgs),
+    /// Print the script by which a shell completes commands and flags.
+    Completion(CompletionArgs),
+    /// Print the man page, or write all pages into a folder.
+    Man(ManArgs),
 }
 
 /// Waiting for nodes, the same for `apply`, `release` and `rollback`.
@@ -634,7 +646,7 @@ impl Cli {
             Command::Doctor(args) => args.form.form,
             Command::Token(command) => command.form(),
             Command::Audit(args) => args.form.form,
-            Command::Backup(_) => None,
+            Command::Backup(_) | Command::Completion(_) | Command::Man(_) => None,
             Command::Restore(args) => args.form.form,
         };
         nearer.or(self.form).unwrap_or_default()

@@ -22,9 +22,9 @@ mod wait;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::Parser;
+use sluice_flags::{Given, Unusable};
 
-use args::{Cli, Command, Form, NodeCommand, TokenCommand};
+use args::{Cli, Command, Form, NodeCommand, TokenCommand, VARIABLES};
 use connect::Connection;
 use failure::{Exit, Failure};
 use out::{Answer, Out};
@@ -32,16 +32,17 @@ use out::{Answer, Out};
 /// Runs one command line, its own name first; the exit code is what `--help` says.
 pub fn run(words: impl IntoIterator<Item = OsString>) -> ExitCode {
     let words: Vec<OsString> = words.into_iter().collect();
-    let cli = match Cli::try_parse_from(&words) {
-        Ok(cli) => cli,
-        Err(error) => return ExitCode::from(misunderstood(&error, &words) as u8),
+    let given = match sluice_flags::parse::<Cli>(VARIABLES, words.iter().cloned()) {
+        Ok(given) => given,
+        Err(Unusable::Words(error)) => return ExitCode::from(misunderstood(&error, &words) as u8),
+        Err(unusable) => return ExitCode::from(unusable.tell()),
     };
-    let mut out = Out::new(cli.form());
+    let mut out = Out::new(given.cli.form());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
     let exit = match runtime {
-        Ok(runtime) => runtime.block_on(finish(&cli, &mut out)),
+        Ok(runtime) => runtime.block_on(finish(&given, &mut out)),
         Err(error) => out.failure(&Failure::usage(format!("cannot start: {error}"))),
     };
     ExitCode::from(exit as u8)
@@ -69,9 +70,9 @@ fn misunderstood(error: &clap::Error, words: &[OsString]) -> Exit {
 }
 
 /// Runs the command to its end, or until Ctrl-C; files begun are removed either way.
-async fn finish(cli: &Cli, out: &mut Out) -> Exit {
+async fn finish(given: &Given<Cli>, out: &mut Out) -> Exit {
     let ended = tokio::select! {
-        ended = perform(cli, out) => ended,
+        ended = perform(given, out) => ended,
         Ok(()) = tokio::signal::ctrl_c() => {
             Err(Failure::new(Exit::Interrupted, "interrupted", "interrupted; what was asked may have been done"))
         }
@@ -82,7 +83,9 @@ async fn finish(cli: &Cli, out: &mut Out) -> Exit {
     }
 }
 
-async fn perform(cli: &Cli, out: &mut Out) -> Result<Exit, Failure> {
+async fn perform(given: &Given<Cli>, out: &mut Out) -> Result<Exit, Failure> {
+    let cli = &given.cli;
+    let page = |code: u8| if code == 0 { Exit::Done } else { Exit::Usage };
     let answer = match &cli.command {
         Command::Restore(args) => operations::restore(args).await,
         Command::Doctor(_) => Ok(doctor::examine(&cli.connection).await),
@@ -112,6 +115,16 @@ async fn perform(cli: &Cli, out: &mut Out) -> Result<Exit, Failure> {
         Command::Audit(args) => operations::audit(&open(cli, out).await?, args).await,
         Command::Backup(args) => operations::backup(&open(cli, out).await?, args, out).await,
         Command::Token(command) => token(&open(cli, out).await?, command).await,
+        Command::Completion(args) => {
+            return Ok(page(
+                args.answer(given.command.clone(), &mut std::io::stdout()),
+            ));
+        }
+        Command::Man(args) => {
+            return Ok(page(
+                args.answer(given.command.clone(), &mut std::io::stdout()),
+            ));
+        }
     };
     Ok(out.answer(&answer?))
 }

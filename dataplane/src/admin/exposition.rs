@@ -13,7 +13,8 @@ use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusRecorder};
 use crate::clock;
 use crate::control::endpoints::Trouble;
 use crate::control::fleet::LinkState;
-use crate::control::observe::{Crowd, Observed, ShardView, resident_bytes};
+use crate::control::observe::{Crowd, Observed, ShardView};
+use crate::control::vitals::Vitals;
 use crate::metrics::Counter;
 
 /// Upper bounds of the added-latency buckets, in microseconds.
@@ -65,24 +66,9 @@ fn counters(page: &Page<'_>, observed: &Observed) {
     for &counter in Counter::ALL {
         let sum = observed.counters.iter().map(|cells| cells.read(counter));
         let sum = sum.fold(0, u64::wrapping_add);
-        page.describe_counter(counter.name(), &help(counter));
+        page.describe_counter(counter.name(), counter.help());
         page.counter(counter.name(), counter.labels(), sum);
     }
-}
-
-/// One help text for each name: what its counters share, or what each of them is.
-fn help(counter: Counter) -> String {
-    let mut parts: Vec<String> = Vec::new();
-    let same = Counter::ALL
-        .iter()
-        .filter(|other| other.name() == counter.name());
-    for counter in same {
-        let part = counter.help().to_owned();
-        if !parts.contains(&part) {
-            parts.push(part);
-        }
-    }
-    parts.join(" ")
 }
 
 fn policy(page: &Page<'_>, observed: &Observed) {
@@ -250,12 +236,12 @@ fn shards(page: &Page<'_>, observed: &Observed) {
         ),
         (
             "sluice_loop_lag_seconds",
-            "Longest recent turn of the shard's loop.",
+            "Longest recent turn of a shard's loop.",
             |view| view.loop_lag_micros as f64 / 1e6,
         ),
         (
             "sluice_shard_generation",
-            "Generation the shard acknowledged last; 0 before the first.",
+            "Generation of the policy that a shard acknowledged last; 0 before the first.",
             |view| view.generation.unwrap_or(0) as f64,
         ),
     ];
@@ -268,7 +254,7 @@ fn shards(page: &Page<'_>, observed: &Observed) {
     let name = "sluice_shard_info";
     page.describe_gauge(
         name,
-        "Always 1; the label says which engine drives the shard.",
+        "Always 1, with the engine that drives the shard as a label.",
     );
     for view in &observed.shards {
         page.gauge(
@@ -371,12 +357,12 @@ fn auth(page: &Page<'_>, observed: &Observed) {
         ),
         (
             "sluice_auth_queue_places",
-            "What these take of the queue: a place for each 512 bytes of user name and password.",
+            "Places of the queue of password checks that are taken: one for each 512 bytes of user name and password.",
             auth.queue_places,
         ),
         (
             "sluice_auth_queue_places_limit",
-            "Places of the queue.",
+            "Places that the queue of password checks has.",
             auth.queue_places_max,
         ),
         (
@@ -400,13 +386,49 @@ fn auth(page: &Page<'_>, observed: &Observed) {
     }
 }
 
+/// The names that client libraries of Prometheus use. What the kernel does not say is left out, not told as 0.
 fn process(page: &Page<'_>) {
     let name = "sluice_build_info";
-    page.describe_gauge(name, "Always 1; the label says which version runs.");
+    page.describe_gauge(name, "Always 1, with the version that runs as a label.");
     page.gauge(name, &[("version", env!("CARGO_PKG_VERSION"))], 1.0);
-    let name = "process_resident_memory_bytes";
-    page.describe_gauge(name, "Resident memory of the process.");
-    page.gauge(name, &[], resident_bytes().unwrap_or(0) as f64);
+    let vitals = Vitals::read();
+    for (name, help, value) in [
+        (
+            "process_resident_memory_bytes",
+            "Resident memory of the process.",
+            vitals.resident_bytes.map(|bytes| bytes as f64),
+        ),
+        (
+            "process_virtual_memory_bytes",
+            "Virtual memory of the process.",
+            vitals.virtual_bytes.map(|bytes| bytes as f64),
+        ),
+        (
+            "process_open_fds",
+            "File descriptors that the process has open.",
+            vitals.descriptors_open.map(|count| count as f64),
+        ),
+        (
+            "process_max_fds",
+            "File descriptors that the process may have open.",
+            vitals.descriptors_max.map(|count| count as f64),
+        ),
+        (
+            "process_threads",
+            "Threads of the process.",
+            vitals.threads.map(|count| count as f64),
+        ),
+        (
+            "process_start_time_seconds",
+            "When the process was started, in seconds since 1970.",
+            vitals.started_unix_secs,
+        ),
+    ] {
+        if let Some(value) = value {
+            page.describe_gauge(name, help);
+            page.gauge(name, &[], value);
+        }
+    }
 }
 
 /// The facade counts in whole numbers; seconds have parts.
@@ -518,13 +540,8 @@ mod tests {
     #[test]
     fn every_counter_says_what_it_counts() {
         for &counter in Counter::ALL {
-            assert!(!help(counter).is_empty(), "{}", counter.name());
+            assert!(!counter.help().is_empty(), "{}", counter.name());
             assert!(counter.name().starts_with("sluice_") && counter.name().ends_with("_total"));
         }
-    }
-
-    #[test]
-    fn resident_memory_is_known() {
-        assert!(resident_bytes().is_some_and(|bytes| bytes > 0));
     }
 }

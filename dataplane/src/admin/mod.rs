@@ -9,9 +9,9 @@ use axum::Router;
 use axum::extract::{DefaultBodyLimit, Query, Request, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::middleware::{Next, from_fn};
-use axum::response::{IntoResponse, Json, Response};
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::control::{BadCursor, ControlHandle, NoAnswer, SessionCursor};
@@ -108,6 +108,24 @@ fn is_from_web_page(is_loopback: bool, headers: &HeaderMap) -> bool {
         || (is_loopback && host.is_some_and(|host| host.map_or(true, is_foreign)))
 }
 
+/// A page for programs: JSON, and a line end, so that a terminal shows the prompt where it belongs.
+struct Page<T>(T);
+
+impl<T: Serialize> IntoResponse for Page<T> {
+    fn into_response(self) -> Response {
+        match serde_json::to_string(&self.0) {
+            Ok(text) => {
+                let content_type = [(header::CONTENT_TYPE, "application/json")];
+                (content_type, text + "\n").into_response()
+            }
+            Err(error) => {
+                let text = format!("{error}\n");
+                (StatusCode::INTERNAL_SERVER_ERROR, text).into_response()
+            }
+        }
+    }
+}
+
 async fn index() -> &'static str {
     "sluice-dataplane\n\
      GET /livez      the process answers\n\
@@ -140,7 +158,7 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
     if query.verbose.is_some() {
         let ready = reasons.is_empty();
         let said = json!({ "ready": ready, "reasons": reasons, "degraded": degraded });
-        return (status, Json(said)).into_response();
+        return (status, Page(said)).into_response();
     }
     let text = match (reasons.is_empty(), degraded.is_empty()) {
         (true, true) => "ready\n",
@@ -166,27 +184,27 @@ async fn metrics(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
 
 async fn policy(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
     let observed = admin.control.observe(false).await?;
-    Ok(Json(observed.policy).into_response())
+    Ok(Page(observed.policy).into_response())
 }
 
 async fn fleet(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
     let observed = admin.control.observe(false).await?;
-    Ok(Json(json!({ "fleet": observed.fleet })).into_response())
+    Ok(Page(json!({ "fleet": observed.fleet })).into_response())
 }
 
 async fn listeners(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
     let observed = admin.control.observe(false).await?;
-    Ok(Json(json!({ "listeners": observed.listeners })).into_response())
+    Ok(Page(json!({ "listeners": observed.listeners })).into_response())
 }
 
 async fn upstreams(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
     let observed = admin.control.observe(false).await?;
-    Ok(Json(json!({ "endpoints": observed.endpoints })).into_response())
+    Ok(Page(json!({ "endpoints": observed.endpoints })).into_response())
 }
 
 async fn shards(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
     let observed = admin.control.observe(true).await?;
-    Ok(Json(json!({ "shards": observed.shards })).into_response())
+    Ok(Page(json!({ "shards": observed.shards })).into_response())
 }
 
 #[derive(Deserialize)]
@@ -207,7 +225,7 @@ async fn sessions(
         Some(Err(error)) => {
             let error: BadCursor = error;
             let error = error.to_string();
-            return Ok((StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response());
+            return Ok((StatusCode::BAD_REQUEST, Page(json!({ "error": error }))).into_response());
         }
     };
     let limit = query
@@ -234,7 +252,7 @@ async fn sessions(
         })
         .collect();
     let next = page.next.map(|next| next.to_string());
-    Ok(Json(json!({ "sessions": sessions, "next": next })).into_response())
+    Ok(Page(json!({ "sessions": sessions, "next": next })).into_response())
 }
 
 async fn log_level(State(admin): State<Admin>) -> String {

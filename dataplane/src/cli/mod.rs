@@ -3,11 +3,13 @@
 //! `run` (also without the word) starts the data plane and is [`crate::config`]'s and boot's. The others work offline,
 //! print to standard output, and end with 0 (fine), 1 (the policy is wrong) or 2 (the command is).
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sluice_flags::{CompletionArgs, ConfigCommand, EXIT_USAGE, Given, ManArgs};
 
 use crate::config::RunArgs;
 
@@ -17,8 +19,8 @@ mod password;
 
 /// The policy is wrong.
 const EXIT_POLICY: u8 = 1;
-/// The command is.
-const EXIT_USAGE: u8 = 2;
+/// What the names of environment variables begin with.
+const VARIABLES: &str = "SLUICE_";
 
 const EXAMPLES: &str = "\
 Examples:
@@ -26,8 +28,14 @@ Examples:
   sluice-dataplane check policy.yaml                     every error with file, line and column
   sluice-dataplane explain --policy policy.yaml --user sensor-7 --client-id sensor-7 publish site/7/temperature
   sluice-dataplane hash-password < secret.txt            a hash for the policy file
+  sluice-dataplane config init node.toml                 a file for the flags; then --config node.toml
+  sluice-dataplane completion bash > /etc/bash_completion.d/sluice-dataplane
+
+A value comes from its flag, else from its environment variable, else from the file of --config, else it is the default;
+`config show` says which. Flags of commands have variables too: SLUICE_, the command, the flag (SLUICE_EXPLAIN_USER).
 
 Exit codes of check and explain: 0 whatever the verdict, 1 the policy is wrong, 2 the command is (or a file cannot be read).
+Exit codes of config: 0 fine, 2 the flags, the environment or the file are wrong (a start ends with 2 as well).
 Exit codes of run: 0 drained, 1 could not start, 70 a shard failed, 128+N cut short by a second signal N (143 for SIGTERM).";
 
 /// A proxy that judges every MQTT packet against a compiled policy.
@@ -55,6 +63,13 @@ pub enum Command {
     /// Read a password (the first line of standard input) and print a hash (argon2id) for the policy. Never give it as an
     /// argument: arguments can be read by every user of the machine.
     HashPassword,
+    /// Write a file for flags, check the settings, or show where each value comes from.
+    #[command(subcommand)]
+    Config(ConfigCommand<RunArgs>),
+    /// Print the script by which a shell completes commands and flags.
+    Completion(CompletionArgs),
+    /// Print the man page, or write all pages into a folder.
+    Man(ManArgs),
 }
 
 /// `check`.
@@ -136,41 +151,27 @@ enum ProtocolVersion {
     V5,
 }
 
-/// Answers a question that needs no sockets.
-pub fn answer(command: &Offline) -> ExitCode {
+/// Reads the command line, the environment and the file for flags. The exit code when there is nothing to do.
+pub fn parse(words: impl IntoIterator<Item = OsString>) -> Result<Given<Cli>, ExitCode> {
+    sluice_flags::parse(VARIABLES, words).map_err(|unusable| ExitCode::from(unusable.tell()))
+}
+
+/// The settings to run with; or a question that needs no sockets was answered, and this is the exit code.
+pub fn answer(given: &Given<Cli>) -> Result<&RunArgs, ExitCode> {
     let mut out = std::io::stdout().lock();
-    let code = match command {
-        Offline::Check(args) => check::check(args, &mut out),
-        Offline::Explain(args) => explain::explain(args, &mut out),
-        Offline::HashPassword => password::hash(&mut out),
+    let code = match &given.cli.command {
+        None => return Ok(&given.cli.run),
+        Some(Command::Run(args)) => return Ok(args),
+        Some(Command::Check(args)) => check::check(args, &mut out),
+        Some(Command::Explain(args)) => explain::explain(args, &mut out),
+        Some(Command::HashPassword) => password::hash(&mut out),
+        Some(Command::Config(config)) => config.answer(given, &mut out),
+        Some(Command::Completion(args)) => args.answer(given.command.clone(), &mut out),
+        Some(Command::Man(args)) => args.answer(given.command.clone(), &mut out),
     };
     // A reader that closed its end early (`| head`) has what it wanted.
     let _ = out.flush();
-    ExitCode::from(code)
-}
-
-/// The commands that need no sockets.
-#[derive(Debug)]
-pub enum Offline {
-    /// See [`Command::Check`].
-    Check(CheckArgs),
-    /// See [`Command::Explain`].
-    Explain(Box<ExplainArgs>),
-    /// See [`Command::HashPassword`].
-    HashPassword,
-}
-
-impl Cli {
-    /// Either the settings to run with, or a question to answer.
-    pub fn resolve(self) -> Result<Box<RunArgs>, Offline> {
-        match self.command {
-            None => Ok(Box::new(self.run)),
-            Some(Command::Run(args)) => Ok(args),
-            Some(Command::Check(args)) => Err(Offline::Check(args)),
-            Some(Command::Explain(args)) => Err(Offline::Explain(args)),
-            Some(Command::HashPassword) => Err(Offline::HashPassword),
-        }
-    }
+    Err(ExitCode::from(code))
 }
 
 /// A line about what is wrong with the command itself.
@@ -196,13 +197,24 @@ mod tests {
     }
 
     #[test]
+    fn every_flag_has_a_variable_and_one_rule_names_them() {
+        let command = sluice_flags::with_variables(Cli::command(), VARIABLES);
+        assert_eq!(sluice_flags::broken_rules(&command, VARIABLES), [""; 0]);
+        // What the environment of a container sets is written out, so that it can be looked for.
+        let run = Cli::command();
+        let run = run.find_subcommand("run").expect("the command");
+        let bare = run.get_arguments().find(|arg| arg.get_env().is_none());
+        assert!(bare.is_none(), "{bare:?}");
+    }
+
+    #[test]
     fn run_is_what_happens_without_a_word() {
         for words in [
             &["sluice-dataplane", "--shards", "2"][..],
             &["sluice-dataplane", "run", "--shards", "2"],
         ] {
-            let cli = Cli::try_parse_from(words).expect("good arguments");
-            let args = cli.resolve().expect("run");
+            let given = parse(words.iter().map(OsString::from)).expect("good arguments");
+            let args = answer(&given).expect("run");
             assert_eq!(
                 args.shards,
                 crate::config::ShardCount::Exactly(2),

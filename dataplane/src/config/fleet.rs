@@ -16,14 +16,7 @@ const NODE_BYTES_MAX: usize = 64;
 pub struct FleetArgs {
     /// Control plane to get the policy from, in the place of --policy: https://host:port, or http:// on loopback only.
     /// What was active last is kept in --state-dir and served without it.
-    #[arg(
-        long,
-        env = "SLUICE_CONTROL_PLANE",
-        value_name = "URL",
-        conflicts_with = "policy",
-        requires = "node",
-        requires = "state_dir"
-    )]
+    #[arg(long, env = "SLUICE_CONTROL_PLANE", value_name = "URL")]
     pub control_plane: Option<Uri>,
 
     /// This node's name in the fleet: 1 to 64 of a-z, A-Z, 0-9, `-`, `_` and `.`.
@@ -43,21 +36,11 @@ pub struct FleetArgs {
     pub control_plane_ca: Option<PathBuf>,
 
     /// This node's certificate (PEM), when the control plane asks for one.
-    #[arg(
-        long,
-        env = "SLUICE_CONTROL_PLANE_CERT",
-        value_name = "FILE",
-        requires = "control_plane_key"
-    )]
+    #[arg(long, env = "SLUICE_CONTROL_PLANE_CERT", value_name = "FILE")]
     pub control_plane_cert: Option<PathBuf>,
 
     /// The key of --control-plane-cert (PEM).
-    #[arg(
-        long,
-        env = "SLUICE_CONTROL_PLANE_KEY",
-        value_name = "FILE",
-        requires = "control_plane_cert"
-    )]
+    #[arg(long, env = "SLUICE_CONTROL_PLANE_KEY", value_name = "FILE")]
     pub control_plane_key: Option<PathBuf>,
 }
 
@@ -107,6 +90,14 @@ pub enum BadFleet {
     /// A flag is missing.
     #[error("--control-plane needs --node and --state-dir")]
     Incomplete,
+    /// Half of a pair.
+    #[error("--control-plane-cert and --control-plane-key go together")]
+    HalfCertificate,
+    /// The URL may be logged and shown.
+    #[error(
+        "--control-plane holds a user or password; a node shows its join token, by --join-token-file"
+    )]
+    Login,
 }
 
 impl FleetArgs {
@@ -117,7 +108,8 @@ impl FleetArgs {
                 || self.state_dir.is_some()
                 || self.join_token_file.is_some()
                 || self.control_plane_ca.is_some()
-                || self.control_plane_cert.is_some();
+                || self.control_plane_cert.is_some()
+                || self.control_plane_key.is_some();
             return if has_others {
                 Err(BadFleet::NoControlPlane)
             } else {
@@ -127,6 +119,15 @@ impl FleetArgs {
         let (Some(node), Some(state_dir)) = (self.node.clone(), self.state_dir.clone()) else {
             return Err(BadFleet::Incomplete);
         };
+        if url
+            .authority()
+            .is_some_and(|authority| authority.as_str().contains('@'))
+        {
+            return Err(BadFleet::Login);
+        }
+        if self.control_plane_cert.is_some() != self.control_plane_key.is_some() {
+            return Err(BadFleet::HalfCertificate);
+        }
         let host = url
             .host()
             .filter(|host| !host.is_empty())
@@ -230,6 +231,12 @@ mod tests {
                 false,
                 Err(BadFleet::CertificateForPlaintext),
             ),
+            (
+                "http://u:secret@127.0.0.1",
+                false,
+                false,
+                Err(BadFleet::Login),
+            ),
             ("ftp://127.0.0.1", false, false, Err(BadFleet::Url)),
             ("127.0.0.1:9400", false, false, Err(BadFleet::Url)),
         ] {
@@ -244,9 +251,20 @@ mod tests {
         let mut alone = args("http://127.0.0.1", false, false);
         alone.control_plane = None;
         assert_eq!(alone.settings().map(|_| ()), Err(BadFleet::NoControlPlane));
+        let key_alone = FleetArgs {
+            control_plane_key: Some("k".into()),
+            ..FleetArgs::default()
+        };
+        assert_eq!(
+            key_alone.settings().map(|_| ()),
+            Err(BadFleet::NoControlPlane)
+        );
         let mut half = args("http://127.0.0.1", false, false);
         half.node = None;
         assert_eq!(half.settings().map(|_| ()), Err(BadFleet::Incomplete));
+        let mut half = args("https://127.0.0.1", true, true);
+        half.control_plane_key = None;
+        assert_eq!(half.settings().map(|_| ()), Err(BadFleet::HalfCertificate));
     }
 
     #[test]

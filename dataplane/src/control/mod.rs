@@ -51,6 +51,8 @@ pub mod random;
 /// Names of endpoints to addresses.
 pub mod resolve;
 
+pub mod vitals;
+
 use apply::Apply;
 use compile::{Compiled, Offer, Outcome, Refusal, Work};
 use events::answer_password;

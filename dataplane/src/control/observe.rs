@@ -137,15 +137,6 @@ pub(super) fn crowd_of(table: &Table, listener: &Listener) -> Crowd {
     }
 }
 
-/// Resident memory of this process (`VmRSS`), as the kernel tells it.
-pub fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let mut lines = status.lines();
-    let kib = lines.find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = kib.trim().trim_end_matches(" kB").parse().ok()?;
-    kib.checked_mul(1024)
-}
-
 /// Why the node should get no traffic.
 pub(super) fn not_ready(
     policy: &PolicyStatus,

@@ -23,6 +23,22 @@ pub(super) enum Follow {
     Held(Side, bool),
 }
 
+/// Counts bytes from this side.
+fn received_counter(side: Side) -> Counter {
+    match side {
+        Side::Downstream => Counter::ReceivedDownstream,
+        Side::Upstream => Counter::ReceivedUpstream,
+    }
+}
+
+/// Counts bytes to this side.
+fn sent_counter(side: Side) -> Counter {
+    match side {
+        Side::Downstream => Counter::SentDownstream,
+        Side::Upstream => Counter::SentUpstream,
+    }
+}
+
 impl<R: Ring> Core<R> {
     pub(super) fn dispatch(&mut self, turn: Turn<'_>, event: Event) {
         match event {
@@ -86,6 +102,8 @@ impl<R: Ring> Core<R> {
         else {
             return; // closing: discarded until FIN
         };
+        self.counters
+            .add(received_counter(side), u64::from(lease.len));
         let bytes = self.ring.lease(lease);
         self.lent.with(turn, |context| {
             session.handle_bytes(context, side, bytes);
@@ -202,6 +220,7 @@ impl<R: Ring> Core<R> {
         if leg.socket.is_none() || range.is_empty() {
             return;
         }
+        self.counters.add(sent_counter(to), range.len() as u64);
         match leg.backlog.as_mut() {
             Some(backlog) => {
                 let bytes = self.ring.lease(lease);
@@ -230,6 +249,7 @@ impl<R: Ring> Core<R> {
         if leg.socket.is_none() || bytes.is_empty() {
             return;
         }
+        self.counters.add(sent_counter(to), bytes.len() as u64);
         match leg.backlog.as_mut() {
             Some(backlog) => {
                 backlog.append(bytes);

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sluice_flags::{CompletionArgs, ManArgs};
 
 use super::expect::Expectation;
 use super::frame::{Login, Stamp, Version};
@@ -17,9 +18,16 @@ use super::target::Target;
 /// An MQTT packet has at most 268,435,455 bytes behind its first ones; topic and properties need some of them.
 const PAYLOAD_BYTES_MAX: usize = 268_000_000;
 
+/// What the names of environment variables begin with.
+pub const VARIABLES: &str = "SLUICE_LOADTEST_";
+
+const VARIABLES_HELP: &str = "\
+Every flag has an environment variable, which it goes before: SLUICE_LOADTEST_, the command, the flag. So --rate of
+`publish` has SLUICE_LOADTEST_PUBLISH_RATE.";
+
 /// Open-loop load generator for MQTT brokers and what stands before them.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(name = "sluice-loadtest", version, about, after_help = VARIABLES_HELP)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -65,6 +73,10 @@ pub enum Command {
         #[arg(long)]
         core: Option<usize>,
     },
+    /// Print the script by which a shell completes commands and flags
+    Completion(CompletionArgs),
+    /// Print the man page, or write all pages into a folder
+    Man(ManArgs),
 }
 
 /// Options of one run.
@@ -242,6 +254,13 @@ mod tests {
     fn the_command_line_is_consistent() {
         use clap::CommandFactory as _;
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_flag_has_a_variable_and_one_rule_names_them() {
+        use clap::CommandFactory as _;
+        let command = sluice_flags::with_variables(Cli::command(), VARIABLES);
+        assert_eq!(sluice_flags::broken_rules(&command, VARIABLES), [""; 0]);
     }
 
     #[test]

@@ -10,6 +10,30 @@ fn the_command_line_is_consistent() {
 }
 
 #[test]
+fn every_flag_has_a_variable_and_one_rule_names_them() {
+    let command = sluice_flags::with_variables(Cli::command(), VARIABLES);
+    let broken = sluice_flags::broken_rules(&command, VARIABLES);
+    // The folder is a setting of the control plane, whose variable it has.
+    let expected = "restore --data-dir: SLUICE_CONTROL_DATA_DIR, not SLUICE_RESTORE_DATA_DIR";
+    assert_eq!(broken, [expected]);
+}
+
+#[test]
+fn what_a_variable_says_is_heard_after_the_flag() {
+    let command = sluice_flags::with_variables(Cli::command(), VARIABLES);
+    let form = command.get_arguments().find(|arg| arg.get_id() == "form");
+    let form = form.and_then(clap::Arg::get_env);
+    assert_eq!(form, Some("SLUICE_OUTPUT".as_ref()));
+    let status = command.find_subcommand("status").expect("the command");
+    let nearer = status.get_arguments().find(|arg| arg.get_id() == "form");
+    let nearer = nearer.expect("the flag").get_env();
+    assert_eq!(
+        nearer, None,
+        "it would go before `sluicectl --output text status`"
+    );
+}
+
+#[test]
 fn the_help_names_the_default_address() {
     let expected = format!("http://127.0.0.1:{}", crate::domain::PORT);
     assert_eq!(SERVER_DEFAULT, expected);

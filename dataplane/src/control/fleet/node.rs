@@ -22,7 +22,7 @@ use super::link::{Event, Link, Stream};
 use super::report;
 use super::status::Shared;
 use crate::control::compile::{Offer, Outcome, Released};
-use crate::control::observe::resident_bytes;
+use crate::control::vitals::resident_bytes;
 use crate::control::{ControlHandle, NoAnswer, PolicySource, priority};
 
 /// At least so often the control plane hears how the node is.
