@@ -6,7 +6,7 @@
 #![allow(clippy::expect_used)]
 
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{Ipv4Addr, SocketAddr};
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sluice_bench::fixtures::{Level, connack, connect_anonymous, policy, publish};
@@ -42,9 +42,10 @@ impl Bench {
             counters: &counters,
             random: &mut random,
             decisions: None,
+            denials: None,
         };
-        let mut session =
-            Session::accepted(&mut context, listener, IpAddr::V4(Ipv4Addr::LOCALHOST));
+        let peer = SocketAddr::from((Ipv4Addr::LOCALHOST, 1024));
+        let mut session = Session::accepted(&mut context, listener, peer);
         let mut packet = connect_anonymous(level, "bench");
         session.handle_bytes(&mut context, Side::Downstream, &mut packet);
         session.handle_dialled(
@@ -76,6 +77,7 @@ impl Bench {
             counters: &self.counters,
             random: &mut random,
             decisions: None,
+            denials: None,
         };
         self.session
             .handle_bytes(&mut context, Side::Downstream, bytes);

@@ -12,7 +12,6 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use metrics_exporter_prometheus::PrometheusHandle;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -28,21 +27,24 @@ const CONNECTION_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 struct Admin {
     readiness: Arc<Readiness>,
-    metrics: PrometheusHandle,
+    metrics: Render,
 }
+
+/// Makes the page of metrics.
+pub type Render = Arc<dyn Fn() -> String + Send + Sync>;
 
 /// Serves until the runtime ends.
 pub async fn serve(
     socket: TcpListener,
     readiness: Arc<Readiness>,
-    metrics: PrometheusHandle,
+    metrics: Render,
 ) -> std::io::Result<()> {
     let is_loopback = socket.local_addr()?.ip().is_loopback();
     let limits = Limits {
         connections_max: CONNECTIONS_MAX,
         stranger_max: CONNECTION_MAX,
     };
-    let bounded = Bounded::new(socket, limits, false);
+    let bounded = Bounded::new(socket, limits, false, "admin");
     let router = router(Admin { readiness, metrics }).layer(from_fn(move |request, next| {
         guard(is_loopback, request, next)
     }));
@@ -126,7 +128,7 @@ async fn metrics(State(admin): State<Admin>) -> Response {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    (content_type, admin.metrics.render()).into_response()
+    (content_type, (admin.metrics)()).into_response()
 }
 
 #[cfg(test)]

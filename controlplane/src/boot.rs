@@ -158,6 +158,7 @@ async fn serve(args: &RunArgs) -> anyhow::Result<End> {
 }
 
 async fn start(args: &RunArgs) -> anyhow::Result<Running> {
+    let started_at = clock::unix_now();
     let metrics = metrics::install().context("metrics")?;
     tokio::spawn(metrics::upkeep(metrics.clone()));
     let tls = args.tls().map(server::tls).transpose()?;
@@ -190,7 +191,7 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
         releases.in_force(),
         Arc::clone(&readiness),
         args.data_dir.clone(),
-        clock::unix_now(),
+        started_at,
     );
     routes
         .add_service(api::policies::service(
@@ -202,12 +203,15 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
         .add_service(fleet.server())
         .add_service(AccessApi::new(gate.clone()).into_service())
         .add_service(operations.into_service());
-    serve_admin(admin_socket, Arc::clone(&readiness), metrics)?;
+    let page = metrics::Page::new(metrics, fleet.clone(), args.metrics_nodes_max, started_at);
+    let render = Arc::new(move || page.render());
+    serve_admin(admin_socket, Arc::clone(&readiness), render)?;
     let (stop, stopping) = watch::channel(false);
     let is_tls = tls.is_some();
     let address = socket.local_addr().context("--listen")?;
     let underway = Underway::default();
     let served = server::Served {
+        methods: server::methods()?,
         routes: routes.routes(),
         gate,
         readiness: Arc::clone(&readiness),
@@ -290,7 +294,7 @@ async fn bind(address: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
 fn serve_admin(
     socket: TcpListener,
     readiness: Arc<Readiness>,
-    metrics: metrics_exporter_prometheus::PrometheusHandle,
+    metrics: admin::Render,
 ) -> anyhow::Result<()> {
     let address = socket.local_addr().context("--admin")?;
     if !address.ip().is_loopback() {

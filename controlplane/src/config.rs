@@ -137,6 +137,15 @@ pub struct RunArgs {
     )]
     pub admin: SocketAddr,
 
+    /// Nodes that have series of their own in /metrics; the first by name, 0 for none. A series says how many are left out.
+    #[arg(
+        long,
+        env = "SLUICE_CONTROL_METRICS_NODES_MAX",
+        value_name = "N",
+        default_value_t = 200
+    )]
+    pub metrics_nodes_max: usize,
+
     /// How long an applied generation can be released, for example `24h`; 1 s to 30 d.
     #[arg(
         long,

@@ -13,6 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::serve::Listener;
+use metrics::{Counter, counter};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -35,6 +36,7 @@ pub struct Bounded {
     socket: TcpListener,
     limits: Limits,
     is_tls: bool,
+    traffic: Traffic,
     free: Arc<Semaphore>,
     held: Arc<Held>,
     next_number: u64,
@@ -51,16 +53,18 @@ pub struct Connection {
     evicted: oneshot::Receiver<()>,
     /// True exactly when `timer` or `evicted` has ended while the peer was a stranger.
     is_over: bool,
+    traffic: Traffic,
     _place: Place,
 }
 
 impl Bounded {
-    /// Takes over a socket that listens. `is_tls` is what is said of every connection.
-    pub fn new(socket: TcpListener, limits: Limits, is_tls: bool) -> Self {
+    /// Takes over a socket that listens. `is_tls` is what is said of every connection, `server` the label of its bytes.
+    pub fn new(socket: TcpListener, limits: Limits, is_tls: bool, server: &'static str) -> Self {
         Self {
             socket,
             limits,
             is_tls,
+            traffic: Traffic::of(server),
             free: Arc::new(Semaphore::new(limits.connections_max)),
             held: Arc::default(),
             next_number: 0,
@@ -118,6 +122,7 @@ impl Listener for Bounded {
                 was_proven: false,
                 evicted: self.held.enter(number, peer.clone()),
                 is_over: false,
+                traffic: self.traffic.clone(),
                 peer,
                 _place: Place {
                     number,
@@ -171,7 +176,11 @@ impl AsyncRead for Connection {
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.go_on(context)?;
-        Pin::new(&mut self.stream).poll_read(context, buffer)
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(context, buffer);
+        let bytes = buffer.filled().len() - before;
+        self.traffic.received.increment(bytes as u64);
+        read
     }
 }
 
@@ -182,7 +191,9 @@ impl AsyncWrite for Connection {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         self.go_on(context)?;
-        Pin::new(&mut self.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
+        self.traffic.count_sent(&written);
+        written
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -199,11 +210,38 @@ impl AsyncWrite for Connection {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         self.go_on(context)?;
-        Pin::new(&mut self.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        self.traffic.count_sent(&written);
+        written
     }
 
     fn is_write_vectored(&self) -> bool {
         self.stream.is_write_vectored()
+    }
+}
+
+/// Counts the bytes of a listener's connections.
+#[derive(Clone)]
+struct Traffic {
+    received: Counter,
+    sent: Counter,
+}
+
+impl Traffic {
+    fn of(server: &'static str) -> Self {
+        let traffic = Self {
+            received: counter!("sluice_control_received_bytes_total", "server" => server),
+            sent: counter!("sluice_control_sent_bytes_total", "server" => server),
+        };
+        traffic.received.increment(0);
+        traffic.sent.increment(0);
+        traffic
+    }
+
+    fn count_sent(&self, written: &Poll<io::Result<usize>>) {
+        if let Poll::Ready(Ok(bytes)) = written {
+            self.sent.increment(*bytes as u64);
+        }
     }
 }
 
@@ -276,7 +314,7 @@ mod tests {
             connections_max,
             stranger_max,
         };
-        let bounded = Bounded::new(socket, limits, false);
+        let bounded = Bounded::new(socket, limits, false, "grpc");
         let address = bounded.local_addr().expect("bound");
         (bounded, address)
     }

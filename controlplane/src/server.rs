@@ -82,6 +82,8 @@ fn warn_of_readers(key: &Path) {
 
 /// What is served, and to whom.
 pub struct Served {
+    /// What is served, see [`methods`].
+    pub methods: Methods,
     /// The services.
     pub routes: Routes,
     /// Who may call.
@@ -90,6 +92,19 @@ pub struct Served {
     pub readiness: Arc<Readiness>,
     /// Counts calls.
     pub underway: Underway,
+}
+
+/// The methods served, each with counters that begin at zero.
+pub fn methods() -> anyhow::Result<Methods> {
+    let descriptors = [
+        sluice_proto::DESCRIPTORS,
+        tonic_health::pb::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
+        tonic_reflection::pb::v1alpha::FILE_DESCRIPTOR_SET,
+    ];
+    let methods = Methods::new(&descriptors).context("the description of the services")?;
+    methods.count_from_zero();
+    Ok(methods)
 }
 
 /// Serves until `stopping` turns true and the last connection has ended.
@@ -101,23 +116,21 @@ pub async fn serve(
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
     let Served {
+        methods,
         routes,
         gate,
         readiness,
         underway,
     } = served;
-    let descriptors = [
-        sluice_proto::DESCRIPTORS,
-        tonic_health::pb::FILE_DESCRIPTOR_SET,
-        tonic_reflection::pb::v1::FILE_DESCRIPTOR_SET,
-    ];
-    let methods = Methods::new(&descriptors).context("the description of the services")?;
     let names = methods.services();
-    let reflection = tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(sluice_proto::DESCRIPTORS)
-        .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-        .build_v1()
-        .context("reflection")?;
+    let reflection = || {
+        tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(sluice_proto::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+    };
+    // The older of the two is what many tools still ask for.
+    let reflection_alpha = reflection().build_v1alpha().context("reflection")?;
+    let reflection = reflection().build_v1().context("reflection")?;
     let (reporter, health) = tonic_health::server::health_reporter();
     // Known by name before the first call, else who asks early is told that there is no such service.
     for name in &names {
@@ -130,7 +143,7 @@ pub async fn serve(
         connections_max,
         stranger_max: STRANGER_MAX,
     };
-    let accepted = Bounded::new(socket, limits, tls.is_some()).into_channel();
+    let accepted = Bounded::new(socket, limits, tls.is_some(), "grpc").into_channel();
     let mut server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
@@ -149,6 +162,7 @@ pub async fn serve(
         .add_routes(routes)
         .add_service(health)
         .add_service(reflection)
+        .add_service(reflection_alpha)
         .serve_with_incoming_shutdown(ReceiverStream::new(accepted), stopped)
         .await
         .context("the gRPC server")

@@ -321,6 +321,66 @@ fn a_release_names_the_state_that_its_author_saw() {
 }
 
 #[test]
+fn a_second_rollback_says_where_it_goes_and_wants_to_be_told() {
+    let script = || Script {
+        history: HistoryResponse {
+            generations: vec![Generation {
+                base: 5,
+                rollback_of: Some(4),
+                ..generation(6, GenerationState::Released)
+            }],
+            newest: 6,
+            released: 6,
+        },
+        release: ReleaseResponse {
+            generation: Some(generation(7, GenerationState::Released)),
+            warnings: vec![],
+        },
+        ..Script::default()
+    };
+    for words in [
+        &["rollback"][..],
+        &["rollback", "--output", "json"],
+        &["rollback", "--expect", "6"],
+    ] {
+        let peer = Peer::start(script());
+        let ended = peer.run(words);
+        assert_eq!(ended.code, 2, "{words:?}: {}", ended.out);
+        let said = ended.out + &ended.err;
+        for part in [
+            "generation 6",
+            "left generation 5",
+            "generation 4",
+            "--to N",
+            "--yes",
+        ] {
+            assert!(said.contains(part), "{words:?}: {part}: {said}");
+        }
+        let asked = peer.asked();
+        assert!(
+            !asked.iter().any(|(name, _)| *name == "rollback"),
+            "{words:?}: {asked:?}"
+        );
+        peer.stop();
+    }
+    for (words, target) in [
+        (&["rollback", "--yes"][..], "generation: None"),
+        (&["rollback", "--to", "4"], "generation: Some(4)"),
+        (&["rollback", "4"], "generation: Some(4)"),
+    ] {
+        let peer = Peer::start(script());
+        assert_eq!(peer.run(words).code, 0, "{words:?}");
+        let asked = peer.asked();
+        let (_, what) = asked
+            .iter()
+            .find(|(name, _)| *name == "rollback")
+            .expect("asked");
+        assert!(what.contains(target), "{words:?}: {what}");
+        peer.stop();
+    }
+}
+
+#[test]
 fn a_node_that_there_is_not_is_found_before_anything_is_released() {
     let script = Script {
         failures: vec![("list", Code::NotFound, "there is no node x")],
@@ -703,6 +763,37 @@ fn doctor_goes_stage_by_stage() {
     ] {
         let ended = run(script(&nodes), &["doctor"]);
         assert_eq!(ended.code, exit, "{}", ended.out);
+    }
+    let part = |verified, is_done, broken_at| VerifyAuditProgress {
+        verified,
+        newest: 30_000,
+        is_done,
+        broken_at,
+    };
+    for (verified, exit, found) in [
+        (
+            vec![part(10_000, false, None), part(30_000, true, None)],
+            0,
+            "OK    audit    30000 records",
+        ),
+        (
+            vec![part(10_000, false, None), part(17, true, Some(18))],
+            6,
+            "BROKEN at record 18",
+        ),
+        (
+            vec![part(10_000, false, None)],
+            6,
+            "ended before the log did",
+        ),
+    ] {
+        let mut script = script(&[("a", Active, 7)]);
+        script.status.role = Role::Auditor.into();
+        script.verified = verified;
+        let ended = run(script, &["doctor"]);
+        assert_eq!(ended.code, exit, "{}", ended.out);
+        assert!(ended.out.contains(found), "{found}: {}", ended.out);
+        assert!(ended.err.contains("10000 of 30000"), "{}", ended.err);
     }
     let refused = Script {
         failures: vec![("status", Code::Unauthenticated, "no such token")],

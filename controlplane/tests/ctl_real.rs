@@ -487,6 +487,55 @@ fn c22_a_backup_is_restored_and_a_damaged_one_refused() {
 }
 
 #[test]
+fn a_backup_and_a_running_store_are_examined() {
+    let mut site = Site::new();
+    let document = site.document("a.yaml", "allow", "");
+    site.expect(0, &["apply", "-f", &document, "--release"]);
+    let backup = site.path("b.db");
+    site.expect(0, &["backup", "--output", &backup]);
+    let before = std::fs::read(&backup).expect("the backup");
+    let words = ["doctor", "--backup", &backup];
+    let good = sluicectl(&words, &[]);
+    assert_eq!(good.code, 0, "{}", good.out);
+    for part in ["OK    file", "OK    audit", "generation 1 is in force"] {
+        assert!(good.out.contains(part), "{part}: {}", good.out);
+    }
+    assert_eq!(
+        std::fs::read(&backup).expect("the backup"),
+        before,
+        "only looked at"
+    );
+    assert!(!std::fs::exists(site.path("b.db-wal")).expect("a folder"));
+    assert_eq!(sluicectl(&["doctor", "--backup", "/no/such"], &[]).code, 2);
+    let running = site.expect(0, &["doctor"]);
+    assert!(
+        running.out.contains("each follows from the one before"),
+        "{}",
+        running.out
+    );
+
+    // Text that stands in a record of the log, in the backup and in the store.
+    let mut bad = before.clone();
+    let place = bad
+        .windows(14)
+        .position(|bytes| bytes == b"policy.release")
+        .expect("a record");
+    bad[place] = b'P';
+    std::fs::write(&backup, &bad).expect("written");
+    let broken = sluicectl(&words, &[]);
+    assert_eq!(broken.code, 6, "{}", broken.out);
+    assert!(broken.out.contains("BROKEN at record"), "{}", broken.out);
+    std::fs::write(&backup, &before[..before.len() / 2]).expect("written");
+    let cut = sluicectl(&words, &[]);
+    assert_eq!(cut.code, 6, "{}", cut.out);
+    assert!(cut.out.contains("FAIL  file"), "{}", cut.out);
+    site.server.kill();
+    let in_use = site.data().join("store.db").display().to_string();
+    let in_use = sluicectl(&["doctor", "--backup", &in_use], &[]);
+    assert_eq!(in_use.code, 2, "it has a log: {}", in_use.out);
+}
+
+#[test]
 fn tokens_open_what_their_role_allows_until_they_are_revoked() {
     let site = Site::new();
     let file = site.path("viewer.token");

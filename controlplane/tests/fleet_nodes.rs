@@ -298,6 +298,11 @@ async fn kicks_and_drains_are_done_answered_and_recorded() {
         .iter()
         .rev()
         .filter(|record| record.who != "test")
+        .inspect(|record| {
+            let peer = record.peer.as_deref().expect("recorded");
+            let peer: std::net::SocketAddr = peer.parse().expect("an address and a port");
+            assert!(peer.ip().is_loopback(), "{record:?}");
+        })
         .map(|record| {
             (
                 record.who.as_str(),

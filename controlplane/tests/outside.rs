@@ -250,6 +250,24 @@ async fn reflection_tells_what_there_is_also_without_a_token() {
     };
     let mut names: Vec<_> = listed.service.into_iter().map(|found| found.name).collect();
     names.sort();
+    // Tools that know the older version only.
+    use tonic_reflection::pb::v1alpha as older;
+    let mut client = older::server_reflection_client::ServerReflectionClient::new(server.channel());
+    let asked = older::ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(
+            older::server_reflection_request::MessageRequest::FileContainingSymbol(
+                "sluice.control.v1.Policies".into(),
+            ),
+        ),
+    };
+    let answers = client.server_reflection_info(tokio_stream::once(asked));
+    let mut answers = answers.await.expect("answered").into_inner();
+    let answer = answers.message().await.expect("open").expect("an answer");
+    assert!(matches!(
+        answer.message_response,
+        Some(older::server_reflection_response::MessageResponse::FileDescriptorResponse(_))
+    ));
     let expected = [
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
@@ -284,6 +302,15 @@ async fn a_request_id_comes_back_and_stands_in_log_and_audit() {
     metadata.insert("x-request-id", "of-the-node".parse().expect("ascii"));
     let mut fleet = FleetClient::new(server.channel());
     fleet.enroll(enroll).await.expect("joined");
+    let (_, page) = server.get("/metrics");
+    assert!(
+        page.contains("sluice_control_node_connected{node=\"edge\"} 0"),
+        "{page}"
+    );
+    assert!(
+        !page.contains("sluice_control_node_sessions{"),
+        "nothing is known of one that is away"
+    );
     let mut bad = with("x", wire::StatusRequest {});
     bad.metadata_mut()
         .insert("x-request-id", "a\"b".parse().expect("ascii"));
@@ -299,6 +326,12 @@ async fn a_request_id_comes_back_and_stands_in_log_and_audit() {
     assert_eq!(found[0].request_id, "of-the-node");
     assert_eq!(found[1].action, "join-token.create");
     assert_eq!(found[1].request_id, id);
+    for record in found {
+        let peer: std::net::SocketAddr = record.peer.parse().expect("an address and a port");
+        assert!(peer.ip().is_loopback() && peer.port() != 0, "{record:?}");
+    }
+    let first = audit.records.last().expect("the first token");
+    assert_eq!((&*first.who, &*first.peer), ("control plane", ""));
     let (_, log) = server.stop();
     let mut calls = log.lines().filter(|line| line.contains("sluice::call"));
     assert!(calls.any(|line| line.contains(id)), "{log}");
@@ -482,7 +515,7 @@ async fn a_store_of_a_newer_program_ends_the_start() {
 #[test]
 fn a_full_disk_ends_the_start() {
     let folder = tempfile::tempdir().expect("a folder");
-    let script = "mount -t tmpfs -o size=48k none \"$1\" || exit 77; exec \"$0\" --listen 127.0.0.1:0 --admin 127.0.0.1:0 --data-dir \"$1\"";
+    let script = "mount -t tmpfs -o size=48k,mode=700 none \"$1\" || exit 77; exec \"$0\" --listen 127.0.0.1:0 --admin 127.0.0.1:0 --data-dir \"$1\"";
     let output = std::process::Command::new("unshare")
         .args(["-rm", "sh", "-c", script])
         .arg(env!("CARGO_BIN_EXE_sluice-controlplane"))
@@ -500,4 +533,223 @@ fn a_full_disk_ends_the_start() {
     let errors: Vec<_> = log.lines().filter(|line| line.contains("ERROR")).collect();
     assert_eq!(errors.len(), 1, "{log}");
     assert!(errors[0].contains("no room"), "{log}");
+}
+
+/// The data directory of a control plane that ran once.
+fn used() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (status, log) = Server::start(folder.path(), &[]).stop();
+    assert_eq!(status.code(), Some(0), "{log}");
+    folder
+}
+
+async fn run_sql(data_dir: &std::path::Path, sql: &'static str) {
+    use sqlx::ConnectOptions;
+    let file = data_dir.join("store.db");
+    let options = sqlx::sqlite::SqliteConnectOptions::new().filename(file);
+    let mut store = options.connect().await.expect("a store");
+    sqlx::raw_sql(sql).execute(&mut store).await.expect("done");
+    sqlx::Connection::close(store).await.expect("closed");
+}
+
+#[tokio::test]
+async fn a_store_that_lost_its_contents_is_damage_and_the_token_stays() {
+    let folder = used();
+    let (file, token) = (
+        folder.path().join("store.db"),
+        folder.path().join("admin.token"),
+    );
+    let (good, secret) = (
+        std::fs::read(&file).expect("a store"),
+        std::fs::read(&token).expect("a token"),
+    );
+    for (what, sql) in [
+        ("zero bytes", None),
+        ("gone", None),
+        ("a table missing", Some("DROP TABLE token")),
+        ("an index missing", Some("DROP INDEX token_name")),
+        ("no tokens", Some("DELETE FROM token")),
+        ("no id", Some("DELETE FROM store")),
+        ("no steps", Some("DROP TABLE _sqlx_migrations")),
+        ("steps forgotten", Some("DELETE FROM _sqlx_migrations")),
+    ] {
+        std::fs::write(&file, &good).expect("written");
+        match (what, sql) {
+            (_, Some(sql)) => run_sql(folder.path(), sql).await,
+            ("gone", None) => std::fs::remove_file(&file).expect("removed"),
+            (_, None) => std::fs::write(&file, "").expect("written"),
+        }
+        let bad = std::fs::read(&file).ok();
+        for _ in 0..2 {
+            let log = start_fails(folder.path());
+            let dir = folder.path().display();
+            let advice = format!("sluicectl restore --input BACKUP --data-dir {dir} --force");
+            assert!(log.contains(&advice), "{what}: {log}");
+            assert!(log.contains("nothing was changed"), "{what}: {log}");
+        }
+        assert_eq!(
+            std::fs::read(&file).ok(),
+            bad,
+            "{what}: the store is as it was"
+        );
+        assert_eq!(std::fs::read(&token).expect("a token"), secret, "{what}");
+    }
+    std::fs::write(&file, &good).expect("written");
+    let server = Server::start(folder.path(), &[]);
+    assert_eq!(server.get("/readyz").0, 200);
+}
+
+#[test]
+fn a_token_file_of_another_store_is_kept_under_another_name() {
+    let (folder, other) = (used(), tempfile::tempdir().expect("a folder"));
+    // A start that was cut short after the store was made and before it had a token.
+    let token = folder.path().join("admin.token");
+    std::fs::write(other.path().join("admin.token"), "of another store").expect("written");
+    std::fs::write(other.path().join("admin.token.1"), "older").expect("written");
+    let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+    let aside = tempfile::tempdir().expect("a folder");
+    runtime.block_on(async {
+        let store = sluice_controlplane::store::Sqlite::open(aside.path()).await;
+        store.expect("a store").close().await;
+    });
+    let file = "store.db";
+    std::fs::copy(aside.path().join(file), other.path().join(file)).expect("copied");
+    let server = Server::start(other.path(), &[]);
+    assert_ne!(server.token(), "of another store");
+    let read = |name: &str| std::fs::read_to_string(other.path().join(name)).expect("a file");
+    assert_eq!(
+        (&*read("admin.token.1"), &*read("admin.token.2")),
+        ("older", "of another store")
+    );
+    assert!(token.exists());
+}
+
+#[test]
+fn a_data_directory_that_everybody_may_write_to_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().expect("a folder");
+    let dir = folder.path().join("data");
+    std::fs::create_dir(&dir).expect("made");
+    let set = |dir: &std::path::Path, mode| {
+        std::fs::set_permissions(dir, std::fs::Permissions::from_mode(mode)).expect("set");
+    };
+    for mode in [0o777, 0o1777, 0o722] {
+        set(&dir, mode);
+        let log = start_fails(&dir);
+        assert!(log.contains("chmod 700"), "{mode:o}: {log}");
+        assert_eq!(
+            std::fs::read_dir(&dir).expect("a folder").count(),
+            0,
+            "{mode:o}"
+        );
+    }
+    for (own, above, warning) in [
+        (0o770, 0o1777, Some("the group may write")),
+        (0o755, 0o700, Some("others may look")),
+        (0o700, 0o777, Some("a folder above the data directory")),
+        (0o700, 0o1777, None),
+    ] {
+        set(&dir, own);
+        set(folder.path(), above);
+        let (_, log) = Server::start(&dir, &[]).stop();
+        match warning {
+            Some(warning) => assert!(log.contains(warning), "{own:o}: {log}"),
+            None => assert!(!log.contains("may "), "{log}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_watch_that_its_caller_ends_is_ok_and_one_that_never_answered_is_not() {
+    use wire::nodes_client::NodesClient;
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::start(folder.path(), &[]);
+    let counted = |code: &str| {
+        let labels = format!("method=\"Nodes/Watch\",code=\"{code}\"");
+        server.metric(&format!("sluice_control_calls_total{{{labels}}}"))
+    };
+    let mut client = NodesClient::new(server.channel());
+    let request = with(&server.token(), wire::ListNodesRequest::default());
+    let mut watch = client.watch(request).await.expect("begun").into_inner();
+    watch.message().await.expect("open").expect("an answer");
+    drop(watch);
+    drop(client);
+    let is_counted = async {
+        while counted("OK") == 0.0 {
+            tokio::task::yield_now().await;
+        }
+    };
+    let in_time = timeout(PATIENCE, is_counted).await;
+    in_time.expect("it is counted");
+    assert_eq!((counted("OK"), counted("CANCELLED")), (1.0, 0.0));
+}
+
+#[test]
+fn the_page_of_metrics_passes_promtool_and_counters_begin_at_zero() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let server = Server::start(folder.path(), &[]);
+    let (_, page) = server.get("/metrics");
+    check_metrics(&page);
+    for line in [
+        "sluice_control_calls_total{method=\"Policies/Release\",code=\"ABORTED\"} 0",
+        "sluice_control_refused_total{reason=\"revoked\"} 0",
+        "sluice_control_applies_total{result=\"conflict\"} 0",
+        "sluice_control_releases_total{kind=\"rollback\"} 0",
+        "sluice_control_trials_total{share=\"readers\",end=\"cancelled\"} 0",
+        "sluice_control_trials_refused_total{share=\"writers\",reason=\"memory\"} 0",
+        "sluice_fleet_generation{stage=\"desired\"} 0",
+        "sluice_control_nodes_left_out 0",
+        concat!(
+            "sluice_control_build_info{version=\"",
+            env!("CARGO_PKG_VERSION"),
+            "\"} 1"
+        ),
+    ] {
+        assert!(page.lines().any(|found| found == line), "{line}: {page}");
+    }
+    for name in [
+        "process_cpu_seconds_total",
+        "process_start_time_seconds",
+        "process_open_fds",
+        "process_max_fds",
+        "process_resident_memory_bytes",
+        "process_virtual_memory_bytes",
+        "sluice_control_received_bytes_total{server=\"admin\"}",
+    ] {
+        assert!(server.metric(name) > 0.0, "{name}: {page}");
+    }
+    let now = sluice_controlplane::clock::unix_now().0 as f64 / 1e3;
+    let age = now - server.metric("process_start_time_seconds");
+    assert!(age.abs() < 3600.0, "in seconds since 1970: {age}");
+}
+
+/// Every name has one line of help, a sentence of its own, and `promtool` has nothing to say.
+fn check_metrics(page: &str) {
+    let mut names = std::collections::BTreeSet::new();
+    for line in page.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = line.split_once(' ').expect("a text");
+        assert!(names.insert(name), "{name} is described once");
+        let is_a_sentence = help.starts_with(char::is_uppercase) && help.ends_with('.');
+        assert!(
+            is_a_sentence && !help.contains("The same"),
+            "{name}: {help}"
+        );
+    }
+    for line in page.lines().filter_map(|line| line.strip_prefix("# TYPE ")) {
+        let name = line.split(' ').next().expect("a name");
+        assert!(names.contains(name), "{name} has no help");
+    }
+    let mut tool = std::process::Command::new("promtool");
+    tool.args(["check", "metrics"])
+        .stdin(std::process::Stdio::piped());
+    let tool = tool
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped());
+    let mut tool = tool.spawn().expect("promtool, which .ci/needs installs");
+    std::io::Write::write_all(&mut tool.stdin.take().expect("piped"), page.as_bytes())
+        .expect("read");
+    let output = tool.wait_with_output().expect("its end");
+    let said = [output.stdout, output.stderr].concat();
+    let said = String::from_utf8_lossy(&said);
+    assert!(output.status.success() && said.trim().is_empty(), "{said}");
 }

@@ -17,7 +17,9 @@ use sluice_controlplane::domain::{
     AuditEntry, AuditRecord, JoinToken, Name, NewGeneration, NodeRecord, Role, Secret, State,
     Token, TokenId, UnixMillis,
 };
-use sluice_controlplane::store::{Enrolled, Heads, Sqlite, Store, StoreError, restore};
+use sluice_controlplane::store::{
+    Chain, ChainPart, Enrolled, Examined, Heads, Sqlite, Store, StoreError, Verified, restore,
+};
 use sluice_policy::fleet::Inventory;
 use sluice_proto::v1::{self, row::Kind};
 use sqlx::migrate::{Migration, MigrationType, Migrator};
@@ -39,6 +41,7 @@ fn entry(action: &'static str, millis: u64) -> AuditEntry {
         before: "what was".into(),
         after: "what is".into(),
         request_id: "r-1".into(),
+        peer: "127.0.0.1:7".into(),
     }
 }
 
@@ -859,6 +862,110 @@ async fn a_log_without_its_store_is_not_thrown_away() -> Told {
     Ok(())
 }
 
+#[tokio::test]
+async fn a_first_start_that_was_cut_short_begins_again() -> Told {
+    let dir = tempfile::tempdir()?;
+    fs::write(dir.path().join("store.making"), b"half of a store")?;
+    fs::write(dir.path().join("store.making-wal"), b"and its log")?;
+    let store = Sqlite::open(dir.path()).await?;
+    store.close().await;
+    let mut left: Vec<_> = fs::read_dir(dir.path())?
+        .map(|found| found.map(|found| found.file_name()))
+        .collect::<Result<_, _>>()?;
+    left.sort();
+    assert_eq!(left, ["store.db", "store.lock"]);
+    Ok(())
+}
+
+#[tokio::test]
+async fn the_audit_chain_stays_whole_when_records_get_peers() -> Told {
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("store.db");
+    fs::write(&file, include_bytes!("stored/store.db"))?;
+    let mut old = Examined::open(&file).await?;
+    let before = old.verify_audit(Verified::default()).await?;
+    assert_eq!(before.found, Chain::Whole, "looked at as it is");
+    drop(old);
+    let store = Sqlite::open(dir.path()).await?;
+    store.note(entry("note", 3)).await?;
+    let records = store.audit(None, 100).await?;
+    assert_eq!(records[0].peer.as_deref(), Some("127.0.0.1:7"));
+    assert!(records.len() > 2 && records[1..].iter().all(|record| record.peer.is_none()));
+    assert!(store.audit_is_whole().await?);
+    store.close().await;
+    for (what, sql) in [
+        (
+            "a new one's is taken",
+            "UPDATE audit SET peer = NULL WHERE number = (SELECT max(number) FROM audit)",
+        ),
+        (
+            "a new one's is changed",
+            "UPDATE audit SET peer = '10.0.0.1:1' WHERE peer IS NOT NULL",
+        ),
+        (
+            "an old one gets one",
+            "UPDATE audit SET peer = '' WHERE number = 1",
+        ),
+    ] {
+        let copy = tempfile::tempdir()?;
+        fs::copy(&file, copy.path().join("store.db"))?;
+        run_sql(&copy.path().join("store.db"), sql).await?;
+        let store = Sqlite::open(copy.path()).await?;
+        assert!(!store.audit_is_whole().await?, "{what}");
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_long_audit_chain_is_read_in_parts_and_the_broken_record_is_named() -> Told {
+    let dir = tempfile::tempdir()?;
+    let (store, _) = filled(dir.path()).await?;
+    let file = dir.path().join("store.db");
+    // As many as two parts and some; made like the store makes them, and in one transaction.
+    let mut previous = store.audit(None, 1).await?.remove(0);
+    let mut connection = SqliteConnectOptions::new()
+        .filename(&file)
+        .connect()
+        .await?;
+    let mut change = connection.begin().await?;
+    for number in previous.number + 1..=20_005 {
+        let next = AuditRecord::following(&previous.hash, number, entry("note", 9));
+        sqlx::query("INSERT INTO audit VALUES (?1, 9, 'ada', 'note', 'generation', 'what was', 'what is', 'r-1', ?2, '127.0.0.1:7')")
+            .bind(i64::try_from(number)?)
+            .bind(next.hash.as_slice())
+            .execute(&mut *change)
+            .await?;
+        previous = next;
+    }
+    sqlx::query("UPDATE store SET audit_number = 20005, audit_hash = ?1")
+        .bind(previous.hash.as_slice())
+        .execute(&mut *change)
+        .await?;
+    change.commit().await?;
+    connection.close().await?;
+    let read = async |from| -> Result<(Vec<u64>, ChainPart), StoreError> {
+        let (mut from, mut read) = (from, Vec::new());
+        loop {
+            let part = store.verify_audit(from).await?;
+            (from, _) = (part.upto, read.push(part.upto.number));
+            if part.found != Chain::More {
+                return Ok((read, part));
+            }
+        }
+    };
+    let (parts, last) = read(Verified::default()).await?;
+    assert_eq!(
+        (parts, last.found),
+        (vec![10_000, 20_000, 20_005], Chain::Whole)
+    );
+    assert!(store.audit_is_whole().await?);
+    run_sql(&file, "UPDATE audit SET who = 'eve' WHERE number = 15000").await?;
+    let (parts, last) = read(Verified::default()).await?;
+    assert_eq!((parts, last.found), (vec![10_000, 14_999], Chain::Broken));
+    assert!(!store.audit_is_whole().await?);
+    Ok(())
+}
+
 async fn run_sql(file: &Path, sql: &'static str) -> Told {
     let mut connection = SqliteConnectOptions::new().filename(file).connect().await?;
     sqlx::raw_sql(sql).execute(&mut connection).await?;
@@ -892,7 +999,7 @@ async fn changes_to_the_audit_log_are_seen() -> Told {
         ("taken off the end", "DELETE FROM audit WHERE number = 4"),
         (
             "put in",
-            "INSERT INTO audit SELECT 5, at, who, action, what, before, after, request_id, hash FROM audit
+            "INSERT INTO audit SELECT 5, at, who, action, what, before, after, request_id, hash, peer FROM audit
              WHERE number = 4",
         ),
         ("all gone", "DELETE FROM audit"),
@@ -1006,8 +1113,18 @@ async fn c22_a_restore_replaces_a_store_only_when_forced_and_keeps_it() -> Told 
     store.close().await;
     drop(store);
 
-    let again = restore(&backup, &data, true, at(10)).await;
-    assert!(matches!(&again, Err(StoreError::Refused(text)) if text.contains("before-restore")));
+    let mut all_kept = vec![kept.clone()];
+    for number in 2..5 {
+        let again = restore(&backup, &data, true, at(10)).await?;
+        let kept = again.replaced.unwrap();
+        assert_eq!(kept, data.join(format!("store.db.before-restore.{number}")));
+        all_kept.push(kept);
+    }
+    let lengths: Vec<_> = all_kept
+        .iter()
+        .map(fs::metadata)
+        .collect::<Result<_, _>>()?;
+    assert!(lengths.iter().all(|file| file.len() > 0), "each is there");
     // What was kept is a store in itself, and can be put back.
     let elsewhere = dir.path().join("kept.db");
     fs::rename(&kept, &elsewhere)?;

@@ -29,8 +29,8 @@ use crate::control::{Control, End, Parts, ShardExit, auth, fleet};
 use crate::logging::{self, LogControl};
 use crate::metrics::Counters;
 use crate::node::{
-    DecisionSampler, Inbox, Post, ShardId, Table, TableConfig, ToControl, ToShard, mailbox,
-    strangers_share,
+    DecisionSampler, Inbox, NameKey, Post, ShardId, Table, TableConfig, ToControl, ToShard,
+    mailbox, strangers_share,
 };
 use crate::ring::{self, Decision, Engine, EngineChoice, RingConfig};
 use crate::shard::{Shard, ShardLimits, ShardParts};
@@ -119,6 +119,7 @@ async fn control_thread(
     })?;
     let table = Arc::new(Table::new(&table_config(args, sessions_max, random_u64()?)));
     let policy = PolicyHandle::default();
+    let names = NameKey::default();
 
     let (exits_in, exits) = mpsc::unbounded_channel();
     let (mut links, mut inboxes, mut counters) = (Vec::new(), Vec::new(), Vec::new());
@@ -132,7 +133,8 @@ async fn control_thread(
             cpu: *cpu,
             engine,
             limits: shard_limits(args, sessions_max),
-            decisions: NonZeroU32::new(args.decision_log_sample).map(DecisionSampler::new),
+            decisions: NonZeroU32::new(args.decision_log_sample)
+                .map(|every| DecisionSampler::new(every, names.clone())),
             policy: policy.clone(),
             inbox: to_shard,
             control: to_control,

@@ -13,7 +13,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Registry, fmt};
 
 use crate::config::LogFormat;
-use crate::node::{DecisionBatch, EndedLine, NoticeBatch};
+use crate::node::{DecisionBatch, EndedLine, NoticeBatch, ShownUser};
 
 /// Longest filter accepted at run time; a filter is a handful of `target=level` pairs.
 const FILTER_BYTES_MAX: usize = 1024;
@@ -66,15 +66,23 @@ pub fn install(format: LogFormat, filter: &str) -> anyhow::Result<LogControl> {
 /// Writes sampled decisions. The only lines with topics and client ids; off unless sampling is on.
 pub fn decisions(shard: u16, batch: &DecisionBatch) {
     for line in &batch.lines {
+        let user = (line.user != ShownUser::Nobody).then_some(&line.user);
         tracing::info!(
             target: "sluice::decision",
             shard,
             generation = line.generation,
-            action = ?line.action,
+            action = ?line.act,
+            peer = %line.peer,
+            listener = &*line.listener,
             client_id = &*line.client_id,
-            username = line.username.as_deref(),
+            username = user.map(tracing::field::display),
             topic = &*line.topic,
-            decision = ?line.decision,
+            qos = line.qos.map(|qos| qos.bits()),
+            retain = line.retain,
+            payload_bytes = line.payload_bytes,
+            decision = if line.refused.is_none() { "allow" } else { "deny" },
+            reason = line.reason(),
+            clause = line.broken(),
             rule = line.rule.as_deref().unwrap_or("(default)"),
             shadow = line.shadow.as_deref(),
         );

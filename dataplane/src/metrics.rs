@@ -19,6 +19,8 @@ macro_rules! counters {
             pub fn name(self) -> &'static str { match self { $(Self::$variant => $name),* } }
             /// What it counts, in words: the text above its line.
             fn own_help(self) -> &'static str { match self { $(Self::$variant => concat!($($doc),+).trim_ascii()),* } }
+            /// True exactly when it counts connections that were closed at accept, for one reason.
+            pub fn is_refusal(self) -> bool { self.name() == "sluice_connections_refused_total" }
             /// Fixed label values.
             pub fn labels(self) -> &'static [(&'static str, &'static str)] {
                 match self { $(Self::$variant => &[$(($label, $value)),*]),* }

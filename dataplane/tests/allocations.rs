@@ -6,7 +6,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::time::Duration;
@@ -238,7 +238,7 @@ fn open(counters: &Arc<Counters>) -> Shard<Feeder> {
     shard.ring_mut().next = Some(Event::Accepted {
         listener: ListenSlot(0),
         socket: socket(CLIENT),
-        peer: IpAddr::V4(Ipv4Addr::LOCALHOST),
+        peer: SocketAddr::from((Ipv4Addr::LOCALHOST, 1024)),
     });
     shard.turn().expect("a turn");
     turn_with(&mut shard, CLIENT, CONNECT);

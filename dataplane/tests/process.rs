@@ -1123,7 +1123,11 @@ fn decisions_are_logged_when_sampled() {
         "sluice::decision",
         "client_id=\"sampled\"",
         "topic=\"a/b\"",
-        "decision=Allow",
+        "decision=\"allow\"",
+        "peer=127.0.0.1:",
+        "listener=\"devices\"",
+        "qos=0",
+        "payload_bytes=4",
         "rule=\"permit-all\"",
     ] {
         assert!(line.contains(text), "{text} in {line}");

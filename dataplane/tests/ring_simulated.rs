@@ -62,7 +62,7 @@ fn accept(network: &Network, ring: &mut Simulated) -> (Peer, SocketId) {
             Event::Accepted {
                 socket, peer: from, ..
             },
-        ] if from == address(1) => (peer, socket),
+        ] if from.ip() == address(1) => (peer, socket),
         ref events => panic!("unexpected {events:?}"),
     }
 }

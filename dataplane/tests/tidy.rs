@@ -96,7 +96,7 @@ const CONTROL_FLOORS: Floors = &[
     ("admin", &["connections", "readiness"]),
     ("config", &["domain"]),
     ("logging", &["config"]),
-    ("metrics", &[]),
+    ("metrics", &["domain", "fleet"]),
     (
         "server",
         &["api", "auth", "config", "connections", "readiness"],

@@ -26,6 +26,7 @@ use tonic::transport::server::TcpConnectInfo;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 
+use super::codes::code_name;
 use crate::auth::{Call, Gate, Peer};
 use crate::domain::Role;
 
@@ -38,9 +39,16 @@ const UPLOAD_MAX: Duration = Duration::from_secs(600);
 const OPEN_BYTES_MAX: usize = 64 * 1024;
 /// Joins the fleet: its secret is in the message.
 const ENROLL: &str = "/sluice.fleet.v1.Fleet/Enroll";
+/// Streams without an end of their own.
+const ENDLESS: [&str; 3] = [
+    "/sluice.control.v1.Nodes/Watch",
+    "/sluice.fleet.v1.Fleet/Connect",
+    "/grpc.health.v1.Health/Watch",
+];
 /// Longest request id taken over.
 const REQUEST_ID_BYTES_MAX: usize = 128;
 const REQUEST_ID: &str = "x-request-id";
+const CALLS: &str = "sluice_control_calls_total";
 /// Label of methods that there are not.
 const OTHER: &str = "other";
 
@@ -69,6 +77,8 @@ struct Method {
     entry: Entry,
     /// Until the end of the answer; `None`: a stream, of which only the beginning has a deadline.
     deadline: Option<Duration>,
+    /// A stream that goes on until its caller leaves, which is how it ends well.
+    is_endless: bool,
     /// Probes and tools that ask what there is: nothing for the log of every day.
     is_quiet: bool,
 }
@@ -104,6 +114,7 @@ impl Methods {
                             name,
                             entry,
                             deadline,
+                            is_endless: ENDLESS.contains(&&*path),
                             is_quiet,
                         };
                         by_path.insert(path, method);
@@ -115,6 +126,7 @@ impl Methods {
             name: OTHER.into(),
             entry: Entry::Open,
             deadline: Some(UNARY_MAX),
+            is_endless: false,
             is_quiet: false,
         };
         Ok(Self {
@@ -127,6 +139,16 @@ impl Methods {
     /// Names of the services that do the control plane's work, for health checks.
     pub fn services(&self) -> Vec<String> {
         self.services.clone()
+    }
+
+    /// Shows every counter of calls before the first.
+    pub fn count_from_zero(&self) {
+        for method in self.by_path.values().chain([&self.other]) {
+            for code in (0..=16).map(Code::from_i32) {
+                let (method, code) = (Arc::clone(&method.name), code_name(code));
+                metrics::counter!(CALLS, "method" => method, "code" => code).increment(0);
+            }
+        }
     }
 
     fn of(&self, path: &str) -> Method {
@@ -260,6 +282,7 @@ where
             began: Instant::now(),
             call,
             is_done: false,
+            has_answered: false,
             _underway: self.layer.underway.enter(),
         };
         if let Err(status) = self.layer.ask(entry, &request) {
@@ -334,6 +357,8 @@ struct Record {
     began: Instant,
     call: Call,
     is_done: bool,
+    /// True exactly when a part of the answer was sent.
+    has_answered: bool,
     _underway: OnTheWay,
 }
 
@@ -344,8 +369,7 @@ impl Record {
         }
         let (method, code) = (Arc::clone(&self.method.name), code_name(code));
         let took = self.began.elapsed();
-        metrics::counter!("sluice_control_calls_total", "method" => Arc::clone(&method), "code" => code)
-            .increment(1);
+        metrics::counter!(CALLS, "method" => Arc::clone(&method), "code" => code).increment(1);
         metrics::histogram!("sluice_control_call_seconds", "method" => Arc::clone(&method))
             .record(took.as_secs_f64());
         let who = self.call.who().unwrap_or("");
@@ -367,29 +391,12 @@ impl Record {
 impl Drop for Record {
     /// The caller went away.
     fn drop(&mut self) {
-        self.write(Code::Cancelled);
-    }
-}
-
-fn code_name(code: Code) -> &'static str {
-    match code {
-        Code::Ok => "OK",
-        Code::Cancelled => "CANCELLED",
-        Code::Unknown => "UNKNOWN",
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-        Code::Unavailable => "UNAVAILABLE",
-        Code::DataLoss => "DATA_LOSS",
-        Code::Unauthenticated => "UNAUTHENTICATED",
+        let has_served = self.method.is_endless && self.has_answered;
+        self.write(if has_served {
+            Code::Ok
+        } else {
+            Code::Cancelled
+        });
     }
 }
 
@@ -554,6 +561,7 @@ impl http_body::Body for Outgoing {
         let frame = Pin::new(inner).poll_frame(context);
         match &frame {
             Poll::Ready(Some(Ok(frame))) => {
+                self.record.has_answered |= frame.is_data();
                 if let Some(code) = frame.trailers_ref().and_then(code) {
                     self.record.write(code);
                 }

@@ -3,6 +3,7 @@
 
 mod access;
 mod calls;
+mod codes;
 mod fail;
 pub mod nodes;
 mod operations;

@@ -18,6 +18,7 @@ use crate::domain::{AuditRecord, Role, UnixMillis};
 use crate::fleet::Fleet;
 use crate::readiness::Readiness;
 use crate::release::InForce;
+use crate::store::{Chain, Store, Verified};
 
 /// Requests hold a name and a few numbers.
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
@@ -30,6 +31,8 @@ const PART_TAKEN_WITHIN: Duration = Duration::from_secs(30);
 /// Records in an answer, at most and by default.
 const AUDIT_MAX: u32 = 1000;
 const AUDIT: u32 = 100;
+/// Longest wait for a caller who does not read how far the audit log was read.
+const PROGRESS_TAKEN_WITHIN: Duration = Duration::from_secs(30);
 /// How copies in the making are called.
 const COPY_PREFIX: &str = "backup-";
 const COPY_SUFFIX: &str = ".part";
@@ -43,6 +46,7 @@ pub struct OperationsApi {
     data_dir: PathBuf,
     started_at: UnixMillis,
     backups: Arc<Semaphore>,
+    verifying: Arc<Semaphore>,
 }
 
 impl OperationsApi {
@@ -64,6 +68,7 @@ impl OperationsApi {
             data_dir,
             started_at,
             backups: Arc::new(Semaphore::new(1)),
+            verifying: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -126,6 +131,26 @@ impl Operations for OperationsApi {
         }))
     }
 
+    type VerifyAuditStream = ReceiverStream<Result<wire::VerifyAuditProgress, Status>>;
+
+    async fn verify_audit(
+        &self,
+        request: Request<wire::VerifyAuditRequest>,
+    ) -> Result<Response<Self::VerifyAuditStream>, Status> {
+        self.gate.caller(&request, Role::Auditor)?;
+        let permit = Arc::clone(&self.verifying).try_acquire_owned();
+        let permit = permit.map_err(|_| {
+            Status::resource_exhausted("the audit log is being read for another caller; try again")
+        })?;
+        let store = Arc::clone(self.gate.store());
+        let (parts, receiver) = mpsc::channel(1);
+        tokio::spawn(async move {
+            let _permit = permit;
+            verify(&*store, parts).await;
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
     type BackupStream = ReceiverStream<Result<wire::BackupPart, Status>>;
 
     async fn backup(
@@ -158,6 +183,28 @@ impl Operations for OperationsApi {
             }
         });
         Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
+/// Reads the audit log part by part, until its end or for as long as the caller reads on.
+async fn verify(store: &dyn Store, parts: mpsc::Sender<Result<wire::VerifyAuditProgress, Status>>) {
+    let mut from = Verified::default();
+    loop {
+        let part = store.verify_audit(from).await;
+        let is_last = !matches!(&part, Ok(part) if part.found == Chain::More);
+        let told = part.map_err(|error| status(&error)).map(|part| {
+            from = part.upto;
+            wire::VerifyAuditProgress {
+                verified: part.upto.number,
+                newest: part.newest,
+                is_done: is_last,
+                broken_at: (part.found == Chain::Broken).then_some(part.upto.number + 1),
+            }
+        });
+        let sent = tokio::time::timeout(PROGRESS_TAKEN_WITHIN, parts.send(told)).await;
+        if is_last || !matches!(sent, Ok(Ok(()))) {
+            return;
+        }
     }
 }
 
@@ -253,6 +300,7 @@ fn record_to_wire(record: AuditRecord) -> wire::AuditRecord {
         before: record.before,
         after: record.after,
         request_id: record.request_id,
+        peer: record.peer.unwrap_or_default(),
     }
 }
 

@@ -14,23 +14,37 @@ use crate::clock;
 use crate::domain::{AuditEntry, Name, Role, Token};
 use crate::store::Store;
 
+/// What a restore records, also in a store without tokens.
+const RESTORE: &str = "store.restore";
+/// Restores of a store that was never used, one after the other, are fewer.
+const ASKED_FOR_RECORDS: u32 = 1000;
 /// Name of the token of a new store.
 const FIRST: &str = "admin";
 
-/// Makes the token `admin` of a store that never had one. Gives the path of its file; `None`: there are tokens.
+/// Old token files that are kept, at most.
+const KEPT_MAX: u32 = 1000;
+
+/// Makes the token `admin` of a store that never had one. Gives the path of its file; `None`: there are tokens. An error for
+/// a store that has lost its tokens.
 pub async fn first_token(store: &dyn Store, data_dir: &Path) -> anyhow::Result<Option<PathBuf>> {
     if !store.tokens().await?.is_empty() {
         return Ok(None);
     }
+    // The first token is the first thing that is recorded.
+    let records = store.audit(None, ASKED_FOR_RECORDS).await?;
+    if records.iter().any(|record| record.action != RESTORE) {
+        let dir = data_dir.display();
+        anyhow::bail!(
+            "the store is damaged: it has an audit log and no tokens, not even revoked ones; nothing was changed. Restore a \
+             backup (`sluicectl restore --input BACKUP --data-dir {dir} --force`), or go on with what is left after \
+             `sluice-controlplane token --data-dir {dir} --name rescue`"
+        );
+    }
     let name = Name::parse(FIRST).context("the first token's name")?;
     let path = token_file(data_dir, &name);
-    // Left by a start that was cut short before the store had the token: it opens nothing.
-    match std::fs::remove_file(&path) {
-        Ok(()) => {
-            tracing::warn!(path = %path.display(), "a token file that opens nothing is replaced")
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(error).with_context(|| path.display().to_string()),
+    // Left by a start that was cut short before the store had the token, or by another store: it opens nothing here.
+    if let Some(kept) = move_away(&path).with_context(|| path.display().to_string())? {
+        tracing::warn!(kept = %kept.display(), "a token file of another store was there; it is kept under another name");
     }
     admin_token(store, data_dir, name).await.map(Some)
 }
@@ -59,6 +73,7 @@ pub async fn admin_token(
         before: String::new(),
         after: format!("role {}, id {}, in a file", Role::Admin.name(), id.0),
         request_id: String::new(),
+        peer: String::new(),
     };
     let token = Token {
         id,
@@ -76,6 +91,26 @@ pub async fn admin_token(
         return Err(error.into());
     }
     Ok(path)
+}
+
+/// Gives a file that exists a name that no other has.
+fn move_away(path: &Path) -> std::io::Result<Option<PathBuf>> {
+    for number in 1..=KEPT_MAX {
+        let mut kept = path.as_os_str().to_owned();
+        kept.push(format!(".{number}"));
+        match std::fs::hard_link(path, &kept) {
+            Ok(()) => {
+                std::fs::remove_file(path)?;
+                return Ok(Some(kept.into()));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Err(std::io::Error::other(
+        "too many old token files are kept; remove some",
+    ))
 }
 
 fn token_file(data_dir: &Path, name: &Name) -> PathBuf {

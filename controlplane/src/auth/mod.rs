@@ -50,6 +50,8 @@ pub struct Caller {
     pub role: Role,
     /// Of the call.
     pub request_id: String,
+    /// Address and port of the caller's end of the connection.
+    pub peer: String,
     /// True exactly when the connection is encrypted.
     pub is_tls: bool,
     /// How long they are welcome.
@@ -67,6 +69,7 @@ impl Caller {
             before: String::new(),
             after: String::new(),
             request_id: self.request_id.clone(),
+            peer: self.peer.clone(),
         }
     }
 }
@@ -134,7 +137,7 @@ impl Gate {
             store,
             known: RwLock::new(known),
             changing: Mutex::new(()),
-            refusals: Refusals::default(),
+            refusals: Refusals::new(),
         };
         Ok(Self {
             inner: Arc::new(inner),
@@ -165,6 +168,7 @@ impl Gate {
             token: id,
             role: token.role,
             request_id: asked.request_id().to_owned(),
+            peer: asked.peer.as_ref().map(Peer::shown).unwrap_or_default(),
             is_tls: asked.peer.as_ref().is_some_and(|peer| peer.is_tls),
             stay,
         })
@@ -451,6 +455,7 @@ mod tests {
             before: String::new(),
             after: String::new(),
             request_id: String::new(),
+            peer: String::new(),
         };
         gate.create_token(token, audit).await.expect("made");
         for (now, expected) in [

@@ -35,6 +35,11 @@ impl Peer {
         }
     }
 
+    /// Address and port, for records: an IPv4 address is written as one, also on a socket for both families.
+    pub fn shown(&self) -> String {
+        SocketAddr::new(self.address.ip().to_canonical(), self.address.port()).to_string()
+    }
+
     /// True exactly when a call over this connection came with a secret that still works.
     pub fn is_proven(&self) -> bool {
         // Nothing panics between lock and unlock, here and below.

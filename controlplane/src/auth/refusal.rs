@@ -18,6 +18,8 @@ const EVENT_EVERY: Duration = Duration::from_millis(500);
 pub(crate) const JOIN_TOKEN_REFUSED: &str = "the join token is unknown, expired, revoked or used up; an operator makes \
      another with `sluicectl token join create`";
 
+const REFUSED: &str = "sluice_control_refused_total";
+
 /// Why a call was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
@@ -40,6 +42,17 @@ pub(super) enum Refusal {
 }
 
 impl Refusal {
+    const ALL: [Self; 8] = [
+        Self::NoToken,
+        Self::Malformed,
+        Self::Unknown,
+        Self::WrongSecret,
+        Self::Revoked,
+        Self::Expired,
+        Self::Plaintext,
+        Self::Role,
+    ];
+
     /// Label of the counter.
     fn name(self) -> &'static str {
         match self {
@@ -83,12 +96,21 @@ pub(super) fn of_joining(answer: Status) -> Status {
 }
 
 /// Counts and writes refusals.
-#[derive(Default)]
 pub(super) struct Refusals {
     events: Mutex<Option<Budget>>,
 }
 
 impl Refusals {
+    /// None yet, and each reason is shown.
+    pub(super) fn new() -> Self {
+        for refusal in Refusal::ALL {
+            metrics::counter!(REFUSED, "reason" => refusal.name()).increment(0);
+        }
+        Self {
+            events: Mutex::default(),
+        }
+    }
+
     /// Counts, writes, and gives the answer. `who` is a name or a public id, never a token.
     pub(super) fn refuse(
         &self,
@@ -97,7 +119,7 @@ impl Refusals {
         who: &str,
         request_id: &str,
     ) -> Status {
-        metrics::counter!("sluice_control_refused_total", "reason" => refusal.name()).increment(1);
+        metrics::counter!(REFUSED, "reason" => refusal.name()).increment(1);
         if let Some(left_off) = self.may_write(Instant::now()) {
             tracing::warn!(
                 target: "sluice::security",

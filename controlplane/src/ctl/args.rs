@@ -261,6 +261,12 @@ pub(super) struct RollbackArgs {
     /// Whose rows [default: what was in force before the present one]
     #[arg(value_name = "GENERATION", value_parser = clap::value_parser!(u64).range(1..))]
     pub(super) generation: Option<u64>,
+    /// The same: go back to this generation
+    #[arg(long, value_name = "N", conflicts_with = "generation", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) to: Option<u64>,
+    /// Do not ask when what is in force is a rollback itself, so that this one brings back what was just left
+    #[arg(long)]
+    pub(super) yes: bool,
     /// Refuse unless this is in force [default: what is in force when the command starts]
     #[arg(long, value_name = "N")]
     pub(super) expect: Option<u64>,
@@ -486,6 +492,9 @@ pub(super) struct StatusArgs {
 /// `doctor`.
 #[derive(Args, Debug)]
 pub(super) struct DoctorArgs {
+    /// Look at this backup instead, without a server: its tables, its audit log, and the policy in force
+    #[arg(long, value_name = "FILE")]
+    pub(super) backup: Option<PathBuf>,
     /// See [`FormArg`].
     #[command(flatten)]
     pub(super) form: FormArg,

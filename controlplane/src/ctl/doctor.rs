@@ -2,6 +2,8 @@
 //!
 //! Stages go on after one that failed as far as that makes sense; what could not be asked is said to be skipped.
 
+mod audit;
+
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -18,7 +20,7 @@ use tonic_health::pb::health_client::HealthClient;
 use super::args::ConnectionArgs;
 use super::connect::{self, Connection, Target, within};
 use super::failure::{Exit, Failure};
-use super::out::Answer;
+use super::out::{Answer, Out};
 use super::render::nodes::trouble_text;
 use super::render::{access, clean, count, time};
 use crate::clock::unix_now;
@@ -29,6 +31,8 @@ const CLOCK_DIFFERENCE_MS_MAX: u64 = 5_000;
 const LAG_MS_MAX: u64 = 10_000;
 /// Names listed in one line.
 const NAMES_MAX: usize = 10;
+
+pub(super) use audit::examine_backup;
 
 /// What a stage found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +64,7 @@ struct Stage {
 }
 
 /// The stages, in order.
-const STAGES: [&str; 13] = [
+const STAGES: [&str; 14] = [
     "address",
     "tcp",
     "tls",
@@ -68,6 +72,7 @@ const STAGES: [&str; 13] = [
     "token",
     "role",
     "store",
+    "audit",
     "clock",
     "policy",
     "nodes",
@@ -108,8 +113,8 @@ impl Report {
     }
 
     /// What was not reached is skipped; the first failure is the exit code.
-    fn into_answer(mut self) -> Answer {
-        for name in STAGES {
+    fn into_answer(mut self, stages: &[&'static str]) -> Answer {
+        for name in stages.iter().copied() {
             if !self.0.iter().any(|stage| stage.name == name) {
                 self.add(name, Finding::Skipped, "not reached", "");
             }
@@ -151,7 +156,7 @@ fn json(stages: &[Stage]) -> Value {
             "advice": stage.advice,
         })
     };
-    let is_ok = |stage: &Stage| matches!(stage.finding, Finding::Ok | Finding::Warn);
+    let is_ok = |stage: &Stage| !matches!(stage.finding, Finding::Fail(_));
     json!({
         "ok": stages.iter().all(is_ok),
         "stages": stages.iter().map(one).collect::<Value>(),
@@ -159,15 +164,15 @@ fn json(stages: &[Stage]) -> Value {
 }
 
 /// Looks at everything.
-pub(super) async fn examine(args: &ConnectionArgs) -> Answer {
+pub(super) async fn examine(args: &ConnectionArgs, out: &mut Out) -> Answer {
     let mut report = Report::default();
     if let Some((channel, target)) = reach(args, &mut report).await {
         health(channel.clone(), args.call_timeout, &mut report).await;
         if let Some(connection) = identify(args, &target, channel, &mut report) {
-            ask(&connection, &mut report).await;
+            ask(&connection, &mut report, out).await;
         }
     }
-    report.into_answer()
+    report.into_answer(&STAGES)
 }
 
 /// Address, TCP, TLS.
@@ -331,7 +336,7 @@ fn identify(
 }
 
 /// Everything that needs a token.
-async fn ask(connection: &Connection, report: &mut Report) {
+async fn ask(connection: &Connection, report: &mut Report, out: &mut Out) {
     let mut client = connection.operations();
     let answer = within(connection.call_timeout(), client.status(StatusRequest {})).await;
     let answer = match answer {
@@ -350,6 +355,9 @@ async fn ask(connection: &Connection, report: &mut Report) {
     report.ok("token", format!("accepted; it is `{}`", status.caller));
     report.ok("role", access::role(status.role()));
     report.0.push(store(&status));
+    report
+        .0
+        .push(audit::of_server(connection, status.role(), out).await);
     report.0.push(clock);
     report.0.push(policy(&status));
     let mut client = connection.nodes();
@@ -653,7 +661,7 @@ mod tests {
         let mut report = Report::default();
         report.ok("address", "here is 127.0.0.1:1");
         report.fail("tcp", Exit::Away, "refused", "start it");
-        let answer = report.into_answer();
+        let answer = report.into_answer(&STAGES);
         assert_eq!(answer.exit, Exit::Away);
         let expected = "\
 OK    address  here is 127.0.0.1:1

@@ -88,7 +88,10 @@ async fn perform(given: &Given<Cli>, out: &mut Out) -> Result<Exit, Failure> {
     let page = |code: u8| if code == 0 { Exit::Done } else { Exit::Usage };
     let answer = match &cli.command {
         Command::Restore(args) => operations::restore(args).await,
-        Command::Doctor(_) => Ok(doctor::examine(&cli.connection).await),
+        Command::Doctor(args) => Ok(match &args.backup {
+            Some(file) => doctor::examine_backup(file, out).await,
+            None => doctor::examine(&cli.connection, out).await,
+        }),
         Command::Validate(args) if args.offline || cli.connection.server.is_none() => {
             policy::validate_here(args)
         }

@@ -92,6 +92,25 @@ impl Out {
         self.complain(&format!("warning: {message}"));
     }
 
+    /// Asks the person at the terminal; `None`: there is none, or they want JSON, which programs read.
+    pub(super) async fn ask(&mut self, question: &str) -> Option<String> {
+        let is_a_person = self.is_terminal && std::io::stdin().is_terminal();
+        if !is_a_person || self.form == Form::Json {
+            return None;
+        }
+        self.end_progress();
+        let _ = write!(std::io::stderr(), "{question}");
+        let (said, line) = tokio::sync::oneshot::channel();
+        // A thread of its own: Ctrl-C ends the program without waiting for the line.
+        std::thread::spawn(move || {
+            let mut line = String::new();
+            let read = std::io::stdin().read_line(&mut line);
+            // The other end is gone when the program ends.
+            let _ = said.send(read.map(|_| line).unwrap_or_default());
+        });
+        Some(line.await.unwrap_or_default())
+    }
+
     /// How far it is: one line that is written over on a terminal, else a line of its own.
     pub(super) fn progress(&mut self, line: &str) {
         let line = render::clean(line);

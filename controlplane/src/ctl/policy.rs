@@ -1,7 +1,7 @@
 //! Commands that look at policy: validate, diff, history, explain.
 
 use sluice_proto::control::v1::{
-    DocumentHeader, ExplainRequest, HistoryRequest, HistoryResponse, ValidateResponse,
+    DocumentHeader, ExplainRequest, Generation, HistoryRequest, HistoryResponse, ValidateResponse,
 };
 
 use super::args::{DiffArgs, ExplainArgs, HistoryArgs, ValidateArgs};
@@ -127,6 +127,16 @@ pub(super) async fn history(
 /// What is newest and what is in force: the state that a write names when the caller named none.
 pub(super) async fn heads(connection: &Connection) -> Result<HistoryResponse, Failure> {
     page(connection, None, 1).await
+}
+
+/// One generation; `None`: there is none of that number.
+pub(super) async fn generation(
+    connection: &Connection,
+    number: u64,
+) -> Result<Option<Generation>, Failure> {
+    let found = page(connection, Some(number.saturating_add(1)), 1).await?;
+    let mut found = found.generations.into_iter();
+    Ok(found.find(|found| render::number(found) == number))
 }
 
 async fn page(

@@ -18,7 +18,7 @@ use super::connect::{Connection, within};
 use super::document::Document;
 use super::failure::{Exit, Failure, is_unreachable};
 use super::out::{Answer, Out};
-use super::policy::heads;
+use super::policy::{generation, heads};
 use super::render::{nodes as render_nodes, policy as render};
 use super::wait::{self, End, Standing};
 
@@ -160,19 +160,27 @@ async fn in_force(
     })
 }
 
-/// `rollback`.
+/// `rollback`. Without a target, one after the other would go to and fro between two generations, so the second asks.
 pub(super) async fn rollback(
     connection: &Connection,
     args: &RollbackArgs,
     out: &mut Out,
 ) -> Result<Answer, Failure> {
     check_nodes(connection, &args.wait).await?;
+    let target = args.to.or(args.generation);
     let expected = match args.expect {
         Some(number) => number,
         None => heads(connection).await?.released,
     };
+    if target.is_none()
+        && !args.yes
+        && let Some(present) = generation(connection, expected).await?
+        && let Some(rows_of) = present.rollback_of
+    {
+        agree_to_go_forward(&present, rows_of, out).await?;
+    }
     let request = RollbackRequest {
-        generation: args.generation,
+        generation: target,
         expected_released: Some(expected),
         comment: args.comment.clone(),
     };
@@ -184,6 +192,32 @@ pub(super) async fn rollback(
     let generation = rolled_back.generation.ok_or_else(incomplete)?;
     let done = (&generation, &*rolled_back.warnings);
     answer(connection, &args.wait, done, out).await
+}
+
+/// Somebody says yes on the terminal, or names what they want.
+async fn agree_to_go_forward(
+    present: &Generation,
+    rows_of: u64,
+    out: &mut Out,
+) -> Result<(), Failure> {
+    let (number, left) = (render::number(present), present.base);
+    let what = format!(
+        "generation {number}, in force, is itself a rollback: it left generation {left} and has the rows of generation \
+         {rows_of}. Going back once more brings generation {left} into force again, which was just left"
+    );
+    let is_yes = match out.ask(&format!("{what}. Go on? [y/N] ")).await {
+        Some(line) => ["y", "yes"].contains(&line.trim().to_ascii_lowercase().as_str()),
+        None => {
+            let advice = "name the generation you want with --to N (`sluicectl history` lists them), or say --yes";
+            return Err(Failure::usage(format!("{what}; {advice}")));
+        }
+    };
+    if is_yes {
+        return Ok(());
+    }
+    Err(Failure::usage(
+        "nothing was done; `sluicectl history` lists the generations, and --to N names one",
+    ))
 }
 
 async fn answer(

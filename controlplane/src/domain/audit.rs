@@ -20,6 +20,8 @@ pub struct AuditEntry {
     pub after: String,
     /// Of the call.
     pub request_id: String,
+    /// Address and port of the caller's end of the connection; empty where there is no caller.
+    pub peer: String,
 }
 
 /// What was recorded.
@@ -41,7 +43,9 @@ pub struct AuditRecord {
     pub after: String,
     /// See [`AuditEntry::request_id`].
     pub request_id: String,
-    /// BLAKE3 over all of the above and the hash of the record before (zeros before the first).
+    /// See [`AuditEntry::peer`]. `None`: it was written before peers were recorded.
+    pub peer: Option<String>,
+    /// BLAKE3 over all of the above that there is and the hash of the record before (zeros before the first).
     pub hash: [u8; 32],
 }
 
@@ -57,6 +61,7 @@ impl AuditRecord {
             before: entry.before,
             after: entry.after,
             request_id: entry.request_id,
+            peer: Some(entry.peer),
             hash: [0; 32],
         };
         record.hash = record.hash_after(previous);
@@ -81,7 +86,8 @@ impl AuditRecord {
             &self.after,
             &self.request_id,
         ];
-        for text in texts {
+        // A record with a peer hashes one text more than one without, so neither can be made into the other.
+        for text in texts.into_iter().chain(&self.peer) {
             hasher.update(&(text.len() as u64).to_le_bytes());
             hasher.update(text.as_bytes());
         }
@@ -107,6 +113,7 @@ mod tests {
                 before: String::new(),
                 after: text.clone(),
                 request_id: String::new(),
+                peer: "10.0.0.1:7".into(),
             };
             let number = place as u64 + 1;
             records.push(AuditRecord::following(&previous, number, entry));
@@ -128,7 +135,7 @@ mod tests {
         fn a_record_changed_removed_moved_or_put_in_is_seen(
             texts in prop::collection::vec((".{0,6}", any::<u64>()), 2..12),
             place in any::<prop::sample::Index>(),
-            field in 0..9,
+            field in 0..11,
         ) {
             let records = chain(&texts);
             prop_assert!(is_whole(&records));
@@ -145,6 +152,8 @@ mod tests {
                 5 => record.before.push('x'),
                 6 => record.after.push('x'),
                 7 => record.request_id.push('x'),
+                8 => record.peer = None,
+                9 => record.peer = Some(String::new()),
                 _ => record.hash[7] ^= 1,
             }
             prop_assert!(!is_whole(&changed));
@@ -161,6 +170,18 @@ mod tests {
             let mut moved = records.clone();
             moved.swap(place, (place + 1) % records.len());
             prop_assert!(!is_whole(&moved));
+        }
+
+        #[test]
+        fn a_record_from_before_peers_is_whole_and_takes_none_later(text in ".{0,6}", peer in ".{0,6}") {
+            let mut records = chain(&[(text.clone(), 1), (text, 2)]);
+            let old = &mut records[0];
+            old.peer = None;
+            old.hash = old.hash_after(&[0; 32]);
+            records[1].hash = records[1].hash_after(&records[0].hash);
+            prop_assert!(is_whole(&records));
+            records[0].peer = Some(peer);
+            prop_assert!(!is_whole(&records));
         }
 
         #[test]

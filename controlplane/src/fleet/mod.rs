@@ -7,6 +7,7 @@
 //! two and those who look share; `history` finds the changes; `requests` are questions that wait for answers; `service`
 //! is what nodes call.
 
+mod figures;
 mod history;
 mod member;
 mod node;
@@ -35,6 +36,7 @@ use history::History;
 use member::Member;
 use requests::Command;
 
+pub use figures::Figures;
 pub use node::{Patience, State};
 pub use requests::{Answer, Question};
 pub use service::MESSAGE_BYTES_MAX;

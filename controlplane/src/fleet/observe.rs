@@ -23,19 +23,29 @@ const BYTES_SENT: &str = "sluice_control_bytes_sent_total";
 
 /// Says what each metric means, and shows all of them from the start.
 pub(super) fn describe() {
-    describe_gauge!(NODES, "members of the fleet by state");
+    describe_gauge!(
+        NODES,
+        "Members of the fleet, by where they stand on the way to the generation in force."
+    );
     describe_histogram!(
         PROPAGATION,
         Unit::Seconds,
-        "from the release of a generation until every shard of a node judges by it"
+        "Time from the release of a generation until every shard of a node judges by it."
     );
-    describe_counter!(REJECTIONS, "generations that nodes refused or cannot take");
+    describe_counter!(
+        REJECTIONS,
+        "Generations that a node refused or cannot take, by reason."
+    );
     describe_gauge!(
         ENDPOINTS_DOWN,
-        "nodes that cannot send clients to an endpoint of their policy, by what it failed at last"
+        "Nodes that cannot send clients to an endpoint of their policy, by endpoint and by what it failed at last."
     );
-    describe_counter!(ROWS_SENT, "changes of rows sent to nodes");
-    describe_counter!(BYTES_SENT, Unit::Bytes, "length of messages sent to nodes");
+    describe_counter!(ROWS_SENT, "Changes of policy rows that were sent to nodes.");
+    describe_counter!(
+        BYTES_SENT,
+        Unit::Bytes,
+        "Length of the messages that were sent to nodes, before encryption."
+    );
     for state in State::ALL {
         gauge!(NODES, "state" => state.name()).set(0.0);
     }

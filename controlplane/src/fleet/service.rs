@@ -75,6 +75,7 @@ impl v1::fleet_server::Fleet for Fleet {
             before: String::new(),
             after: format!("with the join token {}", token.id.0),
             request_id: request_id(&request),
+            peer: peer(&request),
         };
         let record = NodeRecord {
             name,
@@ -113,6 +114,12 @@ fn request_id<T>(request: &Request<T>) -> String {
     let call = request.extensions().get::<Call>();
     call.map(|call| call.request_id.to_string())
         .unwrap_or_default()
+}
+
+/// Address and port of the peer, for records; empty when it has none.
+fn peer<T>(request: &Request<T>) -> String {
+    let peer = request.extensions().get::<Peer>();
+    peer.map(Peer::shown).unwrap_or_default()
 }
 
 /// Of the peer, without the port; empty when it has none.

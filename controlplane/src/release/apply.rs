@@ -140,6 +140,7 @@ impl Releases {
             before: format!("{} is in force", in_words(base)),
             after: with_comment(summary.to_string(), &author.comment),
             request_id: author.request_id,
+            peer: author.peer,
         };
         let new = NewGeneration {
             digest: trial.rows.digest(),
@@ -310,6 +311,9 @@ fn applied(generation: Generation, in_force: u64, trial: Trial, unchanged: bool)
 }
 
 /// How it ended, for counting.
+/// How an apply may end, as metrics call it.
+pub(super) const RESULTS: [&str; 5] = ["unchanged", "stored", "refused", "conflict", "failed"];
+
 fn result(applied: &Result<Applied, Failed>) -> &'static str {
     match applied {
         Ok(applied) if applied.unchanged => "unchanged",

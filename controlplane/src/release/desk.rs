@@ -35,6 +35,20 @@ pub enum Share {
     Writers,
 }
 
+/// Shows every counter of trials before the first.
+pub(super) fn count_from_zero() {
+    for share in [Share::Readers, Share::Writers].map(Share::name) {
+        gauge!("sluice_control_trials_underway", "share" => share).set(0.0);
+        for end in ["done", "cancelled"] {
+            counter!("sluice_control_trials_total", "share" => share, "end" => end).increment(0);
+        }
+        for reason in ["token", "seats", "memory", "size"] {
+            counter!("sluice_control_trials_refused_total", "share" => share, "reason" => reason)
+                .increment(0);
+        }
+    }
+}
+
 impl Share {
     /// Label and word.
     fn name(self) -> &'static str {

@@ -145,6 +145,8 @@ pub struct Author {
     pub who: String,
     /// Of the call.
     pub request_id: String,
+    /// Address and port of the caller's end of the connection.
+    pub peer: String,
     /// Now, for lifetimes and records.
     pub at: UnixMillis,
     /// Why, in the author's words.
@@ -210,7 +212,7 @@ impl Releases {
         describe_metrics();
         let heads = releases.settled().await?;
         gauge!("sluice_control_generation", "which" => "newest").set(heads.newest as f64);
-        gauge!("sluice_control_generation", "which" => "released").set(heads.released as f64);
+        show_released(heads.released);
         Ok(releases)
     }
 
@@ -300,6 +302,7 @@ impl Releases {
             before: in_words(expected_released),
             after: with_comment(format!("generation {number}: {summary}"), &author.comment),
             request_id: author.request_id,
+            peer: author.peer,
         };
         let stored = self
             .inner
@@ -347,6 +350,7 @@ impl Releases {
             before: in_words(expected_released),
             after: with_comment(after, &author.comment),
             request_id: author.request_id,
+            peer: author.peer,
         };
         let new = NewGeneration {
             digest: wanted.rows.digest(),
@@ -431,7 +435,7 @@ impl Releases {
         for warning in warnings.iter() {
             warn!(generation = id.number, "{warning}");
         }
-        gauge!("sluice_control_generation", "which" => "released").set(id.number as f64);
+        show_released(id.number);
         let before = self.inner.in_force.send_replace(Some(Arc::new(Released {
             id,
             rows,
@@ -599,36 +603,55 @@ fn may_be_released(generation: &Generation, in_force: u64, now: UnixMillis) -> R
     Err(Failed::Refused(why))
 }
 
+/// Nodes show theirs under the same name, so that the two can be compared.
+const FLEET_GENERATION: &str = "sluice_fleet_generation";
+
+fn show_released(number: u64) {
+    gauge!("sluice_control_generation", "which" => "released").set(number as f64);
+    gauge!(FLEET_GENERATION, "stage" => "desired").set(number as f64);
+}
+
 fn describe_metrics() {
     describe_counter!(
         "sluice_control_applies_total",
-        "Documents to be made generations, by how that ended: stored, unchanged, refused, conflict or failed"
+        "Documents that were to become generations, by how that ended (stored, unchanged, refused, conflict or failed)."
     );
     describe_counter!(
         "sluice_control_releases_total",
-        "Generations brought into force, by kind: release or rollback"
+        "Generations that were brought into force, by kind (release or rollback)."
     );
     describe_counter!(
         "sluice_control_trials_total",
-        "Documents tried and generations read or compiled, by share (readers or writers) and by end: done, or cancelled because the caller had gone"
+        "Trials of a document or a stored generation that ended, by share (readers or writers) and by end (done, or cancelled because the caller had gone)."
     );
     describe_gauge!(
         "sluice_control_trials_underway",
-        "The same that are at work now, by share"
+        "Trials of a document or a stored generation that are at work, by share (readers or writers)."
     );
     describe_counter!(
         "sluice_control_trials_refused_total",
-        "The same refused before they were begun, by share and by what was used up: token (one has too many under way), seats, memory (for documents), or size (it would take too much)"
+        "Trials of a document or a stored generation that were refused before they began, by share (readers or writers) and by what was used up (token, seats, memory or size)."
     );
     describe_histogram!(
         "sluice_control_compile_seconds",
         Unit::Seconds,
-        "Time to try a document: to read it, compile it and compare it"
+        "Time to read, compile and compare a document."
     );
     describe_gauge!(
         "sluice_control_generation",
-        "Number of a generation, by which: the newest or the released one; 0 for none"
+        "Number of the newest or of the released generation; 0 for none."
     );
+    describe_gauge!(
+        FLEET_GENERATION,
+        "Generation of the fleet by stage, as the control plane counts; here only the one that nodes should have; 0 before the first."
+    );
+    for result in apply::RESULTS {
+        counter!("sluice_control_applies_total", "result" => result).increment(0);
+    }
+    for kind in ["release", "rollback"] {
+        counter!("sluice_control_releases_total", "kind" => kind).increment(0);
+    }
+    desk::count_from_zero();
 }
 
 /// A number in words, for audit.

@@ -16,7 +16,7 @@ use crate::domain::{
     StoreId, Token, TokenId, UnixMillis,
 };
 
-pub use sqlite::{Restored, Sqlite, restore};
+pub use sqlite::{Examined, Restored, Sqlite, restore};
 
 /// What is newest and what is in force.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -60,6 +60,37 @@ pub enum Enrolled {
     Joined,
     /// It was already, with this secret and this token: a repeated call.
     Again,
+}
+
+/// Up to where the audit chain was read and found whole; by default nothing was read.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Of the record.
+    pub number: u64,
+    /// The same.
+    pub hash: [u8; 32],
+}
+
+/// What reading a part of the audit chain found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChainPart {
+    /// How far it is whole.
+    pub upto: Verified,
+    /// Number of the newest record, as the store notes it beside them.
+    pub newest: u64,
+    /// What comes then.
+    pub found: Chain,
+}
+
+/// How the audit chain goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Chain {
+    /// It was not read to its end.
+    More,
+    /// That is its end, and it is whole.
+    Whole,
+    /// The next record does not follow, or is not there.
+    Broken,
 }
 
 /// See the module documentation.
@@ -172,6 +203,10 @@ pub trait Store: Send + Sync + 'static {
     /// True exactly when every audit record follows from the one before, from the first to the last that was written.
     /// Cheap when asked again: what was read once is read again only after another program wrote to the store.
     async fn audit_is_whole(&self) -> Result<bool, StoreError>;
+
+    /// Reads a part of the audit chain from the disk, from where it was found whole; bounded, so that the caller can say how
+    /// far it is.
+    async fn verify_audit(&self, from: Verified) -> Result<ChainPart, StoreError>;
 
     /// Writes a consistent copy to a file that does not exist, mode 0600.
     async fn backup(&self, to: &Path) -> Result<(), StoreError>;

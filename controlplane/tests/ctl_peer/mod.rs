@@ -44,6 +44,8 @@ pub(crate) struct Script {
     pub join: CreateJoinTokenResponse,
     pub status: StatusResponse,
     pub audit: AuditResponse,
+    /// The answers of VerifyAudit.
+    pub verified: Vec<VerifyAuditProgress>,
     pub backup: Vec<Vec<u8>>,
     /// What came, in order: the name of the call and what it held.
     pub asked: Vec<(&'static str, String)>,
@@ -414,6 +416,7 @@ impl Access for Scripted {
 #[tonic::async_trait]
 impl Operations for Scripted {
     type BackupStream = Answers<BackupPart>;
+    type VerifyAuditStream = Answers<VerifyAuditProgress>;
 
     async fn status(
         &self,
@@ -431,6 +434,17 @@ impl Operations for Scripted {
         let what = format!("{:?}", request.get_ref());
         self.ask("audit", request.metadata(), what, |script| {
             script.audit.clone()
+        })
+    }
+
+    async fn verify_audit(
+        &self,
+        request: Request<VerifyAuditRequest>,
+    ) -> Result<Response<Self::VerifyAuditStream>, Status> {
+        let metadata = request.metadata();
+        self.ask("verify_audit", metadata, String::new(), |script| {
+            let parts = std::mem::take(&mut script.verified).into_iter().map(Ok);
+            Box::pin(tokio_stream::iter(parts)) as Self::VerifyAuditStream
         })
     }
 

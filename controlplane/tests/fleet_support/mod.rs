@@ -274,6 +274,7 @@ pub fn audit() -> AuditEntry {
         before: String::new(),
         after: String::new(),
         request_id: String::new(),
+        peer: "127.0.0.1:7".into(),
     }
 }
 

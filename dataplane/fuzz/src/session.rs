@@ -3,7 +3,7 @@
 //! Plays the shard: every output is carried out at once, dials succeed, passwords are right.
 
 use std::cell::RefCell;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -160,9 +160,10 @@ impl Rig {
                 counters: &counters,
                 random: &mut || 0,
                 decisions: None,
+                denials: None,
             },
             listener.unwrap_or_else(|| unreachable!("the policy above has it")),
-            IpAddr::from([192, 0, 2, 7]),
+            SocketAddr::from(([192, 0, 2, 7], 4711)),
         );
         Self {
             session,
@@ -265,6 +266,7 @@ impl Rig {
                     *random
                 },
                 decisions: None,
+                denials: None,
             },
             lease,
         );
@@ -289,7 +291,9 @@ impl Rig {
                 Output::Answered
                 | Output::PauseReading(_)
                 | Output::ResumeReading(_)
-                | Output::Fault(_) => {}
+                | Output::Fault(_)
+                | Output::OtherProtocol(_)
+                | Output::DeliveryTooLarge { .. } => {}
                 Output::Later => self.has_work = true,
                 Output::Close(_) => self.is_closed = true,
             }

@@ -13,7 +13,7 @@ use crate::tables::NO_RANK;
 use crate::tables::expression::Walk;
 use crate::tables::who::Search;
 use crate::verdict::{Recognised, SESSION_CLASSES_MAX, facts, fits_variables, recognise};
-use crate::{Admission, Classes, Effect, Effort, Refusal, Snapshot, Who};
+use crate::{Admission, Classes, Effect, Effort, Refusal, Refused, Snapshot, Who};
 
 /// What the shortest answer costs: listener, user and the lists of the index are looked up.
 const SESSION_NODES: u32 = 4;
@@ -59,7 +59,7 @@ pub(crate) fn admit(
     who: &Who<'_>,
     effort: &mut Effort,
     half: &mut Option<Box<HalfAdmitted>>,
-) -> Option<Result<Admission, Refusal>> {
+) -> Option<Result<Admission, Refused>> {
     let Some(begun) = half else {
         let mut begun = HalfAdmitted::begin();
         let admitted = begun.go_on(snapshot, who, effort);
@@ -122,13 +122,13 @@ impl HalfAdmitted {
         snapshot: &Snapshot,
         who: &Who<'_>,
         effort: &mut Effort,
-    ) -> Option<Result<Admission, Refusal>> {
+    ) -> Option<Result<Admission, Refused>> {
         let recognised = match recognise(snapshot, who) {
             Ok(recognised) => recognised,
-            Err(refusal) => return Some(Err(refusal)),
+            Err(refusal) => return Some(Err(refusal.into())),
         };
         if !self.has_a_fitting_id(who, &recognised, effort)? {
-            return Some(Err(Refusal::ClientIdentifier));
+            return Some(Err(Refusal::ClientIdentifier.into()));
         }
         let found = &mut self.found;
         let index = snapshot.rules.index();
@@ -217,26 +217,35 @@ impl Found {
         }
     }
 
-    fn decide(&self, snapshot: &Snapshot) -> Result<Admission, Refusal> {
+    fn decide(&self, snapshot: &Snapshot) -> Result<Admission, Refused> {
         if !self.fits {
-            return Err(Refusal::ClientIdentifier);
+            return Err(Refusal::ClientIdentifier.into());
         }
         let effect = snapshot.effect(self.connect);
-        if effect == Effect::Deny || self.ids.len() > SESSION_CLASSES_MAX {
-            return Err(Refusal::NotAuthorized);
-        }
-        let shadow = if self.connect_shadow < self.connect {
-            self.connect_shadow
+        let is_otherwise = self.connect_shadow < self.connect
+            && self.connect_shadow != NO_RANK
+            && snapshot.effect(self.connect_shadow) != effect;
+        let shadow = if is_otherwise {
+            rule(self.connect_shadow)
         } else {
-            NO_RANK
+            None
         };
-        let is_otherwise = shadow != NO_RANK && snapshot.effect(shadow) != effect;
+        if effect == Effect::Deny {
+            return Err(Refused {
+                refusal: Refusal::NotAuthorized,
+                rule: rule(self.connect),
+                shadow,
+            });
+        }
+        if self.ids.len() > SESSION_CLASSES_MAX {
+            return Err(Refusal::NotAuthorized.into());
+        }
         Ok(Admission {
             classes: Classes {
                 ids: self.ids.as_slice().into(),
             },
             rule: rule(self.connect),
-            shadow: if is_otherwise { rule(shadow) } else { None },
+            shadow,
         })
     }
 }

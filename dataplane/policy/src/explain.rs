@@ -123,8 +123,8 @@ impl Snapshot {
             }
         };
         let admission = self.admit(who);
-        if let Err(refusal) = admission {
-            explanation.connect = self.connect_refusal(who, &recognised, refusal);
+        if let Err(refused) = &admission {
+            explanation.connect = self.connect_refusal(who, &recognised, refused.refusal);
         }
         match (question, &admission) {
             (Question::Connect, Ok(admission)) => {
@@ -132,7 +132,7 @@ impl Snapshot {
                 self.decided_by(&mut explanation, admission.rule);
                 explanation.shadow = admission.shadow.map(|rule| self.rule_name(rule).into());
             }
-            (Question::Connect, Err(Refusal::NotAuthorized)) => {
+            (Question::Connect, Err(refused)) if refused.refusal == Refusal::NotAuthorized => {
                 let (rank, _) =
                     verdict::connect_ranks(self, &verdict::classes_of(self, who, &recognised));
                 if self.effect(rank) == Effect::Deny {

@@ -191,6 +191,27 @@ pub enum Refusal {
     ListenerGone,
 }
 
+/// A session that is not admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Why.
+    pub refusal: Refusal,
+    /// The connect rule that denied it; `None` when another thing did, or the default decision.
+    pub rule: Option<RuleId>,
+    /// A shadow connect rule that would have decided otherwise.
+    pub shadow: Option<RuleId>,
+}
+
+impl From<Refusal> for Refused {
+    fn from(refusal: Refusal) -> Self {
+        Self {
+            refusal,
+            rule: None,
+            shadow: None,
+        }
+    }
+}
+
 /// An admitted session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Admission {
@@ -631,7 +652,7 @@ impl Snapshot {
     }
 
     /// May this session open, or stay open? Also gives its classes.
-    pub fn admit(&self, who: &Who<'_>) -> Result<Admission, Refusal> {
+    pub fn admit(&self, who: &Who<'_>) -> Result<Admission, Refused> {
         let mut half = None;
         loop {
             let mut effort = Effort::new(u32::MAX);
@@ -648,7 +669,7 @@ impl Snapshot {
         who: &Who<'_>,
         effort: &mut Effort,
         half: &mut Option<Box<HalfAdmitted>>,
-    ) -> Option<Result<Admission, Refusal>> {
+    ) -> Option<Result<Admission, Refused>> {
         admitting::admit(self, who, effort, half)
     }
 

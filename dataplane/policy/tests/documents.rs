@@ -442,7 +442,10 @@ fn problems_patterns_and_classes_are_bounded() {
     );
     // Whether a client id will match is not known before it comes.
     let possible = load(&rules(SESSION_CLASSES_MAX + 1, ", client_ids: [c]")).unwrap();
-    assert_eq!(possible.admit(&who).unwrap_err(), Refusal::NotAuthorized);
+    assert_eq!(
+        possible.admit(&who).unwrap_err(),
+        Refusal::NotAuthorized.into()
+    );
     assert!(
         possible
             .admit(&Who {

@@ -136,6 +136,7 @@ fn the_example_says_what_its_readers_are_told() {
         snapshot
             .admit(&who(&snapshot, name, client_id))
             .unwrap_err()
+            .refusal
     };
     assert_eq!(refused("", "x"), Refusal::Credentials);
     assert_eq!(refused("device-1", "device-2"), Refusal::ClientIdentifier);
@@ -518,6 +519,7 @@ fn sessions_are_refused_for_what_they_are() {
     ];
     for (name, client_id, expected) in table {
         let found = snapshot.admit(&who(&snapshot, name, client_id)).err();
+        let found = found.map(|refused| refused.refusal);
         assert_eq!(found, expected, "{name} {client_id:?}");
     }
     let admin = who(&snapshot, "admin", "c");
@@ -530,7 +532,7 @@ fn sessions_are_refused_for_what_they_are() {
                 ..admin
             })
             .err(),
-        Some(Refusal::ListenerGone)
+        Some(Refusal::ListenerGone.into())
     );
     assert_eq!(
         snapshot
@@ -540,11 +542,14 @@ fn sessions_are_refused_for_what_they_are() {
                 ..admin
             })
             .err(),
-        Some(Refusal::Credentials)
+        Some(Refusal::Credentials.into())
     );
     let address = "192.0.2.9".parse().unwrap();
     assert_eq!(
-        snapshot.admit(&Who { address, ..admin }).err(),
+        snapshot
+            .admit(&Who { address, ..admin })
+            .err()
+            .map(|refused| refused.refusal),
         Some(Refusal::NotAuthorized)
     );
     // Somebody else's messages stay out of reach, the own ones do not.

@@ -817,7 +817,7 @@ fn admit(
         assert!(effort.is_used_up() && half.is_some());
     };
     assert!(half.is_none());
-    let admission = admitted?;
+    let admission = admitted.map_err(|refused| refused.refusal)?;
     Ok((
         admission.classes,
         admission.rule.map(name),

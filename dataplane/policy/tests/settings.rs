@@ -287,8 +287,9 @@ fn session(snapshot: &Snapshot, who: &Who<'_>, out: &mut String) {
     let name = |rule: Option<_>| rule.map(|rule| snapshot.rule_name(rule));
     let admission = match snapshot.admit(who) {
         Ok(admission) => admission,
-        Err(refusal) => {
-            let _ = writeln!(out, "{who:?} {refusal:?}");
+        Err(refused) => {
+            let refusal = refused.refusal;
+            let _ = writeln!(out, "{who:?} {refusal:?} {:?}", name(refused.rule));
             return;
         }
     };

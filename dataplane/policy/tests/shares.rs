@@ -6,7 +6,7 @@
 use std::fmt::Write as _;
 use std::net::{IpAddr, Ipv4Addr};
 
-use sluice_policy::{Admission, Effort, Generation, Refusal, SLICE_NODES, Snapshot, Who, compile};
+use sluice_policy::{Admission, Effort, Generation, Refused, SLICE_NODES, Snapshot, Who, compile};
 use sluice_wire::mqtt::Version;
 
 const LONG_ID: &str = ", client_id: {bytes_max: 65535}";
@@ -34,7 +34,7 @@ fn who<'a>(snapshot: &Snapshot, client_id: &'a str, username: Option<&'a str>) -
 }
 
 /// The answer in slices, how many there were, and the most that one did.
-fn in_slices(snapshot: &Snapshot, who: &Who<'_>) -> (Result<Admission, Refusal>, u32, u32) {
+fn in_slices(snapshot: &Snapshot, who: &Who<'_>) -> (Result<Admission, Refused>, u32, u32) {
     let (mut half, mut slices, mut most) = (None, 0, 0);
     loop {
         let mut effort = Effort::new(SLICE_NODES);

@@ -3,11 +3,14 @@
 //! A shard notes one of every N decisions into a small batch and posts the batch at the end of its turn. Bounded in
 //! lines and in bytes; what does not fit is counted. Names and topics only: no payload, no secret.
 
+use std::net::SocketAddr;
 use std::num::NonZeroU32;
 
-use sluice_policy::{Action, Decision, Snapshot};
+use sluice_policy::Snapshot;
+use sluice_wire::mqtt::{QoS, Violation};
 
-use crate::session::DecisionRecord;
+use super::names::{NameKey, ShownUser};
+use crate::session::{Act, DecisionRecord, Reason};
 
 /// Lines of one batch; more decisions of one turn are counted only.
 pub const BATCH_LINES_MAX: usize = 128;
@@ -19,20 +22,44 @@ pub const TEXT_BYTES_MAX: usize = 256;
 pub struct DecisionLine {
     /// Generation that decided.
     pub generation: u64,
-    /// What was asked.
-    pub action: Action,
-    /// Who asked; empty when not known.
+    /// Where the client came from.
+    pub peer: SocketAddr,
+    /// Name of the listener; empty when the policy has it no more.
+    pub listener: Box<str>,
+    /// What was wanted.
+    pub act: Act,
+    /// By whom; empty when not known.
     pub client_id: Box<str>,
-    /// The verified user.
-    pub username: Option<Box<str>>,
+    /// Its user.
+    pub user: ShownUser<Box<str>>,
     /// Topic name or filter; empty for a CONNECT.
     pub topic: Box<str>,
-    /// The answer.
-    pub decision: Decision,
+    /// Of a message or filter.
+    pub qos: Option<QoS>,
+    /// Of a message.
+    pub retain: bool,
+    /// Of a message.
+    pub payload_bytes: Option<u32>,
+    /// Why it was refused; `None`: it was allowed.
+    pub refused: Option<Reason>,
     /// The rule that decided; `None` is the default decision.
     pub rule: Option<Box<str>>,
     /// The shadow rule that would have decided otherwise.
     pub shadow: Option<Box<str>>,
+}
+
+impl DecisionLine {
+    /// The name of the reason why it was refused.
+    pub fn reason(&self) -> Option<&'static str> {
+        self.refused.map(Reason::name)
+    }
+
+    /// The name of what was broken of the protocol.
+    pub fn broken(&self) -> Option<&'static str> {
+        self.refused
+            .and_then(Reason::violation)
+            .map(Violation::name)
+    }
 }
 
 /// What a shard posts.
@@ -49,15 +76,17 @@ pub struct DecisionBatch {
 pub struct DecisionSampler {
     every: NonZeroU32,
     until_next: u32,
+    names: NameKey,
     batch: DecisionBatch,
 }
 
 impl DecisionSampler {
     /// Takes one of `every` decisions, the first included.
-    pub fn new(every: NonZeroU32) -> Self {
+    pub fn new(every: NonZeroU32, names: NameKey) -> Self {
         Self {
             every,
             until_next: 0,
+            names,
             batch: DecisionBatch::default(),
         }
     }
@@ -74,13 +103,19 @@ impl DecisionSampler {
             return;
         }
         let rule = |id| shortened(snapshot.rule_name(id));
+        let listener = snapshot.listener(record.listener);
         self.batch.lines.push(DecisionLine {
             generation: snapshot.generation().0,
-            action: record.action,
+            peer: record.peer,
+            listener: shortened(listener.map_or("", |row| &row.name)),
+            act: record.wanted.act,
             client_id: shortened(record.client_id),
-            username: record.username.map(shortened),
-            topic: shortened(record.topic),
-            decision: record.decision,
+            user: self.names.shown(snapshot, record.user).map(shortened),
+            topic: shortened(record.wanted.topic),
+            qos: record.wanted.qos,
+            retain: record.wanted.retain,
+            payload_bytes: record.wanted.payload_bytes,
+            refused: record.refused,
             rule: record.rule.map(rule),
             shadow: record.shadow.map(rule),
         });
@@ -110,9 +145,12 @@ pub(super) fn shortened(text: &str) -> Box<str> {
 
 #[cfg(test)]
 mod tests {
-    use sluice_policy::Generation;
+    use std::net::Ipv4Addr;
+
+    use sluice_policy::{Generation, ListenerId};
 
     use super::*;
+    use crate::session::{User, Wanted};
 
     fn snapshot() -> Snapshot {
         let document = "
@@ -124,18 +162,26 @@ upstreams: [{name: broker, endpoints: ['tcp://127.0.0.1:1']}]
 
     fn record(topic: &str) -> DecisionRecord<'_> {
         DecisionRecord {
-            action: Action::Publish,
+            peer: SocketAddr::from((Ipv4Addr::LOCALHOST, 1024)),
+            listener: ListenerId(0),
+            version: None,
             client_id: "c",
-            username: None,
-            topic,
-            decision: Decision::Allow,
+            user: User::Nobody,
+            wanted: Wanted {
+                topic,
+                ..Wanted::only(Act::Publish)
+            },
+            refused: None,
             rule: None,
             shadow: None,
         }
     }
 
     fn sampler(every: u32) -> DecisionSampler {
-        DecisionSampler::new(NonZeroU32::new(every).expect("not zero"))
+        DecisionSampler::new(
+            NonZeroU32::new(every).expect("not zero"),
+            NameKey::default(),
+        )
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub mod endpoints;
 pub mod mailbox;
 /// The closed lists of what control and a shard tell each other.
 pub mod message;
+/// User names that may be shown.
+pub mod names;
 /// Ended sessions, failovers, faults of brokers and connections turned away, on their way to the log.
 pub mod notices;
 /// Counts that hold for the whole node.
@@ -33,6 +35,7 @@ pub use message::{
     AfterDrain, DrainOutcome, KickWho, SessionFilter, SessionInfo, SessionRef, ShardGauges,
     ShardId, ToControl, ToShard,
 };
+pub use names::{NameKey, ShownUser};
 pub use notices::{EndedLine, FailoverLine, FaultLine, NoticeBatch, Notices};
 pub use table::{
     Permit, Refused, STRANGERS_PER_ADDRESS, Scope, Table, TableConfig, strangers_share,

@@ -28,7 +28,7 @@ mod uring;
 mod wake;
 
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
@@ -132,12 +132,12 @@ pub enum Event {
         buffer: Vec<u8>,
         taken: Result<usize, i32>,
     },
-    /// A connection was accepted. Nothing is received on it until [`Ring::receive`]. A Unix peer counts as 127.0.0.1, an
-    /// IPv4-mapped IPv6 address as IPv4.
+    /// A connection was accepted. Nothing is received on it until [`Ring::receive`]. A Unix peer counts as 127.0.0.1 with
+    /// port 0, an IPv4-mapped IPv6 address as IPv4.
     Accepted {
         listener: ListenSlot,
         socket: SocketId,
-        peer: IpAddr,
+        peer: SocketAddr,
     },
     /// Accepting failed. The ring accepts again by itself: after a pause (EMFILE, ENFILE, ENOMEM: meanwhile what waited was
     /// turned away), or at once (ENOBUFS: this one connection found no free slot and was closed).

@@ -4,7 +4,7 @@
 //! Owns no state but the [`Reserve`]. Everything here is a cold path: once for each listener or connection.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::time::Duration;
@@ -56,18 +56,18 @@ pub fn local_address(socket: BorrowedFd<'_>) -> io::Result<Option<SocketAddr>> {
 
 /// The address that stands for a peer in policy and limits.
 ///
-/// A Unix peer has no address and counts as 127.0.0.1, because it is on this machine; an IPv4-mapped IPv6 address counts
-/// as the IPv4 address that it is, so that one CIDR matches it on every listener.
-pub(super) fn peer_address(address: Option<SocketAddrAny>) -> IpAddr {
+/// A Unix peer has no address and counts as 127.0.0.1 with port 0, because it is on this machine; an IPv4-mapped IPv6
+/// address counts as the IPv4 address that it is, so that one CIDR matches it on every listener.
+pub(super) fn peer_address(address: Option<SocketAddrAny>) -> SocketAddr {
     address
         .and_then(|address| SocketAddr::try_from(address).ok())
-        .map_or(IpAddr::V4(Ipv4Addr::LOCALHOST), |address| {
-            address.ip().to_canonical()
+        .map_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), |address| {
+            SocketAddr::new(address.ip().to_canonical(), address.port())
         })
 }
 
 /// Asks the kernel for the peer. `None` when the connection is gone already.
-pub(super) fn peer_of(socket: BorrowedFd<'_>) -> Option<IpAddr> {
+pub(super) fn peer_of(socket: BorrowedFd<'_>) -> Option<SocketAddr> {
     rustix::net::getpeername(socket).ok().map(peer_address)
 }
 
@@ -258,16 +258,22 @@ pub(super) mod tests {
     fn mapped_addresses_are_told_as_ipv4_and_unix_peers_as_loopback() {
         let mapped = "::ffff:192.0.2.7".parse().unwrap();
         let cases: [(Option<SocketAddrAny>, &str); 4] = [
-            (Some(SocketAddrV6::new(mapped, 1, 0, 0).into()), "192.0.2.7"),
+            (
+                Some(SocketAddrV6::new(mapped, 1, 0, 0).into()),
+                "192.0.2.7:1",
+            ),
             (
                 Some(SocketAddrV6::new("2001:db8::1".parse().unwrap(), 1, 0, 0).into()),
-                "2001:db8::1",
+                "[2001:db8::1]:1",
             ),
             (
                 Some(SocketAddrV4::new("192.0.2.9".parse().unwrap(), 1).into()),
-                "192.0.2.9",
+                "192.0.2.9:1",
             ),
-            (Some(SocketAddrUnix::new("/x").unwrap().into()), "127.0.0.1"),
+            (
+                Some(SocketAddrUnix::new("/x").unwrap().into()),
+                "127.0.0.1:0",
+            ),
         ];
         for (address, expected) in cases {
             assert_eq!(peer_address(address).to_string(), expected);

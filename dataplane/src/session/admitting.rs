@@ -5,11 +5,11 @@
 //! generation, or of another name, judge it no more. So nothing is taken up meanwhile: what comes from either side is held
 //! (`waiting.rs`), and what the shard tells is done when the answer is there. Payload of a message that was judged goes on.
 
-use sluice_policy::{Action, Decision, Denial, Generation, HalfAdmitted, Refusal, Who};
+use sluice_policy::{Generation, HalfAdmitted, Refusal, Refused, Who};
 use sluice_wire::mqtt::{self, Connack, Packet, PacketKind, decode, encode_connack};
 
 use super::lane::Route;
-use super::{Cause, Context, DecisionRecord, Dialled, Identity, Output, Phase, Session, Side};
+use super::{Cause, Context, Dialled, Identity, Output, Phase, Session, Side};
 use crate::metrics::Counter;
 
 /// See the file's header.
@@ -61,7 +61,7 @@ impl Session {
             username: self.identity.username(),
         };
         let admitted = if self.is_proven_by_address && needs_password(context, who.username) {
-            Some(Err(Refusal::Credentials))
+            Some(Err(Refused::from(Refusal::Credentials)))
         } else if context.effort.is_used_up() {
             None
         } else {
@@ -78,28 +78,14 @@ impl Session {
             self.leave_work(context);
             return None;
         };
-        if let Some(decisions) = context.decisions.as_mut() {
-            let (decision, rule, shadow) = match &admitted {
-                Ok(admission) => (Decision::Allow, admission.rule, admission.shadow),
-                Err(_) => (Decision::Deny(Denial::NotAuthorized), None, None),
-            };
-            decisions(&DecisionRecord {
-                action: Action::Connect,
-                client_id: who.client_id,
-                username: who.username,
-                topic: "",
-                decision,
-                rule,
-                shadow,
-            });
-        }
         let admission = match admitted {
             Ok(admission) => admission,
-            Err(refusal) => return Some(Err(refusal)),
+            Err(refused) => {
+                self.note_refused(context, refused, None);
+                return Some(Err(refused.refusal));
+            }
         };
-        if admission.shadow.is_some() {
-            context.counters.add(Counter::ShadowConnect, 1);
-        }
+        self.note_admitted(context, admission.rule, admission.shadow);
         self.rights.replace(admission.classes);
         self.generation = generation;
         Some(Ok(()))

@@ -8,7 +8,7 @@ use sluice_policy::{Decision, Refusal};
 use sluice_wire::mqtt::{Disconnect, Packet, PropertyId, ReasonCode, Version, Violation, encode};
 
 use super::lane::Route;
-use super::{Context, Output, Phase, Session, Side, Unanswered, packets};
+use super::{Context, Output, Phase, Reason, Session, Side, Unanswered, packets};
 use crate::metrics::Counter;
 
 /// Why a session ended: the rows of the table below. One counter each.
@@ -232,6 +232,16 @@ impl Session {
         }
     }
 
+    /// The same for another reason than the cause has by itself.
+    pub(super) fn end_because(
+        &mut self,
+        context: &mut Context<'_>,
+        cause: Cause,
+        reason: Option<Reason>,
+    ) {
+        self.end_for(context, cause, cause.farewell(), reason);
+    }
+
     /// Ends the session with another DISCONNECT reason than the cause has by itself.
     pub(super) fn end_telling(
         &mut self,
@@ -243,7 +253,12 @@ impl Session {
             disconnect_5: Some(reason),
             ..cause.farewell()
         };
-        self.end_with(context, cause, farewell);
+        let reason = if reason == ReasonCode::ReceiveMaximumExceeded {
+            Some(Reason::ReceiveMaximum)
+        } else {
+            Reason::of_end(cause, self.phase == Phase::Open)
+        };
+        self.end_for(context, cause, farewell, reason);
     }
 
     /// Ends a session that has no CONNACK yet, with these codes.
@@ -353,8 +368,22 @@ impl Session {
     }
 
     fn end_with(&mut self, context: &mut Context<'_>, cause: Cause, farewell: Farewell) {
+        let reason = Reason::of_end(cause, self.phase == Phase::Open);
+        self.end_for(context, cause, farewell, reason);
+    }
+
+    fn end_for(
+        &mut self,
+        context: &mut Context<'_>,
+        cause: Cause,
+        farewell: Farewell,
+        reason: Option<Reason>,
+    ) {
         if self.phase == Phase::Ended {
             return;
+        }
+        if let Some(reason) = reason {
+            self.note_end(context, reason);
         }
         if self.must_suppress_will(context, cause) && self.is_at_boundary(Side::Upstream) {
             let packet = packets::disconnect(self.version, 0);

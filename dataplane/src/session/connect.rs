@@ -5,15 +5,17 @@
 
 use std::time::Duration;
 
-use sluice_policy::{Action, Decision, Denial, Refusal, Verdict, Verifier};
+use sluice_policy::{Decision, Denial, Refusal, Refused, Verdict, Verifier};
 use sluice_wire::mqtt::{
     Connect, Property, PropertyEdit, PropertyId, QoS, ReasonCode, Version, Violation, Will,
     decode_connect, encode_connect,
 };
 
 use super::lane::{self, Route};
+use super::record::other_protocol;
 use super::{
-    AuthOutcome, Cause, Context, Credentials, Identity, Message, Output, Phase, Session, Side,
+    Act, AuthOutcome, Cause, Context, Credentials, Identity, Message, Output, Phase, Reason,
+    Session, Side,
 };
 use crate::metrics::Counter;
 
@@ -91,6 +93,10 @@ impl Session {
         violation: Violation,
     ) {
         let cause = Cause::Violation(violation);
+        if let Some(protocol) = other_protocol(bytes) {
+            context.out.list.push(Output::OtherProtocol(protocol));
+            return self.end_because(context, cause, Some(protocol));
+        }
         let level = claimed_level(bytes);
         if violation.reason_code() == ReasonCode::UnsupportedProtocolVersion {
             // A level above ours is a later version, which may know the CONNACK of 5; one below can only know the old.
@@ -122,15 +128,17 @@ impl Session {
             return self.end(context, Cause::ClientNoRoom);
         }
         let Some(listener) = context.snapshot.listener(self.listener) else {
-            return self.refuse_admission(context, Refusal::ListenerGone);
+            return self.refuse_early(context, connect, Refusal::ListenerGone);
         };
         if !listener.versions.contains(&connect.version) {
-            return self.refuse_admission(context, Refusal::Version);
+            return self.refuse_early(context, connect, Refusal::Version);
         }
         let Some(client_id) = self.effective_client_id(context, connect) else {
-            return self.refuse_admission(context, Refusal::ClientIdentifier);
+            return self.refuse_early(context, connect, Refusal::ClientIdentifier);
         };
-        if connect.username.is_some_and(|name| name.contains('\0')) {
+        self.identity = Identity::new(&client_id, None);
+        if let Some(username) = connect.username.filter(|name| name.contains('\0')) {
+            self.note_login_failed(context, username, Reason::UserUnknown);
             return self.refuse_admission(context, Refusal::Credentials);
         }
         if connect
@@ -140,13 +148,13 @@ impl Session {
         {
             if !listener.upstream_auth_pass {
                 let code = ReasonCode::BadAuthenticationMethod;
+                self.note_end(context, Reason::AuthMethod);
                 return self.refuse_connect(context, Cause::Refused, 5, code);
             }
             // The upstream proves who this is, not we: without a user name that we verified it is anonymous here, and the
             // listener must let such sessions in.
             self.upstream_auth = true;
         }
-        self.identity = Identity::new(&client_id, None);
         self.rare().connect.bytes = bytes.to_vec();
         match connect.username.filter(|_| !listener.ignores_usernames) {
             None => self.identified(context, connect),
@@ -222,17 +230,22 @@ impl Session {
 
     /// The pool has verified the password, or has not.
     pub(super) fn authenticated(&mut self, context: &mut Context<'_>, outcome: AuthOutcome) {
-        match outcome {
-            AuthOutcome::Verified => {}
-            AuthOutcome::Refused => return self.end(context, Cause::Unauthenticated),
-            AuthOutcome::Busy => return self.end(context, Cause::Busy),
-        }
         self.with_kept_connect(context, |session, context, connect| {
             let Some(username) = connect.username else {
                 return session.end(context, Cause::Unauthenticated);
             };
-            if !session.is_proven(context, username) {
-                return session.end(context, Cause::Unauthenticated);
+            let is_proven = session.is_proven(context, username);
+            let (cause, reason) = match outcome {
+                AuthOutcome::Verified if is_proven => (None, Reason::UserUnknown),
+                AuthOutcome::Verified | AuthOutcome::Refused => {
+                    let reason = session.login_fault(context, connect, username);
+                    (Some(Cause::Unauthenticated), reason)
+                }
+                AuthOutcome::Busy => (Some(Cause::Busy), Reason::PasswordBusy),
+            };
+            if let Some(cause) = cause {
+                session.note_login_failed(context, username, reason);
+                return session.end(context, cause);
             }
             session.identity = Identity::new(session.identity.client_id(), Some(username));
             session.identified(context, connect);
@@ -246,6 +259,25 @@ impl Session {
         if is_left && self.phase == Phase::Authenticating {
             self.with_kept_connect(context, Self::identified);
         }
+    }
+
+    /// What is wrong with a login that was refused.
+    fn login_fault(&self, context: &Context<'_>, connect: &Connect<'_>, username: &str) -> Reason {
+        match context.snapshot.user(username) {
+            None => Reason::UserUnknown,
+            Some(user) if !user.may_come_from(self.peer) => Reason::UserAddress,
+            Some(_) if connect.password.is_none() => Reason::PasswordMissing,
+            Some(_) => Reason::PasswordWrong,
+        }
+    }
+
+    /// Ends a session that is not admitted, before the rules were asked.
+    fn refuse_early(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, refusal: Refusal) {
+        let claimed = connect
+            .username
+            .filter(|_| self.identity.username().is_none());
+        self.note_refused(context, Refused::from(refusal), claimed);
+        self.refuse_admission(context, refusal);
     }
 
     /// True exactly when what was verified is what is stored: while it was, the row may have gone, or have got another
@@ -277,10 +309,10 @@ impl Session {
     /// Who it is has been settled: ask the connect rules and judge the will, then dial.
     fn identified(&mut self, context: &mut Context<'_>, connect: &Connect<'_>) {
         let Some(listener) = context.snapshot.listener(self.listener) else {
-            return self.refuse_admission(context, Refusal::ListenerGone);
+            return self.refuse_early(context, connect, Refusal::ListenerGone);
         };
         if self.identity.username().is_none() && !listener.anonymous {
-            return self.refuse_admission(context, Refusal::Credentials);
+            return self.refuse_early(context, connect, Refusal::Credentials);
         }
         match self.admit(context) {
             Some(Ok(())) => self.end_admitting(),
@@ -357,7 +389,7 @@ impl Session {
 
     /// The verdict on a will; its Response Topic must be one the sender may receive.
     pub(super) fn judge_will(&self, context: &mut Context<'_>, will: &WillRecord) -> Verdict {
-        let verdict = self.judge(context, Action::Publish, &will.topic, will.message);
+        let verdict = self.judge(context, Act::Will, &will.topic, will.message);
         match &will.response_topic {
             Some(topic) if verdict.decision == Decision::Allow => {
                 self.judge_response_topic(context, topic, verdict)

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use sluice_policy::{Action, Decision, Generation, HalfJudged, Verdict};
+use sluice_policy::{Decision, Generation, HalfJudged, Verdict};
 use sluice_wire::mqtt::{
     FixedHeader, QoS, ReasonCode, SubscribeFilter, SubscribeFilters, Version, Violation,
     decode_subscribe_head, next_subscribe_filter, parse_filter,
@@ -14,7 +14,7 @@ use sluice_wire::mqtt::{
 
 use super::lane::Route;
 use super::subscribe::FROM_BROKER;
-use super::{Context, Session, Side};
+use super::{Context, Reason, Session, Side, Wanted};
 use crate::clock::Time;
 use crate::metrics::Counter;
 
@@ -266,13 +266,13 @@ impl Session {
     ) -> Option<u8> {
         let judged = &mut judging.judged;
         if judging.is_too_long {
-            judged.refused += 1;
-            return Some(self.refusal_code(filter.qos, ReasonCode::QuotaExceeded));
+            let reason = Reason::FiltersTooMany;
+            return Some(self.refuse_filter(context, judged, filter, reason));
         }
         // Below version 5 a share that is not well formed is decoded, and what it would deliver is not known.
         let Ok(parsed) = parse_filter(filter.filter) else {
-            judged.refused += 1;
-            return Some(self.refusal_code(filter.qos, ReasonCode::NotAuthorized));
+            let reason = Reason::FilterMalformed;
+            return Some(self.refuse_filter(context, judged, filter, reason));
         };
         let verdict = context.snapshot.subscribe_within(
             self.rights.classes(),
@@ -282,8 +282,31 @@ impl Session {
             context.effort,
             &mut judging.half,
         )?;
-        self.note(context, Action::Subscribe, filter.filter, &verdict);
+        let wanted = Wanted::filter(filter.filter, filter.qos);
+        self.note(context, wanted, &verdict);
         Some(self.take_down(judged, filter, &verdict))
+    }
+
+    /// Refuses a filter that no rule was asked about.
+    fn refuse_filter(
+        &self,
+        context: &mut Context<'_>,
+        judged: &mut Judged,
+        filter: &SubscribeFilter<'_>,
+        reason: Reason,
+    ) -> u8 {
+        judged.refused += 1;
+        // All filters of a SUBSCRIBE that is too long are refused: the first one is told of, and stands for them.
+        if reason != Reason::FiltersTooMany || judged.refused == 1 {
+            let wanted = Wanted::filter(filter.filter, filter.qos);
+            self.note_denial(context, wanted, reason);
+        }
+        let code = if reason == Reason::FiltersTooMany {
+            ReasonCode::QuotaExceeded
+        } else {
+            ReasonCode::NotAuthorized
+        };
+        self.refusal_code(filter.qos, code)
     }
 
     /// Notes what becomes of a filter.

@@ -30,6 +30,7 @@
 //! | `identity.rs` | client id and verified user name |
 //! | `publish.rs`, `alias.rs` | messages and their topic aliases |
 //! | `acks.rs`, `order.rs` | acknowledgements, those that the proxy owns, and the order in which a publisher hears them |
+//! | `record.rs` | what is told of an answer to a client, and the reasons of refusals |
 //! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
 //! | `judging.rs`, `subscribe.rs` | SUBSCRIBE, judged in slices; its merged SUBACK |
 //! | `waiting.rs` | why reading of the client waits, and what it had sent by then |
@@ -53,22 +54,22 @@ mod lane;
 mod order;
 mod packets;
 mod publish;
+mod record;
 mod rights;
 mod subscribe;
 mod waiting;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::time::Duration;
 
 use sluice_policy::{
-    Action, Decision, Effort, Generation, ListenerId, Message, RuleId, Snapshot, UpstreamId,
-    Verdict, Verifier,
+    Effort, Generation, ListenerId, Message, Snapshot, UpstreamId, Verdict, Verifier,
 };
 use sluice_wire::mqtt::{FixedHeader, Packet, PacketKind, Version, Violation, decode};
 
 use crate::clock::Time;
-use crate::metrics::{Counter, Counters};
+use crate::metrics::Counters;
 
 use identity::Identity;
 use lane::Route;
@@ -79,6 +80,7 @@ pub use chance::Unanswered;
 pub use close::Cause;
 pub use deadlines::Deadline;
 pub use judging::SUBSCRIBE_FILTERS_MAX;
+pub use record::{Act, DecisionRecord, Reason, ReasonKind, User, Wanted};
 
 /// A side of the session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -114,27 +116,10 @@ pub struct Context<'a> {
     pub counters: &'a Counters,
     /// The shard's seeded generator (assigned client ids).
     pub random: &'a mut dyn FnMut() -> u64,
-    /// Told of every decision, when set; it samples. `None` costs one branch.
+    /// Told of every answer to a client, when set; it samples. `None` costs one branch.
     pub decisions: Option<&'a mut dyn FnMut(&DecisionRecord<'_>)>,
-}
-
-/// One decision, for the sampled log. Never holds a payload or a secret.
-#[derive(Clone, Copy, Debug)]
-pub struct DecisionRecord<'a> {
-    /// What was asked.
-    pub action: Action,
-    /// Who asked; empty when the id is not known.
-    pub client_id: &'a str,
-    /// The verified user, if any.
-    pub username: Option<&'a str>,
-    /// Topic name or filter; empty for a CONNECT.
-    pub topic: &'a str,
-    /// Allow or deny.
-    pub decision: Decision,
-    /// The rule that decided; `None` is the default decision.
-    pub rule: Option<RuleId>,
-    /// The shadow rule that would have decided otherwise.
-    pub shadow: Option<RuleId>,
+    /// Told of every refusal, when set.
+    pub denials: Option<&'a mut dyn FnMut(&DecisionRecord<'_>)>,
 }
 
 /// What the shard must do, in order.
@@ -169,6 +154,13 @@ pub enum Output {
     ResumeReading(Side),
     /// The broker broke a rule and the session goes on: for the log.
     Fault(Violation),
+    /// What the client sends is no MQTT, but this: for the log.
+    OtherProtocol(Reason),
+    /// A message of the broker was dropped, because it has more bytes than the client is sent: for the log.
+    DeliveryTooLarge {
+        packet_bytes: u32,
+        packet_bytes_max: u32,
+    },
     /// Work was left: call `handle_share` in a later turn, once for each time this is said.
     Later,
     /// The session is over: flush what was written, then close both sides. Nothing more is given to the session.
@@ -254,6 +246,7 @@ pub struct Session {
     version: Version,
     listener: ListenerId,
     peer: IpAddr,
+    peer_port: u16,
     /// What comes from the client.
     down: lane::Lane,
     /// What comes from the broker.
@@ -383,14 +376,15 @@ impl Rare {
 
 impl Session {
     /// A connection was accepted on `listener`.
-    pub fn accepted(context: &mut Context<'_>, listener: ListenerId, peer: IpAddr) -> Self {
+    pub fn accepted(context: &mut Context<'_>, listener: ListenerId, peer: SocketAddr) -> Self {
         let limits = context.snapshot.listener(listener).map(|row| &row.limits);
         let connect_bytes_max = limits.map_or(0, |limits| limits.connect_bytes_max);
         Self {
             phase: Phase::Connecting,
             version: Version::V311,
             listener,
-            peer,
+            peer: peer.ip(),
+            peer_port: peer.port(),
             down: lane::Lane::client(connect_bytes_max),
             up: lane::Lane::server(),
             identity: Identity::default(),
@@ -701,17 +695,12 @@ impl Session {
     }
 
     /// Asks the policy about one message, and tells who wants to know.
-    fn judge(
-        &self,
-        context: &mut Context<'_>,
-        action: Action,
-        topic: &str,
-        message: Message,
-    ) -> Verdict {
+    fn judge(&self, context: &mut Context<'_>, act: Act, topic: &str, message: Message) -> Verdict {
         let (classes, vars) = (self.rights.classes(), self.identity.vars());
+        let action = act.action();
         let ruling = context.snapshot.ruling(classes, &vars, action, topic);
         let verdict = ruling.verdict(message);
-        self.note(context, action, topic, &verdict);
+        self.note(context, Wanted::message(act, topic, message), &verdict);
         verdict
     }
 
@@ -725,35 +714,9 @@ impl Session {
         let vars = self.identity.vars();
         let ruling = self.rights.on_publish(context.snapshot, &vars, topic);
         let verdict = ruling.verdict(message);
-        self.note(context, Action::Publish, topic, &verdict);
+        let wanted = Wanted::message(Act::Publish, topic, message);
+        self.note(context, wanted, &verdict);
         verdict
-    }
-
-    /// Counts and records a verdict.
-    fn note(&self, context: &mut Context<'_>, action: Action, topic: &str, verdict: &Verdict) {
-        if verdict.shadow.is_some() {
-            context.counters.add(shadow_counter(action), 1);
-        }
-        if let Some(decisions) = context.decisions.as_mut() {
-            decisions(&DecisionRecord {
-                action,
-                client_id: self.identity.client_id(),
-                username: self.identity.username(),
-                topic,
-                decision: verdict.decision,
-                rule: verdict.rule,
-                shadow: verdict.shadow,
-            });
-        }
-    }
-}
-
-fn shadow_counter(action: Action) -> Counter {
-    match action {
-        Action::Connect => Counter::ShadowConnect,
-        Action::Publish => Counter::ShadowPublish,
-        Action::Subscribe => Counter::ShadowSubscribe,
-        Action::Receive => Counter::ShadowReceive,
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::num::NonZeroU16;
 
-use sluice_policy::{Action, Decision, Denial, OnDeny, Verdict};
+use sluice_policy::{Decision, Denial, OnDeny, Verdict};
 use sluice_wire::mqtt::{
     FixedHeader, Property, PropertyId, Publish, QoS, ReasonCode, Version, Violation,
     decode_publish_head, encode_publish_head,
@@ -15,7 +15,9 @@ use sluice_wire::mqtt::{
 use super::alias::Aliases;
 use super::connect::{BARE, denial_reason};
 use super::lane::{Route, speaker};
-use super::{Cause, Context, Message, Phase, Session, Side, faults, packets};
+use super::{
+    Act, Cause, Context, Message, Output, Phase, Reason, Session, Side, Wanted, faults, packets,
+};
 use crate::metrics::Counter;
 
 /// How a message that may pass goes on.
@@ -164,7 +166,7 @@ impl Session {
             payload_bytes: publish.payload_bytes,
         };
         match (from, hints.response_topic) {
-            (Side::Upstream, _) => self.judge(context, Action::Receive, topic, message),
+            (Side::Upstream, _) => self.judge(context, Act::Receive, topic, message),
             (Side::Downstream, None) => self.judge_publish(context, topic, message),
             (Side::Downstream, Some(response_topic)) => {
                 let verdict = self.judge_publish(context, topic, message);
@@ -183,7 +185,7 @@ impl Session {
         if verdict.decision != Decision::Allow {
             return verdict;
         }
-        let receive = self.judge(context, Action::Receive, response_topic, BARE);
+        let receive = self.judge(context, Act::ResponseTopic, response_topic, BARE);
         match receive.decision {
             Decision::Allow => verdict,
             Decision::Deny(_) => Verdict {
@@ -219,10 +221,10 @@ impl Session {
         } else {
             header.packet_bytes().saturating_sub(publish.payload_bytes)
         };
-        if head_bytes.saturating_add(publish.payload_bytes) > self.receiver_bytes_max(from.other())
-        {
+        let packet_bytes = head_bytes.saturating_add(publish.payload_bytes);
+        if packet_bytes > self.receiver_bytes_max(from.other()) {
             context.out.bytes.truncate(start);
-            return self.too_long(context, from, publish);
+            return self.too_long(context, from, publish, passage.topic, packet_bytes);
         }
         if must_rewrite {
             context.out.commit(from.other(), start);
@@ -318,7 +320,24 @@ impl Session {
 
     /// The receiver does not take a packet of that length. A delivery is dropped [MQTT-3.1.2-25]; a message of the client
     /// gets here only when its topic had to be written out for the broker, and is refused as too large.
-    fn too_long(&mut self, context: &mut Context<'_>, from: Side, publish: &Publish<'_>) -> Route {
+    fn too_long(
+        &mut self,
+        context: &mut Context<'_>,
+        from: Side,
+        publish: &Publish<'_>,
+        topic: &str,
+        packet_bytes: u32,
+    ) -> Route {
+        let (act, reason) = match from {
+            Side::Downstream => (Act::Publish, Reason::PacketTooLarge),
+            Side::Upstream => (Act::Receive, Reason::DeliveryTooLarge),
+        };
+        let message = Message {
+            qos: publish.qos,
+            retain: publish.retain,
+            payload_bytes: publish.payload_bytes,
+        };
+        self.note_denial(context, Wanted::message(act, topic, message), reason);
         match from {
             Side::Downstream => {
                 let denial = Denial::PayloadTooLarge;
@@ -326,6 +345,10 @@ impl Session {
             }
             Side::Upstream => {
                 context.counters.add(Counter::DeliveryTooLarge, 1);
+                context.out.list.push(Output::DeliveryTooLarge {
+                    packet_bytes,
+                    packet_bytes_max: self.receiver_bytes_max(Side::Downstream),
+                });
                 self.drop_delivery(context, publish)
             }
         }

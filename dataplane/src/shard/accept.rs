@@ -4,7 +4,7 @@
 //! Where a limit is reached, a connection that has said nothing for a while gives its place to the newcomer; see
 //! `strangers.rs`.
 
-use std::net::IpAddr;
+use std::net::SocketAddr;
 
 use sluice_policy::ListenerId;
 
@@ -25,7 +25,7 @@ impl<R: Ring> Core<R> {
         turn: Turn<'_>,
         listener: ListenSlot,
         socket: SocketId,
-        peer: IpAddr,
+        peer: SocketAddr,
     ) {
         self.counters.add(Counter::ConnectionsAccepted, 1);
         let listener = ListenerId(listener.0);
@@ -40,7 +40,7 @@ impl<R: Ring> Core<R> {
         &mut self,
         turn: Turn<'_>,
         listener: ListenerId,
-        peer: IpAddr,
+        peer: SocketAddr,
     ) -> Result<Permit, Counter> {
         if self.drain.is_some() {
             return Err(Counter::RefusedDraining);
@@ -57,7 +57,7 @@ impl<R: Ring> Core<R> {
         let newcomer = Newcomer {
             listener,
             listener_max: row.limits.connections_max,
-            address: Address::from(peer),
+            address: Address::from(peer.ip()),
             address_max: row.limits.connections_per_address_max,
         };
         let permit = newcomer
@@ -80,7 +80,7 @@ impl<R: Ring> Core<R> {
         turn: Turn<'_>,
         listener: ListenerId,
         socket: SocketId,
-        peer: IpAddr,
+        peer: SocketAddr,
         permit: Permit,
     ) {
         if let Some(row) = turn.snapshot.listener(listener)
@@ -100,7 +100,7 @@ impl<R: Ring> Core<R> {
             timer: Time(u64::MAX),
             opened: turn.now,
             permit: Some(permit),
-            peer,
+            peer: peer.ip(),
             listener,
             cell: None,
             kept_bytes: 0,
@@ -113,9 +113,9 @@ impl<R: Ring> Core<R> {
         }
     }
 
-    fn turn_away(&mut self, socket: SocketId, peer: IpAddr, reason: Counter) {
+    fn turn_away(&mut self, socket: SocketId, peer: SocketAddr, reason: Counter) {
         self.counters.add(reason, 1);
-        self.notices.turned_away(reason, Address::from(peer));
+        self.notices.turned_away(reason, Address::from(peer.ip()));
         self.ring.close(socket);
     }
 

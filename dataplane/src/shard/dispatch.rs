@@ -198,6 +198,7 @@ impl<R: Ring> Core<R> {
                 Output::PauseReading(side) => self.want_reading(slot, side, false),
                 Output::ResumeReading(side) => self.want_reading(slot, side, true),
                 Output::Fault(violation) => self.note_fault(turn, slot, violation),
+                Output::OtherProtocol(_) | Output::DeliveryTooLarge { .. } => {}
                 Output::Later => self.work_left(slot),
                 Output::Close(cause) => {
                     self.note_ended(turn, slot, cause);

@@ -59,6 +59,7 @@ impl Lent {
             decisions: note
                 .as_mut()
                 .map(|note| note as &mut dyn FnMut(&DecisionRecord<'_>)),
+            denials: None,
         })
     }
 

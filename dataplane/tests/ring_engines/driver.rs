@@ -115,7 +115,7 @@ impl<R: Ring> Driver<R> {
                 peer,
             } => {
                 assert_eq!(*listener, LISTENER);
-                assert!(peer.is_loopback());
+                assert!(peer.ip().is_loopback());
                 Some(*socket)
             }
             _ => None,

@@ -3,17 +3,16 @@
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::{Counter, Counters};
 use sluice_dataplane::session::{
-    AuthOutcome, Cause, Context, DecisionRecord, Dialled, Output, Outputs, Session, Side,
-    Unanswered,
+    Act, AuthOutcome, Cause, Context, DecisionRecord, Dialled, Output, Outputs, Reason, Session,
+    Side, Unanswered, User,
 };
-use sluice_policy::{Decision, Effort, Generation, Snapshot, compile};
+use sluice_policy::{Effort, Generation, Snapshot, compile};
 use sluice_wire::mqtt::{
     Ack, Connack, Connect, Disconnect, Packet, PacketId, Properties, PropertiesBuf, Property,
     Publish, QoS, Suback, Subscribe, SubscribeFilter, SubscribeFilters, Version, Violation, Will,
@@ -108,6 +107,41 @@ pub(crate) enum Piece {
     Written(Side, usize),
 }
 
+/// What was told of a refusal.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Denied {
+    pub(crate) act: Act,
+    pub(crate) reason: Reason,
+    pub(crate) rule: Option<String>,
+    pub(crate) user: String,
+    pub(crate) client_id: String,
+    pub(crate) topic: String,
+    pub(crate) message: (Option<QoS>, bool, Option<u32>),
+}
+
+impl Denied {
+    fn of(record: &DecisionRecord<'_>, snapshot: &Snapshot) -> Self {
+        assert_eq!(record.peer, PEER.parse().unwrap());
+        let wanted = record.wanted;
+        Self {
+            act: wanted.act,
+            reason: record.refused.unwrap(),
+            rule: record.rule.map(|rule| snapshot.rule_name(rule).to_owned()),
+            user: match record.user {
+                User::Nobody => String::new(),
+                User::Verified(name) => format!("={name}"),
+                User::Claimed(name) => format!("?{name}"),
+            },
+            client_id: record.client_id.to_owned(),
+            topic: wanted.topic.to_owned(),
+            message: (wanted.qos, wanted.retain, wanted.payload_bytes),
+        }
+    }
+}
+
+/// Where the client of the harness is.
+pub(crate) const PEER: &str = "192.0.2.7:4711";
+
 /// One session and everything around it.
 pub(crate) struct Rig {
     pub(crate) session: Session,
@@ -115,6 +149,7 @@ pub(crate) struct Rig {
     pub(crate) now: Time,
     pub(crate) events: Vec<Event>,
     pub(crate) decisions: Vec<(String, bool)>,
+    pub(crate) denials: Vec<Denied>,
     /// Every piece that was sent: where to, from the lease or from copied bytes, and how long.
     pub(crate) pieces: Vec<Piece>,
     pub(crate) version: Version,
@@ -149,9 +184,10 @@ impl Rig {
                 counters: &counters,
                 random: &mut || 0,
                 decisions: None,
+                denials: None,
             },
             listener,
-            IpAddr::from([192, 0, 2, 7]),
+            PEER.parse().unwrap(),
         );
         Self {
             session,
@@ -159,6 +195,7 @@ impl Rig {
             now,
             events: Vec::new(),
             decisions: Vec::new(),
+            denials: Vec::new(),
             pieces: Vec::new(),
             version: Version::V311,
             answered: 0,
@@ -211,7 +248,8 @@ impl Rig {
         call: impl FnOnce(&mut Session, &mut Context<'_>, &mut [u8]),
     ) {
         let random = &mut self.random;
-        let decisions = &mut self.decisions;
+        let (decisions, denials) = (&mut self.decisions, &mut self.denials);
+        let snapshot = &self.snapshot;
         let was_ended = self.session.is_ended();
         let mut effort = Effort::new(self.share);
         call(
@@ -227,7 +265,11 @@ impl Rig {
                     *random
                 },
                 decisions: Some(&mut |record: &DecisionRecord<'_>| {
-                    decisions.push((record.topic.to_owned(), record.decision == Decision::Allow));
+                    let is_allowed = record.refused.is_none();
+                    decisions.push((record.wanted.topic.to_owned(), is_allowed));
+                }),
+                denials: Some(&mut |record: &DecisionRecord<'_>| {
+                    denials.push(Denied::of(record, snapshot));
                 }),
             },
             lease,
@@ -290,6 +332,7 @@ impl Rig {
                     self.faults.push(*violation);
                     continue;
                 }
+                Output::OtherProtocol(_) | Output::DeliveryTooLarge { .. } => continue,
                 Output::Later => {
                     self.events.push(Event::Later);
                     continue;
@@ -417,6 +460,7 @@ impl Rig {
         self.up.clear();
         self.events.clear();
         self.decisions.clear();
+        self.denials.clear();
         self.pieces.clear();
         self.faults.clear();
     }

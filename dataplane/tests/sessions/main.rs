@@ -14,6 +14,7 @@ mod judging;
 mod admitting;
 mod chance;
 mod credentials;
+mod denials;
 mod ends;
 mod faults;
 mod messages;

@@ -220,6 +220,7 @@ fn author(caller: Caller, comment: Option<String>) -> Result<Author, Status> {
     Ok(Author {
         who: caller.name,
         request_id: caller.request_id,
+        peer: caller.peer,
         at: clock::unix_now(),
         comment,
         stay: Some(caller.stay),

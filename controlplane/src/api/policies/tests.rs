@@ -182,6 +182,7 @@ async fn tokens(store: &dyn Store) -> Vec<(Role, String)> {
             token: id.clone(),
             role,
             request_id: String::new(),
+            peer: String::new(),
             is_tls: false,
             stay: Stay::new(tokio::sync::watch::channel(()).1, None),
         };

@@ -80,7 +80,7 @@ pub(crate) fn status_json(status: &StatusResponse) -> Value {
 pub(crate) const CHAIN_BROKEN: &str =
     "the chain of records is BROKEN: a record was changed, taken out or put in later";
 
-/// Who did what: a line for each record, and one each for before and after.
+/// Who did what: a line for each record, and one each for where the caller was, before and after.
 pub(crate) fn audit_text(answer: &AuditResponse) -> String {
     let mut text = String::new();
     for record in &answer.records {
@@ -91,7 +91,12 @@ pub(crate) fn audit_text(answer: &AuditResponse) -> String {
         );
         text.push_str(clean(&head).trim_end());
         text.push('\n');
-        for (word, value) in [("before", &record.before), ("after", &record.after)] {
+        let lines = [
+            ("from", &record.peer),
+            ("before", &record.before),
+            ("after", &record.after),
+        ];
+        for (word, value) in lines {
             if !value.is_empty() {
                 text.push_str(&format!("    {word}: {}\n", clean(value)));
             }
@@ -120,6 +125,7 @@ pub(crate) fn audit_json(answer: &AuditResponse) -> Value {
             "before": record.before,
             "after": record.after,
             "request_id": record.request_id,
+            "peer": record.peer,
             "hash": record.hash,
         })
     };
@@ -184,6 +190,7 @@ warning   user `x` cannot log in
             after: "generation 7\x1b".into(),
             request_id: "r-1".into(),
             hash: "00".into(),
+            peer: "10.0.0.1:50123".into(),
         };
         let mut answer = AuditResponse {
             records: vec![record],
@@ -191,6 +198,7 @@ warning   user `x` cannot log in
         };
         let expected = "\
 3 2001-09-09 01:46:40Z ops policy.release generation 7
+    from: 10.0.0.1:50123
     before: generation 6
     after: generation 7\\u{1b}
 the chain of records is whole

@@ -43,6 +43,7 @@ impl Wire {
             before: String::new(),
             after: String::new(),
             request_id: String::new(),
+            peer: "127.0.0.1:7".into(),
         };
         let token = JoinToken {
             id: id.clone(),

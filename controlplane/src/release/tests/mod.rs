@@ -83,6 +83,7 @@ fn author(at: u64) -> Author {
     Author {
         who: "ann".into(),
         request_id: "req".into(),
+        peer: "127.0.0.1:7".into(),
         at: UnixMillis(at),
         comment: String::new(),
         stay: None,

@@ -12,7 +12,7 @@ use crate::domain::{
     AuditEntry, AuditRecord, Generation, JoinToken, Name, NewGeneration, NodeRecord, SecretHash,
     StoreId, Token, TokenId, UnixMillis,
 };
-use crate::store::{Enrolled, Heads, Sqlite, Store, StoreError};
+use crate::store::{ChainPart, Enrolled, Heads, Sqlite, Store, StoreError, Verified};
 
 /// What happens to the next write of a generation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -192,6 +192,9 @@ impl Store for Troubled {
     }
     async fn audit_is_whole(&self) -> Result<bool, StoreError> {
         self.store.audit_is_whole().await
+    }
+    async fn verify_audit(&self, from: Verified) -> Result<ChainPart, StoreError> {
+        self.store.verify_audit(from).await
     }
     async fn backup(&self, to: &Path) -> Result<(), StoreError> {
         self.store.backup(to).await

@@ -6,13 +6,10 @@ use tokio_stream::StreamExt;
 use super::failure::{Done, damaged};
 use super::value::{bytes, count, instant, number, text, time};
 use crate::domain::{AuditEntry, AuditRecord, UnixMillis};
+use crate::store::{Chain, ChainPart, Verified};
 
-/// Up to where the chain was read and found whole.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Verified {
-    number: u64,
-    hash: [u8; 32],
-}
+/// Records that are read of the chain at once: some tens of milliseconds.
+const PART_RECORDS: u32 = 10_000;
 
 /// Appends a record to the chain. The caller's transaction makes it and what it tells one.
 pub(super) async fn append(connection: &mut SqliteConnection, mut entry: AuditEntry) -> Done<()> {
@@ -21,8 +18,8 @@ pub(super) async fn append(connection: &mut SqliteConnection, mut entry: AuditEn
     entry.at = UnixMillis(entry.at.0.min(i64::MAX.unsigned_abs()));
     let record = AuditRecord::following(&newest.hash, newest.number + 1, entry);
     sqlx::query(
-        "INSERT INTO audit (number, at, who, action, what, before, after, request_id, hash)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)",
+        "INSERT INTO audit (number, at, who, action, what, before, after, request_id, peer, hash)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10)",
     )
     .bind(number(record.number))
     .bind(time(record.at))
@@ -32,6 +29,7 @@ pub(super) async fn append(connection: &mut SqliteConnection, mut entry: AuditEn
     .bind(record.before)
     .bind(record.after)
     .bind(record.request_id)
+    .bind(record.peer)
     .bind(record.hash.as_slice())
     .execute(&mut *connection)
     .await?;
@@ -78,36 +76,56 @@ fn record(row: &sqlx::sqlite::SqliteRow) -> Done<AuditRecord> {
         before: text(row, "before")?,
         after: text(row, "after")?,
         request_id: text(row, "request_id")?,
+        peer: peer(row)?,
         hash: bytes(row, "hash")?,
     })
 }
 
-/// Reads the chain from where it was found whole to its end; gives how far it is whole, or `None` when it is not. One
-/// record at a time: memory does not grow with the log.
-pub(super) async fn verify(
-    connection: &mut SqliteConnection,
-    from: Verified,
-) -> Done<Option<Verified>> {
+/// There is no such column in a store of an earlier version that is only looked at.
+fn peer(row: &sqlx::sqlite::SqliteRow) -> Done<Option<String>> {
+    match row.try_get("peer") {
+        Err(sqlx::Error::ColumnNotFound(_)) => Ok(None),
+        found => Ok(found?),
+    }
+}
+
+/// Reads a part of the chain from where it was found whole. One record at a time: memory does not grow with the log.
+pub(super) async fn verify(connection: &mut SqliteConnection, from: Verified) -> Done<ChainPart> {
     let mut snapshot = connection.begin().await?;
     let newest = newest(&mut snapshot).await?;
-    let mut at = from;
+    let (mut upto, mut count) = (from, 0);
+    let mut is_broken = false;
     {
-        let mut rows = sqlx::query("SELECT * FROM audit WHERE number > ?1 ORDER BY number")
-            .bind(number(from.number))
-            .fetch(&mut *snapshot);
+        let mut rows =
+            sqlx::query("SELECT * FROM audit WHERE number > ?1 ORDER BY number LIMIT ?2")
+                .bind(number(from.number))
+                .bind(PART_RECORDS)
+                .fetch(&mut *snapshot);
         while let Some(row) = rows.next().await {
             let record = record(&row?)?;
-            if record.number != at.number + 1 || !record.follows(&at.hash) {
-                return Ok(None);
+            if record.number != upto.number + 1 || !record.follows(&upto.hash) {
+                is_broken = true;
+                break;
             }
-            at = Verified {
+            count += 1;
+            upto = Verified {
                 number: record.number,
                 hash: record.hash,
             };
         }
     }
-    // Records taken off the end leave a chain that is whole but too short.
-    Ok((at == newest).then_some(at))
+    let found = match (is_broken, count == PART_RECORDS) {
+        (true, _) => Chain::Broken,
+        (false, true) => Chain::More,
+        // Records taken off the end leave a chain that is whole but too short.
+        (false, false) if upto == newest => Chain::Whole,
+        (false, false) => Chain::Broken,
+    };
+    Ok(ChainPart {
+        upto,
+        newest: newest.number,
+        found,
+    })
 }
 
 /// A number that changes when a program other than this one has written to the file.

@@ -80,9 +80,7 @@ pub(super) fn sql(error: &sqlx::Error, file: &Path) -> StoreError {
         sqlx::Error::ColumnDecode { .. }
         | sqlx::Error::Decode(_)
         | sqlx::Error::ColumnNotFound(_)
-        | sqlx::Error::RowNotFound => {
-            StoreError::Corrupt(format!("{name}: {error}; restore a backup"))
-        }
+        | sqlx::Error::RowNotFound => StoreError::Corrupt(format!("{name}: {error}")),
         _ => StoreError::Unavailable(format!("{name}: {error}")),
     }
 }
@@ -92,7 +90,7 @@ fn result_code(code: i32, message: &str, file: &Path) -> StoreError {
     match code & 0xff {
         _ if code == IOERR_SHMSIZE => no_room(file),
         FULL => no_room(file),
-        CORRUPT | NOTADB => StoreError::Corrupt(format!("{name}: {message}; restore a backup")),
+        CORRUPT | NOTADB => StoreError::Corrupt(format!("{name}: {message}")),
         BUSY | LOCKED => StoreError::Unavailable(format!(
             "{name} is in use by another program; end that one, or try again"
         )),

@@ -1,7 +1,8 @@
-//! The store's files: where they are, who may have them open, and whether what is in them is a whole store.
+//! The store's files: where they are, who may have them open, and whether this is a first start.
 //!
 //! In the data directory (0700): `store.db`, with `store.db-wal` and `store.db-shm` while in use, and `store.lock`. Whoever
-//! works with the store holds `store.lock`, so a control plane and a restore never meet in one file.
+//! works with the store holds `store.lock`, so a control plane and a restore never meet in one file. A new store is made as
+//! `store.making` and renamed when it is whole, so a `store.db` without a whole store in it is always damage.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -10,15 +11,12 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::fs::FlockOperation;
-use sqlx::migrate::{MigrateError, Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqliteSynchronous};
-use sqlx::{ConnectOptions, Row, SqlSafeStr, SqliteConnection};
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
-use super::failure::{Done, Failed, io as io_failure, sql};
+use super::failure::{Done, io as io_failure};
 use crate::store::StoreError;
 
-/// By this number in its header a file is known as a store of Sluice; see the first migration.
-const APPLICATION_ID: i64 = 0x536c_7563;
 /// How long a statement waits for a lock of SQLite's own, which only a checkpoint or a recovery holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes that the write-ahead log keeps on the disk after it was emptied.
@@ -28,22 +26,14 @@ const WAL_BYTES_KEPT: &str = "67108864";
 const CACHE_KIB: &str = "-256";
 /// Rows read ahead; each may hold a blob of 1 MiB and more.
 const ROWS_AHEAD: usize = 8;
+/// How the store is called that a restore replaced; later ones have a number behind it.
+const KEPT: &str = "store.db.before-restore";
+/// Of these, at most.
+const KEPT_MAX: u32 = 1000;
+/// Written once, after the first store was made.
+const FIRST_TOKEN: &str = "admin.token";
 /// Bytes of a page, SQLite's own choice.
 pub(super) const PAGE_BYTES: u64 = 4096;
-
-/// Steps from nothing to the tables of this version, in order. A step that was ever released is never changed.
-const STEPS: [(i64, &str, &str); 2] = [
-    (
-        1,
-        "generations",
-        include_str!("../../../migrations/sqlite/0001_generations.sql"),
-    ),
-    (
-        2,
-        "members",
-        include_str!("../../../migrations/sqlite/0002_members.sql"),
-    ),
-];
 
 /// Where the files of a store are.
 #[derive(Clone, Debug)]
@@ -73,7 +63,8 @@ impl Files {
         beside(&self.db, "-shm")
     }
 
-    /// Makes the directory, readable for its owner alone. One that exists is left as it is.
+    /// Makes the directory, readable for its owner alone. One that exists is left as it is, and refused when everybody may
+    /// write to it: they could put another store in the place of this one.
     pub(super) fn make_dir(&self) -> Result<(), StoreError> {
         fs::DirBuilder::new()
             .recursive(true)
@@ -86,16 +77,33 @@ impl Files {
                     &self.dir,
                 )
             })?;
-        let mode = fs::metadata(&self.dir)
-            .map_err(|error| io_failure(&error, "looking at", &self.dir))?
-            .permissions()
-            .mode();
-        if mode & 0o077 != 0 {
-            tracing::warn!(
-                dir = %self.dir.display(),
-                mode = format!("{:o}", mode & 0o777),
-                "others may look into the data directory; `chmod 700` it"
-            );
+        let looked_at = |error: io::Error| io_failure(&error, "looking at", &self.dir);
+        let mode = |dir: &Path| Ok(fs::metadata(dir)?.permissions().mode());
+        let (dir, own) = (self.dir.display(), mode(&self.dir).map_err(looked_at)?);
+        let shown = format!("{:o}", own & 0o7777);
+        match exposure(own) {
+            Some(Exposure::All) => {
+                return Err(StoreError::Unavailable(format!(
+                    "everybody may write to the data directory {dir} (mode {shown}), so nothing in it can be trusted: \
+                     `chmod 700 {dir}`, or name a folder of its own inside it"
+                )));
+            }
+            Some(Exposure::Group) => {
+                tracing::warn!(%dir, mode = shown, "the group may write to the data directory; `chmod 700` it");
+            }
+            Some(Exposure::Readers) => {
+                tracing::warn!(%dir, mode = shown, "others may look into the data directory; `chmod 700` it");
+            }
+            None => {}
+        }
+        let whole = fs::canonicalize(&self.dir).map_err(looked_at)?;
+        for above in whole.ancestors().skip(1) {
+            if is_open_to_all(mode(above).map_err(looked_at)?) {
+                tracing::warn!(
+                    dir = %above.display(),
+                    "everybody may write to a folder above the data directory, and so put another one in its place"
+                );
+            }
         }
         Ok(())
     }
@@ -121,25 +129,92 @@ impl Files {
         }
     }
 
-    /// Makes an empty file for a store that does not exist. True exactly when it did not.
-    pub(super) fn make_db(&self) -> Result<bool, StoreError> {
-        if self.db.exists() {
-            let owner_only = fs::Permissions::from_mode(0o600);
-            fs::set_permissions(&self.db, owner_only)
-                .map_err(|error| io_failure(&error, "setting the mode of", &self.db))?;
-            return Ok(false);
-        }
-        // SQLite would throw the log away, and with it what was last written.
-        if fs::metadata(self.wal()).is_ok_and(|wal| wal.len() > 0) {
-            return Err(StoreError::Corrupt(format!(
-                "{} is there without {}; put the file back, or move the log away to begin anew",
-                self.wal().display(),
+    /// Whether there is no store yet. [`StoreError::Corrupt`] when there was one and it is gone, or nothing is in it.
+    pub(super) fn is_first_start(&self) -> Result<bool, StoreError> {
+        let looked_at = |error: io::Error| io_failure(&error, "looking at", &self.db);
+        match fs::metadata(&self.db) {
+            Ok(found) if found.len() == 0 => Err(StoreError::Corrupt(format!(
+                "{} is empty, and an empty file is no store",
                 self.db.display()
-            )));
+            ))),
+            Ok(_) => {
+                let owner_only = fs::Permissions::from_mode(0o600);
+                fs::set_permissions(&self.db, owner_only)
+                    .map_err(|error| io_failure(&error, "setting the mode of", &self.db))?;
+                Ok(false)
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => match self.left_behind()? {
+                None => Ok(true),
+                Some(left) => Err(StoreError::Corrupt(format!(
+                    "{} is gone, and {} is there, which a store leaves behind: put the file back, or, to begin without it, \
+                     move what it left away",
+                    self.db.display(),
+                    left.display()
+                ))),
+            },
+            Err(error) => Err(looked_at(error)),
         }
-        create_new(&self.db).map_err(|error| io_failure(&error, "making", &self.db))?;
-        sync_dir(&self.dir)?;
-        Ok(true)
+    }
+
+    /// What only a directory has that held a store: its log, copies of it, its first token. A log would be thrown away by
+    /// SQLite, and with it what was last written.
+    fn left_behind(&self) -> Result<Option<PathBuf>, StoreError> {
+        let looked_at = |error: io::Error| io_failure(&error, "looking at", &self.dir);
+        for entry in fs::read_dir(&self.dir).map_err(looked_at)? {
+            let entry = entry.map_err(looked_at)?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            let is_left = ["store.db-wal", FIRST_TOKEN].contains(&&*name) || name.starts_with(KEPT);
+            if is_left && entry.metadata().is_ok_and(|found| found.len() > 0) {
+                return Ok(Some(entry.path()));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The same directory, with the store under another name: one in the making.
+    pub(super) fn named(&self, name: &str) -> Self {
+        Self {
+            dir: self.dir.clone(),
+            db: self.dir.join(name),
+        }
+    }
+
+    /// Gives what was made under another name the store's name.
+    pub(super) fn take(&self, made: &Self) -> Result<(), StoreError> {
+        File::open(&made.db)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| fs::rename(&made.db, &self.db))
+            .map_err(|error| io_failure(&error, "making", &self.db))?;
+        sync_dir(&self.dir)
+    }
+
+    /// Removes the store and what SQLite puts beside it.
+    pub(super) fn remove_all(&self) -> Result<(), StoreError> {
+        remove(&self.db)?;
+        remove(&beside(&self.db, "-journal"))?;
+        remove(&self.wal())?;
+        remove(&self.shm())
+    }
+
+    /// A name for the store that is to be replaced: the first in the row that is not taken.
+    pub(super) fn free_kept_name(&self) -> Result<PathBuf, StoreError> {
+        let first = self.dir.join(KEPT);
+        let names = (1..=KEPT_MAX).map(|number| match number {
+            1 => first.clone(),
+            _ => beside(&first, &format!(".{number}")),
+        });
+        let is_taken = |name: &PathBuf| {
+            let exists = |path: &Path| fs::symlink_metadata(path).is_ok();
+            exists(name) || exists(&beside(name, "-wal"))
+        };
+        let mut free = names.skip_while(is_taken);
+        free.next().ok_or_else(|| {
+            StoreError::Refused(format!(
+                "{KEPT_MAX} stores that were replaced are kept in {}; remove some",
+                self.dir.display()
+            ))
+        })
     }
 
     /// Bytes of the store and its log.
@@ -151,6 +226,31 @@ impl Files {
         };
         Ok(length(&self.db)? + length(&self.wal())?)
     }
+}
+
+/// Who beside its owner can do something with a directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exposure {
+    /// Everybody may write, be it only files of their own (the sticky bit).
+    All,
+    /// The group may write.
+    Group,
+    /// Others may look.
+    Readers,
+}
+
+fn exposure(mode: u32) -> Option<Exposure> {
+    match mode {
+        _ if mode & 0o002 != 0 => Some(Exposure::All),
+        _ if mode & 0o020 != 0 => Some(Exposure::Group),
+        _ if mode & 0o055 != 0 => Some(Exposure::Readers),
+        _ => None,
+    }
+}
+
+/// Whether everybody may rename what is in a directory: those with the sticky bit, like /tmp, keep what is another's.
+fn is_open_to_all(mode: u32) -> bool {
+    mode & 0o1002 == 0o002
 }
 
 /// A file's name with something after it.
@@ -167,6 +267,16 @@ pub(super) fn create_new(path: &Path) -> io::Result<File> {
         .create_new(true)
         .mode(0o600)
         .open(path)
+}
+
+/// Removes a file, if it is there.
+pub(super) fn remove(path: &Path) -> Result<(), StoreError> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(io_failure(&error, "removing", path))
+        }
+        Ok(()) | Err(_) => Ok(()),
+    }
 }
 
 /// Makes what was created, renamed or removed in a directory last.
@@ -198,92 +308,34 @@ pub(super) fn options(db: &Path, pages_max: Option<u64>) -> SqliteConnectOptions
     }
 }
 
-/// How much of a file is read to see that it is whole.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Care {
-    /// Every page; at each start.
-    Quick,
-    /// And every index against its table; before a restore.
-    Full,
+/// Closes a store so that its file alone is all of it, without a log: one rename moves it.
+pub(super) async fn close_as_one(mut connection: SqliteConnection) -> Done<()> {
+    sqlx::query("PRAGMA journal_mode = DELETE")
+        .execute(&mut connection)
+        .await?;
+    Ok(connection.close().await?)
 }
 
-/// Refuses a file that is not a whole store of this version or an older one, and brings an older one to this version.
-pub(super) async fn make_ready(
-    connection: &mut SqliteConnection,
-    db: &Path,
-    care: Care,
-) -> Result<(), StoreError> {
-    is_ours(connection, db)
-        .await
-        .map_err(|failed| failed.told(db))?;
-    is_whole(connection, db, care)
-        .await
-        .map_err(|failed| failed.told(db))?;
-    migrate(connection, db).await
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-async fn is_ours(connection: &mut SqliteConnection, db: &Path) -> Done<()> {
-    let id: i64 = sqlx::query("PRAGMA application_id")
-        .fetch_one(&mut *connection)
-        .await?
-        .try_get(0)?;
-    // A first start that was cut short leaves at most the table in which steps are noted.
-    let tables: i64 = sqlx::query(
-        "SELECT count(*) FROM sqlite_schema WHERE name NOT LIKE '%\\_sqlx\\_migrations%' ESCAPE '\\'",
-    )
-    .fetch_one(connection)
-    .await?
-    .try_get(0)?;
-    if id == APPLICATION_ID || (id == 0 && tables == 0) {
-        return Ok(());
+    #[test]
+    fn directories_are_judged_by_who_may_write() {
+        for (mode, expected) in [
+            (0o700, None),
+            (0o711, Some(Exposure::Readers)),
+            (0o755, Some(Exposure::Readers)),
+            (0o770, Some(Exposure::Group)),
+            (0o2775, Some(Exposure::Group)),
+            (0o777, Some(Exposure::All)),
+            (0o1777, Some(Exposure::All)),
+            (0o702, Some(Exposure::All)),
+        ] {
+            assert_eq!(exposure(mode), expected, "{mode:o}");
+        }
+        for (mode, expected) in [(0o1777, false), (0o777, true), (0o775, false)] {
+            assert_eq!(is_open_to_all(mode), expected, "{mode:o}");
+        }
     }
-    Err(Failed::Told(StoreError::Corrupt(format!(
-        "{} is a database, but no store of a control plane; move it away",
-        db.display()
-    ))))
-}
-
-async fn is_whole(connection: &mut SqliteConnection, db: &Path, care: Care) -> Done<()> {
-    let check = match care {
-        Care::Quick => "PRAGMA quick_check(1)",
-        Care::Full => "PRAGMA integrity_check(1)",
-    };
-    let found: String = sqlx::query(check)
-        .fetch_one(&mut *connection)
-        .await?
-        .try_get(0)?;
-    if found == "ok" {
-        return Ok(());
-    }
-    Err(Failed::Told(StoreError::Corrupt(format!(
-        "{}: {found}; restore a backup",
-        db.display()
-    ))))
-}
-
-async fn migrate(connection: &mut SqliteConnection, db: &Path) -> Result<(), StoreError> {
-    let steps = STEPS.map(|(version, name, step)| {
-        Migration::new(
-            version,
-            name.into(),
-            MigrationType::Simple,
-            step.into_sql_str(),
-            false,
-        )
-    });
-    let known = steps.len();
-    let migrator = Migrator::with_migrations(steps.into());
-    let done = migrator.run_direct(None, connection, false);
-    let name = db.display();
-    #[allow(clippy::wildcard_enum_match_arm)] // sqlx's list is open
-    done.await.map_err(|error| match error {
-        MigrateError::VersionMissing(version) => StoreError::Unavailable(format!(
-            "{name} is of a newer version (step {version}; this program knows {known}): start that version, or restore a backup of this one"
-        )),
-        MigrateError::VersionMismatch(version) => StoreError::Corrupt(format!(
-            "{name}: step {version} was made by another program than this one"
-        )),
-        MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _) => sql(&error, db),
-        error => StoreError::Unavailable(format!("{name}: {error}")),
-    })
 }

@@ -7,6 +7,7 @@
 
 mod audit;
 mod backup;
+mod examine;
 mod failure;
 mod file;
 mod generations;
@@ -14,6 +15,7 @@ mod members;
 mod observe;
 mod restore;
 mod rows;
+mod schema;
 mod value;
 
 use std::fs::File;
@@ -31,15 +33,16 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool, Transaction
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use self::audit::Verified;
 use self::failure::Done;
-use self::file::{Care, Files};
-use super::{Enrolled, Heads, Store, StoreError};
+use self::file::Files;
+use self::schema::Care;
+use super::{Chain, ChainPart, Enrolled, Heads, Store, StoreError, Verified};
 use crate::domain::{
     AuditEntry, AuditRecord, Generation, JoinToken, Name, NewGeneration, NodeRecord, SecretHash,
     StoreId, Token, TokenId, UnixMillis,
 };
 
+pub use examine::Examined;
 pub use restore::{Restored, restore};
 
 /// Connections that read at the same time; the next one waits.
@@ -98,24 +101,26 @@ impl Sqlite {
         let files = Files::of(data_dir);
         files.make_dir()?;
         let lock = files.lock()?;
-        if files.make_db()? {
-            tracing::info!(file = %files.db.display(), "made a new store");
-        }
-        Self::open_locked(files, lock, bytes_max).await
+        let opened = Self::open_locked(&files, lock, bytes_max).await;
+        opened.map_err(|error| advised(error, &files.dir))
     }
 
     async fn open_locked(
-        files: Files,
+        files: &Files,
         lock: File,
         bytes_max: Option<u64>,
     ) -> Result<Self, StoreError> {
+        if files.is_first_start()? {
+            make_new(files).await?;
+            tracing::info!(file = %files.db.display(), "made a new store");
+        }
         let pages_max = bytes_max.map(|bytes| (bytes / file::PAGE_BYTES).max(1));
         let told = |error: sqlx::Error| failure::sql(&error, &files.db);
         let mut first = file::options(&files.db, pages_max)
             .connect()
             .await
             .map_err(told)?;
-        file::make_ready(&mut first, &files.db, Care::Quick).await?;
+        schema::make_ready(&mut first, &files.db, Care::Quick).await?;
         let id = store_id(&mut first)
             .await
             .map_err(|failed| failed.told(&files.db))?;
@@ -134,10 +139,10 @@ impl Sqlite {
             .connect_lazy_with(file::options(&files.db, None).pragma("query_only", "ON"));
         let place = place_of(&files.db)?;
         observe::describe();
-        observe::size(&files);
+        observe::size(files);
         Ok(Self {
             inner: Arc::new(Inner {
-                files,
+                files: files.clone(),
                 id,
                 writer,
                 readers,
@@ -175,7 +180,8 @@ impl Sqlite {
     }
 
     fn told<T>(&self, done: Done<T>) -> Result<T, StoreError> {
-        done.map_err(|failed| failed.told(&self.inner.files.db))
+        let files = &self.inner.files;
+        done.map_err(|failed| advised(failed.told(&files.db), &files.dir))
     }
 
     async fn add_new(
@@ -270,6 +276,7 @@ impl Sqlite {
             before: "not released".to_owned(),
             after: "rows removed".to_owned(),
             request_id: String::new(),
+            peer: String::new(),
         };
         commit(change, entry).await?;
         observe::size(&self.inner.files);
@@ -287,15 +294,23 @@ impl Sqlite {
         };
         let is_same =
             |checked: &Checked| checked.writer == writer && checked.data_version == data_version;
-        let from = known.filter(is_same).map(|checked| checked.upto);
+        let mut upto = known.filter(is_same).map(|checked| checked.upto);
         let mut reader = self.reader().await?;
-        let upto = audit::verify(&mut reader, from.unwrap_or_default()).await?;
-        *known = upto.map(|upto| Checked {
-            writer,
-            data_version,
-            upto,
-        });
-        Ok(upto.is_some())
+        loop {
+            let part = audit::verify(&mut reader, upto.unwrap_or_default()).await?;
+            upto = Some(part.upto);
+            // Kept after each part: a caller whose deadline comes before the end of a long chain leaves the rest to the next.
+            *known = (part.found != Chain::Broken).then_some(Checked {
+                writer,
+                data_version,
+                upto: part.upto,
+            });
+            match part.found {
+                Chain::More => {}
+                Chain::Whole => return Ok(true),
+                Chain::Broken => return Ok(false),
+            }
+        }
     }
 
     async fn check_room(&self) -> Done<()> {
@@ -356,28 +371,50 @@ async fn commit(mut change: Writing, audit: AuditEntry) -> Done<()> {
     Ok(())
 }
 
-/// The store's id; made up for a new one.
-async fn store_id(connection: &mut SqliteConnection) -> Done<StoreId> {
-    let mut change = connection.begin_with("BEGIN IMMEDIATE").await?;
-    let row = sqlx::query("SELECT id FROM store")
-        .fetch_optional(&mut *change)
-        .await?;
-    if let Some(row) = row {
-        return Ok(StoreId(value::bytes(&row, "id")?));
-    }
-    if generations::heads(&mut change).await? != Heads::default() {
-        return Err(failure::damaged(
-            "the store has lost its id; restore a backup",
-        ));
-    }
-    let id = random_id()?;
-    sqlx::query("INSERT INTO store (only_row, id, audit_number, audit_hash) VALUES (1, ?1, 0, ?2)")
-        .bind(id.0.as_slice())
+/// Says what to do about a damaged store.
+fn advised(error: StoreError, dir: &Path) -> StoreError {
+    let StoreError::Corrupt(why) = error else {
+        return error;
+    };
+    let dir = dir.display();
+    StoreError::Corrupt(format!(
+        "{why}; nothing was changed. Stop the control plane and restore a backup, which keeps what is there under another \
+         name: `sluicectl restore --input BACKUP --data-dir {dir} --force`"
+    ))
+}
+
+/// Makes a whole store under another name, then gives it its own: cut short, there is none.
+async fn make_new(files: &Files) -> Result<(), StoreError> {
+    let making = files.named("store.making");
+    making.remove_all()?;
+    file::create_new(&making.db).map_err(|error| failure::io(&error, "making", &making.db))?;
+    let made = async {
+        let mut connection = file::options(&making.db, None).connect().await?;
+        schema::make(&mut connection, &making.db).await?;
+        sqlx::query(
+            "INSERT INTO store (only_row, id, audit_number, audit_hash) VALUES (1, ?1, 0, ?2)",
+        )
+        .bind(random_id()?.0.as_slice())
         .bind([0_u8; 32].as_slice())
-        .execute(&mut *change)
+        .execute(&mut connection)
         .await?;
-    change.commit().await?;
-    Ok(id)
+        file::close_as_one(connection).await
+    };
+    let made: Done<()> = made.await;
+    if let Err(failed) = made {
+        making.remove_all()?;
+        return Err(failed.told(&making.db));
+    }
+    files.take(&making)
+}
+
+/// The store's id, which it got when it was made.
+async fn store_id(connection: &mut SqliteConnection) -> Done<StoreId> {
+    let row = sqlx::query("SELECT id FROM store")
+        .fetch_optional(connection)
+        .await?
+        .ok_or_else(|| failure::damaged("the store has lost its id"))?;
+    Ok(StoreId(value::bytes(&row, "id")?))
 }
 
 fn random_id() -> Result<StoreId, StoreError> {
@@ -559,6 +596,11 @@ impl Store for Sqlite {
 
     async fn audit_is_whole(&self) -> Result<bool, StoreError> {
         self.told(self.chain_is_whole().await)
+    }
+
+    async fn verify_audit(&self, from: Verified) -> Result<ChainPart, StoreError> {
+        let work = async { audit::verify(&mut *self.reader().await?, from).await };
+        self.told(work.await)
     }
 
     async fn backup(&self, to: &Path) -> Result<(), StoreError> {

@@ -14,12 +14,12 @@ pub(super) fn describe() {
     describe_gauge!(
         BYTES,
         Unit::Bytes,
-        "size of the store with its log, as of the last generation or readiness probe"
+        "Size of the store's file and its log, as of the last generation or readiness probe."
     );
     describe_histogram!(
         COMMIT,
         Unit::Seconds,
-        "from the record of a change until it is on the disk"
+        "Time from the record of a change until it is on the disk."
     );
 }
 

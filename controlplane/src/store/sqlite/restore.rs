@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
 use super::failure::{Done, Failed, io as io_failure, sql};
-use super::file::{self, Care, Files, beside, create_new, options, sync_dir};
+use super::file::{Files, beside, close_as_one, create_new, options, remove, sync_dir};
+use super::schema::{self, Care};
 use super::{audit, generations, random_id, rows, store_id};
 use crate::domain::{AuditEntry, StoreId, UnixMillis};
 use crate::store::{Heads, StoreError};
@@ -27,9 +28,9 @@ pub struct Restored {
 }
 
 /// Puts a copy of the backup `from` in the place of the store in `data_dir`, brought to this version, under a new id and
-/// with an audit record. [`StoreError::Unavailable`] while a control plane runs on it; [`StoreError::Refused`] when there is
-/// a store and not `force`, or when what an earlier restore kept is still there; [`StoreError::Corrupt`] when the backup is
-/// damaged.
+/// with an audit record. What was there is kept beside it, under a name of its own. [`StoreError::Unavailable`] while a
+/// control plane runs on it; [`StoreError::Refused`] when there is a store and not `force`; [`StoreError::Corrupt`] when the
+/// backup is damaged.
 pub async fn restore(
     from: &Path,
     data_dir: &Path,
@@ -39,7 +40,6 @@ pub async fn restore(
     let files = Files::of(data_dir);
     files.make_dir()?;
     let _lock = files.lock()?;
-    let kept = beside(&files.db, ".before-restore");
     let is_there = files.db.exists() || files.wal().exists();
     if is_there && !force {
         return Err(StoreError::Refused(format!(
@@ -47,22 +47,14 @@ pub async fn restore(
             data_dir.display()
         )));
     }
-    if is_there && (kept.exists() || beside(&kept, "-wal").exists()) {
-        return Err(StoreError::Refused(format!(
-            "{} is there from an earlier restore; move or remove it first",
-            kept.display()
-        )));
-    }
-    let copy = Files {
-        dir: files.dir.clone(),
-        db: data_dir.join("store.restoring"),
-    };
-    remove_all(&copy)?;
+    let kept = files.free_kept_name()?;
+    let copy = files.named("store.restoring");
+    copy.remove_all()?;
     let prepared = prepare(from, &copy, at).await;
     let (id, heads) = match prepared {
         Ok(prepared) => prepared,
         Err(error) => {
-            remove_all(&copy)?;
+            copy.remove_all()?;
             return Err(error);
         }
     };
@@ -70,8 +62,7 @@ pub async fn restore(
         settle(&files).await;
         keep_old(&files, &kept)?;
     }
-    fs::rename(&copy.db, &files.db).map_err(|error| io_failure(&error, "making", &files.db))?;
-    sync_dir(&files.dir)?;
+    files.take(&copy)?;
     Ok(Restored {
         id,
         heads,
@@ -95,9 +86,7 @@ async fn prepare(
         let StoreError::Corrupt(why) = error else {
             return error;
         };
-        let why = why
-            .replace(&copy.db.display().to_string(), &from.display().to_string())
-            .replace("; restore a backup", "");
+        let why = why.replace(&copy.db.display().to_string(), &from.display().to_string());
         StoreError::Corrupt(format!("the backup: {why}"))
     })
 }
@@ -124,7 +113,7 @@ async fn make_new(db: &Path, at: UnixMillis) -> Done<(StoreId, Heads)> {
         .connect()
         .await
         .map_err(|error| Failed::Told(sql(&error, db)))?;
-    file::make_ready(&mut connection, db, Care::Full).await?;
+    schema::make_ready(&mut connection, db, Care::Full).await?;
     let old = store_id(&mut connection).await?;
     let heads = generations::heads(&mut connection).await?;
     if heads.released > 0 {
@@ -132,13 +121,7 @@ async fn make_new(db: &Path, at: UnixMillis) -> Done<(StoreId, Heads)> {
         rows::fold(&mut connection, &generation).await?;
     }
     let new = rename_store(&mut connection, old, at).await?;
-    // Back to a single file without a log, so that one rename moves all of it.
-    sqlx::query("PRAGMA journal_mode = DELETE")
-        .execute(&mut connection)
-        .await?;
-    connection.close().await?;
-    let synced = File::open(db).and_then(|file| file.sync_all());
-    synced.map_err(|error| io_failure(&error, "writing", db))?;
+    close_as_one(connection).await?;
     Ok((new, heads))
 }
 
@@ -162,6 +145,7 @@ async fn rename_store(
         before: hex(old),
         after: hex(new),
         request_id: String::new(),
+        peer: String::new(),
     };
     audit::append(&mut change, entry).await?;
     change.commit().await?;
@@ -208,20 +192,4 @@ fn keep_old(files: &Files, kept: &Path) -> Result<(), StoreError> {
     remove(&files.wal())?;
     remove(&files.shm())?;
     sync_dir(&files.dir)
-}
-
-fn remove_all(files: &Files) -> Result<(), StoreError> {
-    remove(&files.db)?;
-    remove(&beside(&files.db, "-journal"))?;
-    remove(&files.wal())?;
-    remove(&files.shm())
-}
-
-fn remove(path: &Path) -> Result<(), StoreError> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(io_failure(&error, "removing", path))
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
 }

@@ -294,8 +294,9 @@ fn answers(snapshot: &Snapshot) -> Vec<String> {
         out.push(format!("{}", snapshot.needs_client_id(who.listener)));
         let admission = match snapshot.admit(&who) {
             Ok(admission) => admission,
-            Err(refusal) => {
-                out.push(format!("{refusal:?}"));
+            Err(refused) => {
+                let rules = (name(refused.rule), name(refused.shadow));
+                out.push(format!("{:?} {rules:?}", refused.refusal));
                 continue;
             }
         };

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -87,6 +87,36 @@ impl std::fmt::Debug for Identity {
     }
 }
 
+/// Refuses a directory that everybody may write to, also with the sticky bit: what is in it could be anybody's. The
+/// control plane's `store/sqlite/file.rs` judges its own the same way; the two share no crate that touches files.
+fn check_mode(path: &Path) -> io::Result<()> {
+    let mode = |path: &Path| -> io::Result<u32> { Ok(fs::metadata(path)?.permissions().mode()) };
+    let own = mode(path)?;
+    let (shown, dir) = (format!("{:o}", own & 0o7777), path.display());
+    if own & 0o002 != 0 {
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!(
+                "everybody may write to it (mode {shown}), so nothing in it can be trusted: `chmod 700 {dir}`, or name a \
+                 folder of its own inside it"
+            ),
+        ));
+    }
+    if own & 0o020 != 0 {
+        tracing::warn!(%dir, mode = shown, "the group may write to the state directory; `chmod 700` it");
+    }
+    for above in fs::canonicalize(path)?.ancestors().skip(1) {
+        // The sticky bit, as /tmp has it, keeps others from renaming what is not theirs.
+        if mode(above)? & 0o1002 == 0o002 {
+            tracing::warn!(
+                dir = %above.display(),
+                "everybody may write to a folder above the state directory, and so put another one in its place"
+            );
+        }
+    }
+    Ok(())
+}
+
 impl StateDir {
     /// Makes the directory where it is missing (mode 0700), and takes it for this process alone.
     pub(super) fn open(path: &Path) -> io::Result<Self> {
@@ -94,6 +124,7 @@ impl StateDir {
             .recursive(true)
             .mode(0o700)
             .create(path)?;
+        check_mode(path)?;
         let lock = OpenOptions::new()
             .create(true)
             .truncate(false)

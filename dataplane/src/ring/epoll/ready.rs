@@ -3,7 +3,7 @@
 //! Readiness is remembered per socket, so each function here takes what is marked and leaves a mark for what remains.
 
 use std::io;
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
@@ -316,7 +316,7 @@ impl Epoll {
         &mut self,
         listener: ListenSlot,
         fd: OwnedFd,
-        peer: IpAddr,
+        peer: SocketAddr,
         events: &mut Vec<Event>,
     ) {
         let Ok(socket) = self.sockets.insert(Socket::new(fd)) else {

@@ -6,7 +6,7 @@
 use std::cell::{RefCell, RefMut};
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 
 use super::faults::{Faults, Random};
@@ -174,6 +174,13 @@ impl Network {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct ConnId(u32);
+
+impl ConnId {
+    /// The port that its peer connects from.
+    fn port(self) -> u16 {
+        u16::try_from(1024 + self.0 % 64_000).unwrap_or(u16::MAX)
+    }
+}
 
 /// An end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -461,7 +468,7 @@ impl World {
         }
     }
 
-    pub(super) fn take_waiting(&mut self, listener: ListenSlot) -> Option<(ConnId, IpAddr)> {
+    pub(super) fn take_waiting(&mut self, listener: ListenSlot) -> Option<(ConnId, SocketAddr)> {
         let (_, backlog) = self
             .backlogs
             .iter_mut()
@@ -470,7 +477,7 @@ impl World {
         self.looked_for = true;
         let found = self.conn(conn)?;
         found.stage = Stage::Open;
-        Some((conn, address))
+        Some((conn, SocketAddr::new(address, conn.port())))
     }
 
     pub(super) fn dial(&mut self, target: &Target) -> ConnId {

@@ -35,6 +35,28 @@ fn open() -> (tempfile::TempDir, StateDir) {
 }
 
 #[test]
+fn a_directory_that_everybody_may_write_to_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("state");
+    fs::create_dir(&path).expect("made");
+    for (mode, is_taken) in [
+        (0o700, true),
+        (0o755, true),
+        (0o770, true),
+        (0o777, false),
+        (0o1777, false),
+        (0o702, false),
+    ] {
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).expect("set");
+        let opened = StateDir::open(&path);
+        assert_eq!(opened.is_ok(), is_taken, "{mode:o}: {opened:?}");
+        if let Err(error) = opened {
+            assert!(error.to_string().contains("chmod 700"), "{error}");
+        }
+    }
+}
+
+#[test]
 fn a_generation_comes_back_as_it_was_kept_and_the_last_one_counts() {
     let (_folder, state) = open();
     assert!(state.read_generation().expect("readable").is_none());
