@@ -503,6 +503,25 @@ fn the_problems_of_a_hopeless_document_fit_into_one_answer() {
     assert_eq!(ended.err.lines().count(), 1002);
 }
 
+/// Warned of by itself or by the control plane, or refused by a node: with `--strict` that is an error.
+#[test]
+fn validate_takes_warnings_for_errors_when_told_to() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("policy.yaml");
+    // Good, and no client can connect.
+    std::fs::write(&file, "default: deny\n").unwrap();
+    let file = file.to_str().unwrap();
+    for (strict, code, word) in [(&[][..], 0, "warning: "), (&["--strict"], 1, "error: ")] {
+        let words = [&["validate", "-f", file][..], strict].concat();
+        let output = sluicectl().args(&words).output().unwrap();
+        assert_eq!(output.status.code(), Some(code));
+        let text = String::from_utf8(output.stdout).unwrap();
+        let line = format!("{word}no client can connect: there is no listener\n");
+        assert!(text.starts_with(&line), "{text}");
+        assert_eq!(text.contains(": ok (1 row)"), code == 0, "{text}");
+    }
+}
+
 #[test]
 fn validate_needs_no_server() {
     let dir = tempfile::tempdir().unwrap();

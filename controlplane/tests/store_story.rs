@@ -73,6 +73,7 @@ fn generation(base: u64, from: &Inventory, to: &Inventory) -> NewGeneration {
         created_at: at(10),
         created_by: "ada".into(),
         expires_at: at(1_000),
+        warnings: Some(vec!["look at this".into(), "and at that".into()]),
     }
 }
 

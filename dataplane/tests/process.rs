@@ -198,6 +198,42 @@ fn brokers_that_may_not_share_sessions_are_a_warning_and_no_error() {
 }
 
 #[test]
+fn check_counts_rows_and_with_strict_a_warning_is_an_error() {
+    let file = data("../../policy/tests/broken/shadowed_deny.yaml");
+    let file = file.to_str().expect("text");
+    let output = ask(&["check", file], b"");
+    assert_eq!(output.status.code(), Some(0));
+    let page = stdout(&output);
+    let lines: Vec<&str> = page.lines().collect();
+    let warning = "1 rule can never decide, because rules that are asked before decide about the same sessions and topics: \
+                   `secrets stay where they are` (behind `devices use all topics`)";
+    let good = "ok (1 listener, 1 upstream, 0 groups, 1 user, 3 rules)";
+    assert_eq!(
+        lines,
+        [
+            format!("{file}: warning: {warning}"),
+            format!("{file}: {good}")
+        ]
+    );
+
+    let output = ask(&["check", "--strict", file], b"");
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(stdout(&output), format!("{file}: error: {warning}\n"));
+
+    for (strict, code) in [(&["--strict"][..], 1), (&[], 0)] {
+        let words = [&["check", "--output", "json", file], strict].concat();
+        let output = ask(&words, b"");
+        assert_eq!(output.status.code(), Some(code));
+        let page: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let page = &page["files"][0];
+        assert_eq!(page["ok"], code == 0);
+        assert_eq!(page["warnings"], serde_json::json!([warning]));
+        let rows = serde_json::json!({"listeners": 1, "upstreams": 1, "groups": 0, "users": 1, "rules": 3});
+        assert_eq!(page["rows"], rows);
+    }
+}
+
+#[test]
 fn check_names_a_file_it_cannot_read_in_json_too() {
     let output = ask(
         &["check", "--output", "json", "/nonexistent/policy.yaml"],

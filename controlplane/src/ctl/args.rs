@@ -209,6 +209,9 @@ pub(super) struct ValidateArgs {
     /// Ask no server, even if one is given
     #[arg(long)]
     pub(super) offline: bool,
+    /// Warnings are errors: exit code 1
+    #[arg(long)]
+    pub(super) strict: bool,
     /// See [`FormArg`].
     #[command(flatten)]
     pub(super) form: FormArg,

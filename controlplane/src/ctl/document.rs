@@ -4,7 +4,7 @@ use std::io::Read;
 use std::path::Path;
 
 use bytes::Bytes;
-use sluice_policy::{DOCUMENT_BYTES_MAX, Generation, compile_rows, parse};
+use sluice_policy::{DOCUMENT_BYTES_MAX, text_of};
 use sluice_proto::control::v1::document_part::Part;
 use sluice_proto::control::v1::{
     DocumentHeader, DocumentPart, DocumentProblem, DocumentProblems, ValidateResponse,
@@ -41,22 +41,19 @@ impl Document {
         reader
             .take(DOCUMENT_BYTES_MAX as u64 + 1)
             .read_to_end(&mut text)?;
-        let problem = if text.len() > DOCUMENT_BYTES_MAX {
+        let found = if text.len() > DOCUMENT_BYTES_MAX {
             let message = format!("the document is longer than {DOCUMENT_BYTES_MAX} bytes");
-            Some(DocumentProblem {
-                message,
-                ..DocumentProblem::default()
+            Err(DocumentProblems {
+                problems: vec![DocumentProblem {
+                    message,
+                    ..DocumentProblem::default()
+                }],
+                left_off: 0,
             })
         } else {
-            std::str::from_utf8(&text)
-                .err()
-                .map(|error| not_utf8(&text[..error.valid_up_to()]))
+            text_of(&text, name).map_err(|errors| problems(&errors))
         };
-        if let Some(problem) = problem {
-            let problems = DocumentProblems {
-                problems: vec![problem],
-                left_off: 0,
-            };
+        if let Err(problems) = found {
             return Ok(Err(Failure::document(name, problems)));
         }
         Ok(Ok(Self {
@@ -85,27 +82,16 @@ impl Document {
     pub(super) fn check(&self) -> ValidateResponse {
         // Checked when it was read; an empty text would only say that it is empty.
         let text = std::str::from_utf8(&self.text).unwrap_or_default();
-        let compiled = parse(text, &self.name).ok().map_or_else(
-            // Once more, so that what is wrong beyond the spelling is reported too.
-            || sluice_policy::compile(text, &self.name, Generation(1), None).map(|s| (s, 0)),
-            |rows| {
-                let count = 1
-                    + rows.listeners.len()
-                    + rows.upstreams.len()
-                    + rows.groups.len()
-                    + rows.users.len()
-                    + rows.rules.len();
-                compile_rows(rows, &self.name, Generation(1), None).map(|s| (s, count))
-            },
-        );
-        match compiled {
-            Ok((snapshot, rows)) => ValidateResponse {
-                rows: rows as u64,
-                warnings: snapshot
-                    .warnings()
+        match sluice_policy::check(text, &self.name) {
+            Ok(checked) => ValidateResponse {
+                // With the row of the settings, which every document has.
+                rows: 1 + checked
+                    .rows
+                    .kinds()
+                    .map(|(_, count)| count as u64)
                     .iter()
-                    .map(ToString::to_string)
-                    .collect(),
+                    .sum::<u64>(),
+                warnings: checked.warnings,
                 ..ValidateResponse::default()
             },
             Err(errors) => ValidateResponse {
@@ -132,18 +118,6 @@ fn problems(errors: &sluice_policy::Errors) -> DocumentProblems {
     DocumentProblems {
         problems: errors.problems().iter().map(one).collect(),
         left_off: errors.left_off() as u64,
-    }
-}
-
-/// Where the text stops being UTF-8.
-fn not_utf8(good: &[u8]) -> DocumentProblem {
-    let good = std::str::from_utf8(good).unwrap_or_default();
-    let last = good.rsplit('\n').next().unwrap_or_default();
-    let number = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
-    DocumentProblem {
-        line: number(good.matches('\n').count() + 1),
-        column: number(last.chars().count() + 1),
-        message: "this is no UTF-8: save the document as UTF-8".into(),
     }
 }
 
@@ -210,7 +184,7 @@ mod tests {
         assert!(places.contains(&1) && places.contains(&3), "{found:?}");
         // Exactly what the data plane's own check says.
         let text = std::str::from_utf8(text).unwrap();
-        let errors = sluice_policy::compile(text, "p.yaml", Generation(1), None).unwrap_err();
+        let errors = sluice_policy::check(text, "p.yaml").unwrap_err();
         assert_eq!(problems(&errors), found);
     }
 }

@@ -18,9 +18,16 @@ const PAGE_MAX: u32 = 1000;
 pub(super) fn validate_here(args: &ValidateArgs) -> Result<Answer, Failure> {
     let document = match Document::read(&args.file) {
         Ok(document) => document,
-        Err(failure) => return unreadable(failure),
+        Err(failure) => return unreadable(failure, args.strict),
     };
-    Ok(validated(&document.name, &document.check(), false))
+    Ok(validated(
+        &document.name,
+        &document.check(),
+        render::Checked {
+            is_online: false,
+            is_strict: args.strict,
+        },
+    ))
 }
 
 /// `validate` with one.
@@ -30,7 +37,7 @@ pub(super) async fn validate(
 ) -> Result<Answer, Failure> {
     let document = match Document::read(&args.file) {
         Ok(document) => document,
-        Err(failure) => return unreadable(failure),
+        Err(failure) => return unreadable(failure, args.strict),
     };
     let parts = document.parts(DocumentHeader::default());
     let mut client = connection.policies();
@@ -38,22 +45,30 @@ pub(super) async fn validate(
         .call_with_document(client.validate(tokio_stream::iter(parts)))
         .await
         .map_err(|status| Failure::from_document_status(&status, &document.name))?;
-    Ok(validated(&document.name, &answer, true))
+    Ok(validated(
+        &document.name,
+        &answer,
+        render::Checked {
+            is_online: true,
+            is_strict: args.strict,
+        },
+    ))
 }
 
-fn validated(file: &str, answer: &ValidateResponse, is_online: bool) -> Answer {
+fn validated(file: &str, answer: &ValidateResponse, how: render::Checked) -> Answer {
     Answer {
-        text: render::validated_text(file, answer, is_online),
-        json: render::validated_json(file, answer, is_online),
-        exit: match answer.problems {
-            Some(_) => Exit::Wrong,
-            None => Exit::Done,
+        text: render::validated_text(file, answer, how),
+        json: render::validated_json(file, answer, how),
+        exit: if how.is_good(answer) {
+            Exit::Done
+        } else {
+            Exit::Wrong
         },
     }
 }
 
 /// What is wrong with the bytes of a document is an answer of `validate`, like everything that is wrong with it.
-fn unreadable(failure: Failure) -> Result<Answer, Failure> {
+fn unreadable(failure: Failure, is_strict: bool) -> Result<Answer, Failure> {
     match failure.document {
         Some(document) => {
             let (file, problems) = *document;
@@ -61,7 +76,11 @@ fn unreadable(failure: Failure) -> Result<Answer, Failure> {
                 problems: Some(problems),
                 ..ValidateResponse::default()
             };
-            Ok(validated(&file, &answer, false))
+            let how = render::Checked {
+                is_online: false,
+                is_strict,
+            };
+            Ok(validated(&file, &answer, how))
         }
         None => Err(failure),
     }

@@ -53,6 +53,8 @@ pub struct Generation {
     pub expires_at: UnixMillis,
     /// False once its changes were removed, because it expired.
     pub has_rows: bool,
+    /// What the check of its document warned of, bounded, on one line each; `None`: an earlier version made it.
+    pub warnings: Option<Vec<String>>,
 }
 
 /// A generation before it has a number.
@@ -76,6 +78,8 @@ pub struct NewGeneration {
     pub created_by: String,
     /// Until when it can be released.
     pub expires_at: UnixMillis,
+    /// See [`Generation::warnings`].
+    pub warnings: Option<Vec<String>>,
 }
 
 /// Where a generation stands.

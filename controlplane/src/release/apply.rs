@@ -62,7 +62,7 @@ pub struct Compared {
     pub diff: Diff,
     /// The first of the two; 0: nothing.
     pub from: u64,
-    /// What an operator should know about a document.
+    /// What an operator should know about the second.
     pub warnings: Vec<String>,
 }
 
@@ -152,6 +152,7 @@ impl Releases {
             created_at: author.at,
             created_by: author.who,
             expires_at: UnixMillis(author.at.0.saturating_add(within)),
+            warnings: Some(trial.warnings.clone()),
         };
         let generation = self.inner.store.add(new, expected_newest, audit).await?;
         let number = generation.id.number;
@@ -215,7 +216,7 @@ impl Releases {
                 let turn = seat.turn(cost).await?;
                 let (base, rows) = (base.await?, self.rows_or_nothing(to).await?);
                 let diff = turn.run(move |_| Diff::between(&base, &rows, limit));
-                (diff.await?, Vec::new())
+                (diff.await?, self.warnings_of(to).await?)
             }
             Against::Document(document) => {
                 let (document, turn) = self.turn(document, from_cost).await?;
@@ -234,6 +235,14 @@ impl Releases {
             from: from.unwrap_or(number),
             warnings,
         })
+    }
+
+    /// What was warned of when a generation was made.
+    async fn warnings_of(&self, number: u64) -> Result<Vec<String>, Failed> {
+        match number {
+            0 => Ok(Vec::new()),
+            number => Ok(self.generation(number).await?.warnings.unwrap_or_default()),
+        }
     }
 
     async fn rows_or_nothing(&self, number: u64) -> Result<Inventory, Failed> {

@@ -1,6 +1,8 @@
 //! A document while it comes in, and when it is whole: bounded at every step, and what it will take to try it.
 
-use super::{Failed, Seat};
+use sluice_policy::text_of;
+
+use super::{Failed, Seat, Wrong};
 
 /// Longest document, in bytes.
 pub const DOCUMENT_BYTES_MAX: usize = 256 << 20;
@@ -91,8 +93,12 @@ impl Draft {
             cost,
         } = self;
         let text = String::from_utf8(bytes).map_err(|error| {
-            let at = error.utf8_error().valid_up_to();
-            Failed::Invalid(format!("the document is no UTF-8 at byte {at}"))
+            // What it looks like instead is in the problem.
+            let wrong = text_of(error.as_bytes(), &file).err();
+            wrong.map_or_else(
+                || Failed::Invalid("the document is no UTF-8".into()),
+                |errors| Failed::Document(Wrong::from(&errors)),
+            )
         })?;
         Ok(Document {
             seat,

@@ -362,6 +362,7 @@ impl Releases {
             created_at: author.at,
             created_by: author.who,
             expires_at: author.at, // it is released as it is made
+            warnings: target.warnings,
         };
         let stored = self.inner.store.add_released(new, audit).await;
         self.published(stored, wanted).await

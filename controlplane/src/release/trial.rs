@@ -19,6 +19,10 @@ use crate::domain::diff::Summary;
 use crate::domain::order::keep_order;
 use crate::store::StoreError;
 
+/// Most warnings about one document that are kept, and their length together. `sluicectl validate --offline` shows all.
+const WARNINGS_MAX: usize = 32;
+const WARNINGS_BYTES_MAX: usize = 16 << 10;
+
 /// What became of a good document.
 pub(super) struct Trial {
     /// Its rows.
@@ -59,7 +63,8 @@ pub(super) fn run(
     is_wanted(cancel)?;
     match compiled {
         Ok(snapshot) if wrong.problems.is_empty() => {
-            let warnings = snapshot.warnings();
+            let warnings = bounded(snapshot.review(cancel));
+            is_wanted(cancel)?;
             // Each of these takes hundreds of megabytes for a million rows, and what follows as well.
             drop(snapshot);
             let changes = base.changes_to(&inventory);
@@ -79,6 +84,27 @@ pub(super) fn run(
             Err(Failed::Document(wrong))
         }
     }
+}
+
+/// What is stored and shown of warnings: the first ones, a line each, and how many more there are.
+fn bounded(warnings: Vec<String>) -> Vec<String> {
+    let mut bytes = 0;
+    let count = warnings.len();
+    let fits = |warning: &String| {
+        bytes += warning.len();
+        bytes <= WARNINGS_BYTES_MAX
+    };
+    let mut kept: Vec<String> = warnings
+        .into_iter()
+        .take(WARNINGS_MAX)
+        .take_while(fits)
+        .collect();
+    match count - kept.len() {
+        0 => {}
+        1 => kept.push("and 1 more warning".into()),
+        more => kept.push(format!("and {more} more warnings")),
+    }
+    kept
 }
 
 fn is_wanted(cancel: &Cancel) -> Result<(), Failed> {
@@ -154,4 +180,36 @@ fn note_features(features: &mut HashSet<String>, named: Vec<String>) {
 
 pub(super) fn unreadable() -> Failed {
     StoreError::Corrupt("a row cannot be read".into()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn warnings_are_bounded_in_number_and_length() {
+        let many = |count: usize, bytes: usize| vec!["x".repeat(bytes); count];
+        let third = WARNINGS_BYTES_MAX / 3;
+        for (count, bytes, kept) in [
+            (0, 1, 0),
+            (WARNINGS_MAX, 1, WARNINGS_MAX),
+            (WARNINGS_MAX + 1, 1, WARNINGS_MAX),
+            (3, third, 3),
+            (9, third, 3),
+            (1, WARNINGS_BYTES_MAX + 1, 0),
+        ] {
+            let found = bounded(many(count, bytes));
+            let said = found.last().filter(|last| last.starts_with("and "));
+            assert_eq!(
+                found.len() - usize::from(said.is_some()),
+                kept,
+                "{count} {bytes}"
+            );
+            let more = (count > kept).then(|| match count - kept {
+                1 => "and 1 more warning".to_owned(),
+                more => format!("and {more} more warnings"),
+            });
+            assert_eq!(said, more.as_ref());
+        }
+    }
 }

@@ -91,7 +91,7 @@ pub(crate) fn compile_stored(
     compile_noted(rows, Source::Stored, "", generation, previous, problems)
 }
 
-fn compile_noted(
+pub(crate) fn compile_noted(
     rows: Rows,
     source: Source,
     file: &str,

@@ -11,8 +11,10 @@ use crate::rows::{
     DrainWills, GroupRow, LimitsRow, ListenerRow, Located, Mode, QosOver, Retain, Rows, RuleRow,
     Text, UpstreamAuth, UpstreamRow, UserRow, Usernames, WhoRow,
 };
+pub(crate) use crate::wording::shown;
+use crate::wording::{nearest, quoted, suggestion};
 use crate::yaml::{DOCUMENT_BYTES_MAX, Key, Node, Reader, Stopped, Top, Value};
-use crate::{Action, Balance, Cancel, Effect, OnDeny, units};
+use crate::{Action, Balance, Cancel, Effect, OnDeny, encoding, units};
 
 /// Reads a document. `file` is only for the messages.
 pub fn parse(document: &str, file: &str) -> Result<Rows, Errors> {
@@ -37,6 +39,9 @@ pub(crate) fn read(document: &str, problems: &mut Problems) -> Rows {
             Position::default(),
             format!("the document is longer than {DOCUMENT_BYTES_MAX} bytes"),
         );
+        return rows;
+    }
+    if encoding::note_odd_text(document, problems) {
         return rows;
     }
     // A syntax problem has been noted where it was met; what stands before it is still reported on.
@@ -125,7 +130,10 @@ fn read_rows<T>(
         Value::Scalar(_) | Value::Map(_) => {
             problems.add(
                 node.at,
-                format!("expected a list of {kind} rows (`- name: ...`)"),
+                format!(
+                    "expected a list of {kind} rows (`- name: ...`), not {}",
+                    node.value.kind()
+                ),
             );
         }
     }
@@ -231,7 +239,7 @@ fn rule(mut fields: Fields<'_>) -> RuleRow {
         name: fields.name(),
         priority: fields.integer("priority"),
         order: fields.integer("order"),
-        actions: fields.words("actions", ACTIONS),
+        actions: fields.words("actions", ACTIONS, Action::Publish),
         topics: fields.texts("topics").unwrap_or_default(),
         // One that cannot be read has been reported; it is not missing as well.
         decision: fields
@@ -312,7 +320,12 @@ struct Fields<'p> {
 impl<'p> Fields<'p> {
     fn of(node: Node, what: &str, problems: &'p mut Problems) -> Option<Self> {
         let Value::Map(entries) = node.value else {
-            problems.add(node.at, format!("expected a {what}: keys with values"));
+            // What stands there is not repeated: it may be a line of a password file.
+            let kind = node.value.kind();
+            problems.add(
+                node.at,
+                format!("expected a {what}: keys with values, not {kind}"),
+            );
             return None;
         };
         let mut seen = HashMap::with_capacity(entries.len());
@@ -394,11 +407,19 @@ impl<'p> Fields<'p> {
         word(&node, words, self.problems)
     }
 
-    fn words<T: Copy>(&mut self, key: &'static str, words: &[(&str, T)]) -> Vec<Located<T>> {
+    /// A list of words. Where there are some and none can be read, that has been reported, and `instead` stands for them so
+    /// that they are not missing as well.
+    fn words<T: Copy>(
+        &mut self,
+        key: &'static str,
+        words: &[(&str, T)],
+        instead: T,
+    ) -> Vec<Located<T>> {
         let Some(node) = self.take(key) else {
             return Vec::new();
         };
-        match &node.value {
+        let is_empty = matches!(&node.value, Value::List(items) if items.is_empty());
+        let read: Vec<Located<T>> = match &node.value {
             Value::List(items) => items
                 .iter()
                 .filter_map(|item| word(item, words, self.problems))
@@ -406,7 +427,14 @@ impl<'p> Fields<'p> {
             Value::Null | Value::Scalar(_) | Value::Map(_) => {
                 word(&node, words, self.problems).into_iter().collect()
             }
+        };
+        if read.is_empty() && !is_empty {
+            return vec![Located {
+                value: instead,
+                at: Position::default(),
+            }];
         }
+        read
     }
 
     fn duration(&mut self, key: &'static str) -> Option<Located<Duration>> {
@@ -466,7 +494,8 @@ fn text(node: &Node, problems: &mut Problems) -> Option<Text> {
             at: node.at,
         }),
         Value::Null | Value::List(_) | Value::Map(_) => {
-            problems.add(node.at, "expected a text");
+            let kind = node.value.kind();
+            problems.add(node.at, format!("expected a text, not {kind}"));
             None
         }
     }
@@ -483,7 +512,8 @@ fn texts(node: &Node, problems: &mut Problems) -> Option<Vec<Text>> {
         ),
         Value::Scalar(_) => text(node, problems).map(|one| vec![one]),
         Value::Null | Value::Map(_) => {
-            problems.add(node.at, "expected a list of texts");
+            let kind = node.value.kind();
+            problems.add(node.at, format!("expected a list of texts, not {kind}"));
             None
         }
     }
@@ -501,7 +531,12 @@ fn word<T: Copy>(node: &Node, words: &[(&str, T)], problems: &mut Problems) -> O
         });
     }
     let choices: Vec<String> = words.iter().map(|(word, _)| format!("`{word}`")).collect();
-    problems.add(node.at, format!("expected {}", choices.join(" or ")));
+    let near = match &node.value {
+        Value::Scalar(text) => suggestion(text, words.iter().map(|(word, _)| *word)),
+        Value::Null | Value::List(_) | Value::Map(_) => String::new(),
+    };
+    let (choices, found) = (choices.join(" or "), wrong(&node.value));
+    problems.add(node.at, format!("expected {choices}, not {found}{near}"));
     None
 }
 
@@ -517,9 +552,18 @@ fn scalar<T>(
     match result {
         Ok(value) => Some(Located { value, at: node.at }),
         Err(wanted) => {
-            problems.add(node.at, format!("expected {wanted}"));
+            let found = wrong(&node.value);
+            problems.add(node.at, format!("expected {wanted}, not {found}"));
             None
         }
+    }
+}
+
+/// A wrong value as a message names it.
+fn wrong(value: &Value) -> String {
+    match value {
+        Value::Scalar(text) => quoted(text),
+        Value::Null | Value::List(_) | Value::Map(_) => value.kind().into(),
     }
 }
 
@@ -551,50 +595,13 @@ fn unknown_key(key: &Key, known: &[&'static str], what: &str, problems: &mut Pro
                 .into()
         }
         "<<" => "; YAML merge keys are not supported".into(),
-        other => known
-            .iter()
-            .map(|candidate| (distance(other, candidate), candidate))
-            .filter(|(distance, _)| *distance <= 3)
-            .min()
-            .map_or_else(
-                || format!("; known keys: {}", known.join(", ")),
-                |(_, candidate)| format!("; did you mean `{candidate}`?"),
-            ),
+        other => nearest(other, known.iter().copied()).map_or_else(
+            || format!("; known keys: {}", known.join(", ")),
+            |near| format!("; did you mean `{near}`?"),
+        ),
     };
     problems.add(
         key.at,
         format!("{what}: unknown key `{}`{advice}", shown(&key.text)),
     );
-}
-
-/// How many edits make one word of the other; for the advice only.
-fn distance(left: &str, right: &str) -> usize {
-    if left.len() > 64 {
-        return usize::MAX;
-    }
-    let right: Vec<char> = right.chars().collect();
-    let mut row: Vec<usize> = (0..=right.len()).collect();
-    for (i, a) in left.chars().enumerate() {
-        let mut diagonal = i;
-        let mut last = i + 1;
-        for (cell, b) in row.iter_mut().skip(1).zip(&right) {
-            let replaced = diagonal + usize::from(a != *b);
-            diagonal = *cell;
-            *cell = replaced.min(*cell + 1).min(last + 1);
-            last = *cell;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
-    }
-    row.last().copied().unwrap_or(usize::MAX)
-}
-
-/// A value quoted in a message: short, on one line.
-pub(crate) fn shown(text: &str) -> String {
-    let mut out: String = text.chars().take(80).flat_map(char::escape_debug).collect();
-    if text.chars().nth(80).is_some() {
-        out.push_str("...");
-    }
-    out
 }

@@ -19,7 +19,7 @@ use crate::validate::anchored;
 use crate::verdict::{self, Recognised};
 use crate::{
     Action, Decision, Denial, Effect, OnDeny, Refusal, Request, RuleId, SESSION_CLASSES_MAX,
-    Snapshot, Vars, Verdict, Who,
+    Snapshot, Vars, Verdict, Who, narrower,
 };
 
 /// How many rules that were passed over are listed.
@@ -63,6 +63,9 @@ pub struct Explanation {
     /// What is changed about an allowed message or subscription.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub obligations: Vec<String>,
+    /// Of a refused subscription, filters inside it that would be granted.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub narrower: Vec<String>,
     /// The shadow rule that would have decided otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<String>,
@@ -110,6 +113,7 @@ impl Snapshot {
             rule: None,
             connect: "allow".into(),
             obligations: Vec::new(),
+            narrower: Vec::new(),
             shadow: None,
             passed_over: Vec::new(),
             left_off: 0,
@@ -164,6 +168,13 @@ impl Snapshot {
             ) => {
                 let verdict = self.subscribe(&admission.classes, &vars(who), filter, *qos, *shared);
                 self.judged(&mut explanation, &verdict, *qos);
+                if matches!(
+                    verdict.decision,
+                    Decision::Deny(Denial::NotAuthorized | Denial::TooComplex)
+                ) {
+                    explanation.narrower =
+                        narrower::find(self, &admission.classes, &vars(who), filter, *qos);
+                }
             }
         }
         self.pass_over(&mut explanation, who, &recognised, question);
@@ -447,13 +458,13 @@ impl Walk<'_> {
 }
 
 /// A filter or topic with the session's values in it; `None` is any level.
-struct Asked<'a> {
+pub(crate) struct Asked<'a> {
     levels: Vec<Option<&'a str>>,
     is_multi: bool,
 }
 
 impl<'a> Asked<'a> {
-    fn rule(filter: TopicFilter<'a>, vars: &Vars<'a>) -> Self {
+    pub(crate) fn rule(filter: TopicFilter<'a>, vars: &Vars<'a>) -> Self {
         let value = |level: Level<'a>| match level {
             Level::Any => None,
             Level::Literal(text) => Some(text),
@@ -473,7 +484,7 @@ impl<'a> Asked<'a> {
         }
     }
 
-    fn filter(filter: &'a str) -> Self {
+    pub(crate) fn filter(filter: &'a str) -> Self {
         let mut levels: Vec<Option<&str>> = filter
             .split('/')
             .map(|level| (level != "+").then_some(level))
@@ -493,7 +504,20 @@ impl<'a> Asked<'a> {
         matches!(self.levels.first(), None | Some(None))
     }
 
-    fn contains(&self, other: &Self) -> bool {
+    /// The filter for what both deliver; `None`: nothing.
+    pub(crate) fn meet(&self, other: &Self) -> Option<String> {
+        if !self.overlaps(other) {
+            return None;
+        }
+        let depth = self.levels.len().max(other.levels.len());
+        let at = |levels: &[Option<&'a str>], index: usize| levels.get(index).copied().flatten();
+        let level = |index| at(&self.levels, index).or(at(&other.levels, index));
+        let levels = (0..depth).map(|index| level(index).unwrap_or("+"));
+        let end = (self.is_multi && other.is_multi).then_some("#");
+        Some(levels.chain(end).collect::<Vec<_>>().join("/"))
+    }
+
+    pub(crate) fn contains(&self, other: &Self) -> bool {
         let is_long_enough = other.levels.len() >= self.levels.len();
         let is_same_end =
             self.is_multi || (!other.is_multi && other.levels.len() == self.levels.len());
@@ -588,6 +612,14 @@ impl fmt::Display for Explanation {
         writeln!(f, "  because {}", self.reason)?;
         for obligation in &self.obligations {
             writeln!(f, "  {obligation}")?;
+        }
+        if !self.narrower.is_empty() {
+            let filters: Vec<String> = self.narrower.iter().map(|one| format!("`{one}`")).collect();
+            writeln!(
+                f,
+                "  narrower filters that would pass: {}",
+                filters.join(", ")
+            )?;
         }
         if let Some(shadow) = &self.shadow {
             writeln!(f, "  shadow rule `{shadow}` would have decided otherwise")?;

@@ -5,6 +5,7 @@
 #![warn(missing_docs)]
 
 mod admitting;
+mod brackets;
 mod cancel;
 mod changes;
 mod compile;
@@ -13,12 +14,14 @@ mod crowd;
 mod digest;
 mod document;
 mod effort;
+mod encoding;
 mod explain;
 mod filter;
 pub mod fleet;
 mod granting;
 mod live;
 pub mod model;
+mod narrower;
 mod password;
 mod problem;
 pub mod rows;
@@ -30,6 +33,8 @@ mod units;
 mod users;
 mod validate;
 mod verdict;
+mod warnings;
+mod wording;
 mod yaml;
 
 pub use admitting::HalfAdmitted;
@@ -37,6 +42,7 @@ pub use cancel::Cancel;
 pub use compile::{compile, compile_rows, compile_rows_until, compile_until};
 pub use document::{parse, parse_until};
 pub use effort::{Effort, SLICE_NODES};
+pub use encoding::text_of;
 pub use explain::{Explanation, PASSED_OVER_MAX, PassedOver, Question, version_name};
 pub use filter::{FILTER_LEVELS_MAX, Level, TopicFilter, Variable};
 pub use granting::HalfJudged;
@@ -53,6 +59,7 @@ pub use validate::{
     ENDPOINTS_MAX, LISTENERS_MAX, PATTERN_BYTES_MAX, PATTERNS_MAX, RULES_MAX, validate,
 };
 pub use verdict::SESSION_CLASSES_MAX;
+pub use warnings::{Checked, RowCounts, check};
 pub use yaml::{ALIAS_NODES_MAX, DEPTH_MAX, DOCUMENT_BYTES_MAX, NODES_MAX};
 
 /// What this build can do. A document that `requires` anything else is refused, so that an old node never reads a row in

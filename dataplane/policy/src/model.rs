@@ -279,6 +279,13 @@ impl Cidr {
         })
     }
 
+    /// True exactly when every address of `other` is in the block.
+    pub(crate) fn covers(&self, other: &Self) -> bool {
+        self.is_v6 == other.is_v6
+            && self.prefix_len <= other.prefix_len
+            && other.bits & mask(self.prefix_len) == self.bits
+    }
+
     /// True exactly when `address` is in the block.
     pub fn contains(&self, address: IpAddr) -> bool {
         let (bits, is_v6) = left_aligned(address);

@@ -174,7 +174,8 @@ impl Rulebook {
             .then(|| other.tables.get(number as usize).cloned())?
     }
 
-    fn members_of(&self, class: u32) -> impl Iterator<Item = u32> {
+    /// The ranks of a class.
+    pub(crate) fn members_of(&self, class: u32) -> impl Iterator<Item = u32> {
         let from = self.members.from((class, 0));
         from.take_while(move |(found, _)| *found == class)
             .map(|(_, rank)| rank)

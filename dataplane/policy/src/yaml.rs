@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, StrInput};
 
+use crate::brackets;
 use crate::problem::{Position, Problems};
 
 /// Longest document read, in bytes. Rows are dropped as they are read, so memory follows the model, not the text.
@@ -39,6 +40,18 @@ pub(crate) enum Value {
     Map(Vec<(Key, Node)>),
 }
 
+impl Value {
+    /// What it is, in words: for messages that must not repeat it.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Null => "an empty value",
+            Self::Scalar(_) => "a text",
+            Self::List(_) => "a list",
+            Self::Map(_) => "a map",
+        }
+    }
+}
+
 /// The key of a map entry.
 #[derive(Clone, Debug)]
 pub(crate) struct Key {
@@ -59,7 +72,10 @@ pub(crate) enum Top {
 
 /// Reads one document, one top-level entry (or one row of it) at a time.
 pub(crate) struct Reader<'a> {
+    text: &'a str,
     parser: Parser<'a, StrInput<'a>>,
+    /// Where the lists and maps begin that have not ended.
+    open: Vec<Position>,
     peeked: Option<(Event<'a>, Position)>,
     anchors: HashMap<usize, (Node, usize)>,
     alias_nodes: usize,
@@ -70,7 +86,9 @@ impl<'a> Reader<'a> {
     /// Begins; nothing is read yet.
     pub(crate) fn new(text: &'a str) -> Self {
         Self {
+            text,
             parser: Parser::new_from_str(text),
+            open: Vec::new(),
             peeked: None,
             anchors: HashMap::new(),
             alias_nodes: 0,
@@ -298,16 +316,52 @@ impl<'a> Reader<'a> {
             return Err(Stopped);
         }
         match self.parser.next_event() {
-            Some(Ok((event, span))) => Ok((event, position(&span))),
+            Some(Ok((event, span))) => {
+                let at = position(&span);
+                match &event {
+                    Event::SequenceStart(..) | Event::MappingStart(..) => self.open.push(at),
+                    Event::SequenceEnd | Event::MappingEnd => drop(self.open.pop()),
+                    Event::Nothing
+                    | Event::StreamStart
+                    | Event::StreamEnd
+                    | Event::DocumentStart(_)
+                    | Event::DocumentEnd
+                    | Event::Alias(_)
+                    | Event::Scalar(..) => {}
+                }
+                Ok((event, at))
+            }
             Some(Err(error)) => {
                 let at = position(&Span::empty(*error.marker()));
-                problems.add(at, format!("not YAML: {}", error.info()));
+                let bracket = self.open_bracket(at);
+                problems.add(at, format!("not YAML: {}{bracket}", error.info()));
                 Err(Stopped)
             }
             None => {
                 problems.add(Position::default(), "not YAML: the document ends too early");
                 Err(Stopped)
             }
+        }
+    }
+}
+
+impl Reader<'_> {
+    /// The bracket that is open at a place, for the end of a message: the text is often found to be wrong far behind it.
+    /// It takes a pass over the text for each list and map that has not ended, [`DEPTH_MAX`] at most.
+    fn open_bracket(&self, end: Position) -> String {
+        let begin = Position { line: 1, column: 1 };
+        let innermost = self.open.last().copied().unwrap_or(begin);
+        let bracket = |at: &Position| {
+            let line = self.text.lines().nth(at.line as usize - 1)?;
+            let c = line.chars().nth(at.column as usize - 1)?;
+            matches!(c, '{' | '[').then_some((c, *at))
+        };
+        let around = || self.open.iter().rev().take(DEPTH_MAX).find_map(bracket);
+        match brackets::last_open(self.text, innermost, end).or_else(around) {
+            Some((c, Position { line, column })) => {
+                format!("; the `{c}` of line {line}, column {column} is still open there")
+            }
+            None => String::new(),
         }
     }
 }

@@ -140,7 +140,7 @@ fn a_length_of_time_beyond_the_field_stays_refused() {
     assert!(compile(&yaml, "test", Generation(1), None).is_err());
     assert_eq!(
         compiled(messages(&yaml)).unwrap_err().to_string(),
-        "listener l: limits.keep_alive_max_us: `keep_alive_max` must be from 1s to 65535s"
+        "listener l: limits.keep_alive_max_us: `keep_alive_max` must be from 1s to 65535s, not 18446744073709551615us"
     );
 }
 
@@ -274,7 +274,7 @@ fn what_this_build_does_not_know_or_cannot_mean_is_refused() {
         ),
         (
             |rows| rule(rows).topics = vec!["a/#/b".into()],
-            "rule second: topics: `#` must be a whole level, the last one",
+            "rule second: topics: `a/#/b`: `#` must be a whole level, the last one",
         ),
     ];
     for (harm, expected) in table {
@@ -329,7 +329,7 @@ fn problems_of_every_stage_come_together_in_the_order_of_the_rows() {
             "upstream up: balance: 77 is no choice that this version knows",
             "rule second: features: this node does not have `moon`",
             "rule second: retain: 77 is no choice that this version knows",
-            "rule second: qos_max: `qos_max` is 0, 1 or 2",
+            "rule second: qos_max: `qos_max` is 0, 1 or 2, not 3",
         ]
     );
 }
@@ -448,6 +448,25 @@ fn warnings_about_locked_out_users_are_bounded() {
     assert_eq!(warnings.len(), 21);
     assert!(warnings[19].starts_with("user `u19`"), "{warnings:#?}");
     assert_eq!(warnings[20], "5 more users cannot log in for such reasons");
+}
+
+/// Version 0.1.0 took names that turn the direction of writing, so a store may hold some. A document may not.
+#[test]
+fn a_stored_row_with_a_deceptive_name_still_loads() {
+    let rows = users([("an\u{202e}n", HASH.to_owned())]);
+    let inventory = Inventory::from_messages(&rows).unwrap();
+    let (whole, before) = (messages(SMALL), Generation(1));
+    let before =
+        compile_inventory(&Inventory::from_messages(&whole).unwrap(), before, None).unwrap();
+    for snapshot in [
+        compiled(rows).unwrap(),
+        compile_inventory(&inventory, Generation(2), None).unwrap(),
+        compile_inventory(&inventory, Generation(2), Some(&before)).unwrap(),
+    ] {
+        assert!(snapshot.user("an\u{202e}n").is_some());
+    }
+    let document = format!("users: [{{name: \"an\\u202En\", password_hash: {HASH}}}]");
+    assert!(compile(&document, "p", Generation(1), None).is_err());
 }
 
 /// No version has stored these, so one that does not know them is too old for the rows.

@@ -57,27 +57,27 @@ colour: blue
     let expected = [
         "p.yaml:2:5: listener `mqtt`: `address` is missing",
         "p.yaml:3:5: listener `mqtt`: unknown key `adress`; did you mean `address`?",
-        "p.yaml:4:15: there is no upstream `brokr`",
-        "p.yaml:5:16: expected `3.1`, `3.1.1` or `5`",
-        "p.yaml:7:25: expected a size such as `512`, `64KiB` or `1MiB` (a whole number of bytes, KiB, MiB or GiB)",
-        "p.yaml:8:24: expected a duration such as `250ms`, `10s`, `5m` or `1h` (a whole number with its unit)",
+        "p.yaml:4:15: there is no upstream `brokr`; did you mean `broker`?",
+        "p.yaml:5:16: expected `3.1`, `3.1.1` or `5`, not `4`; did you mean `3.1.1`?",
+        "p.yaml:7:25: expected a size such as `512`, `64KiB` or `1MiB` (a whole number of bytes, KiB, MiB or GiB), not `1TB`",
+        "p.yaml:8:24: expected a duration such as `250ms`, `10s`, `5m` or `1h` (a whole number with its unit), not `10`",
         "p.yaml:9:11: a second listener named `mqtt`; the first is in line 2",
-        "p.yaml:10:14: expected an IP address with a port, such as `0.0.0.0:1883` or `[::]:1883`",
-        "p.yaml:14:17: expected `tcp://host:port` or `unix:///path`",
-        "p.yaml:14:29: the port must be from 1 to 65535",
+        "p.yaml:10:14: expected an IP address with a port, such as `0.0.0.0:1883` or `[::]:1883`, not `nowhere`",
+        "p.yaml:14:17: `http://x`: expected `tcp://host:port` or `unix:///path`",
+        "p.yaml:14:29: `tcp://host:0`: the port must be from 1 to 65535",
         "p.yaml:15:5: the key `endpoints` stands twice; first in line 14",
         "p.yaml:18:20: user `plain`: not a password hash; never write the password itself here: store the output of \
          `sluice-dataplane hash-password` (argon2id), a bcrypt hash, or a `$7$` hash of mosquitto_passwd",
         "p.yaml:19:14: there is no group `nobody`",
         "p.yaml:22:20: there is no group `staff`",
-        "p.yaml:22:40: the address has bits set beyond the prefix length; write the first address of the block",
-        "p.yaml:22:69: not a regular expression: unclosed group",
+        "p.yaml:22:40: `10.0.0.1/8`: the address has bits set beyond the prefix length; write the first address of the block",
+        "p.yaml:22:69: `(`: not a regular expression: unclosed group",
         "p.yaml:22:87: there is no listener `x`",
-        "p.yaml:23:24: expected `connect` or `publish` or `subscribe` or `receive`",
-        "p.yaml:24:14: `#` must be a whole level, the last one",
-        "p.yaml:24:23: a variable must be a whole level, and one of `${client_id}` and `${username}`",
-        "p.yaml:25:15: expected `allow` or `deny`",
-        "p.yaml:26:14: `qos_max` is 0, 1 or 2",
+        "p.yaml:23:24: expected `connect` or `publish` or `subscribe` or `receive`, not `fly`",
+        "p.yaml:24:14: `a/#/b`: `#` must be a whole level, the last one",
+        "p.yaml:24:23: `x${client_id}`: a variable must be a whole level, and one of `${client_id}` and `${username}`",
+        "p.yaml:25:15: expected `allow` or `deny`, not `maybe`",
+        "p.yaml:26:14: `qos_max` is 0, 1 or 2, not 3",
         "p.yaml:27:1: the document: unknown key `colour`; known keys: ",
     ];
     let found = errors(text);
@@ -117,7 +117,22 @@ fn what_is_refused_and_what_it_is_called() {
         ("~", "the document is empty"),
         ("- a", "p.yaml:1:1: a policy document is a map"),
         ("just text", "a policy document is a map"),
-        ("default: [", "not YAML"),
+        (
+            "default: [",
+            "not YAML: while parsing a node, did not find expected node content; the `[` of line 1, column 10 is still open",
+        ),
+        (
+            "rules:\n- {name: r, actions: [publish, topics: [a]}\n- {name: s}\n",
+            "p.yaml:3:1: not YAML: \"-\" is only valid inside a block; the `[` of line 2, column 22 is still open there",
+        ),
+        (
+            "rules:\n- name: r\n  who: {users: [a]\n  topics: [a]\nusers: []\n",
+            "; the `{` of line 3, column 8 is still open there",
+        ),
+        (
+            "d\0e\0f\0a\0",
+            "p.yaml:1:1: this looks like UTF-16 (little-endian) without a byte order mark",
+        ),
         (
             "default: deny\n\tx: y",
             "p.yaml:1:10: not YAML: while scanning a plain scalar, found a tab",
@@ -156,8 +171,27 @@ fn what_is_refused_and_what_it_is_called() {
         ),
         (
             "groups: [{name: \"a\\nb\"}]",
-            "must not contain control characters",
+            "p.yaml:1:17: the name of a group must not contain control characters: U+000A is its character 2",
         ),
+        (
+            "users: [{name: \"ab\\u202Ec\"}]",
+            "p.yaml:1:16: the name of a user must not contain characters that turn the direction of writing or end a line: \
+             U+202E is its character 3",
+        ),
+        (
+            "upstreams: [{name: \"\\u2067a\", endpoints: [tcp://a:1]}]",
+            "the name of an upstream must not contain",
+        ),
+        (
+            "groups: [{name: a, users: [\"ann:$2b$10$CCCCCCCCCCCCCCCCCCCCC.\"]}]",
+            "there is no user a text that looks like a password hash",
+        ),
+        (
+            "default: ~",
+            "expected `allow` or `deny`, not an empty value",
+        ),
+        ("default: {a: b}", "expected `allow` or `deny`, not a map"),
+        ("default: DENY", "not `DENY`; did you mean `deny`?"),
         ("groups: [{name: ~}]", "p.yaml:1:17: expected a text"),
         (
             "groups: [{name: a, users: [ghost]}]",
@@ -177,7 +211,7 @@ fn what_is_refused_and_what_it_is_called() {
         ),
         (
             "users: [{name: a, networks: [10.0.0.1/8]}]",
-            "p.yaml:1:30: the address has bits set beyond the prefix length",
+            "p.yaml:1:30: `10.0.0.1/8`: the address has bits set beyond the prefix length",
         ),
         (
             "listeners: [{name: a, username: ignore}]",

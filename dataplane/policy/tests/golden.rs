@@ -822,3 +822,67 @@ rules:
         .ends_with("without the user name, which the listener ignores");
     assert!(said, "{answer}");
 }
+
+/// What is suggested instead of a refused filter is granted, and nothing is suggested where nothing would be.
+#[test]
+fn a_refused_subscription_names_narrower_filters() {
+    let snapshot = with_rules(
+        r##"
+- {name: secrets, actions: [subscribe], topics: ["site/+/secret/#"], decision: deny}
+- {name: sites, actions: [subscribe], topics: ["site/#", "own/${client_id}/#"], decision: allow}
+- {name: news, actions: [subscribe], topics: ["news/+/today"], decision: allow}
+- {name: staff, who: {groups: [staff]}, actions: [subscribe], topics: ["staff/#"], decision: allow}
+"##,
+    );
+    let guest = who(&snapshot, "", "c1");
+    let table: [(&str, &[&str]); 8] = [
+        ("site/#", &["site/+", "site"]),
+        ("own/#", &["own/c1/#"]),
+        ("own/+", &["own/c1"]),
+        ("#", &["own/c1/#", "site/+", "site", "news/+/today"]),
+        ("news/#", &["news/+/today"]),
+        ("site/a/secret/#", &[]),
+        ("staff/#", &[]),
+        ("site/+", &[]),
+    ];
+    for (filter, expected) in table {
+        let question = Question::Subscribe {
+            filter,
+            qos: QoS::AtMostOnce,
+            shared: false,
+        };
+        let explanation = snapshot.explain(&guest, &question);
+        assert_eq!(explanation.narrower, expected, "{filter}");
+        for narrower in &explanation.narrower {
+            assert_eq!(subscribe(&snapshot, &guest, narrower).0, Decision::Allow);
+        }
+        let text = explanation.to_string();
+        let line = "  narrower filters that would pass: `";
+        assert_eq!(text.contains(line), !expected.is_empty(), "{text}");
+    }
+    // The same rules give others to others.
+    let admin = who(&snapshot, "admin", "c2");
+    let question = Question::Subscribe {
+        filter: "own/#",
+        qos: QoS::AtMostOnce,
+        shared: false,
+    };
+    assert_eq!(snapshot.explain(&admin, &question).narrower, ["own/c2/#"]);
+}
+
+#[test]
+fn narrower_filters_are_few_however_many_rules_there_are() {
+    let topics: Vec<String> = (0..20_000).map(|n| format!("t/{n}/#")).collect();
+    let rules = format!(
+        "- {{name: many, actions: [subscribe], topics: [{}], decision: allow}}",
+        topics.join(", ")
+    );
+    let snapshot = with_rules(&rules);
+    let guest = who(&snapshot, "", "c1");
+    let question = Question::Subscribe {
+        filter: "t/#",
+        qos: QoS::AtMostOnce,
+        shared: false,
+    };
+    assert_eq!(snapshot.explain(&guest, &question).narrower.len(), 5);
+}

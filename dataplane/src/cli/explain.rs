@@ -16,7 +16,9 @@ pub(super) fn explain(args: &ExplainArgs, out: &mut impl Write) -> u8 {
         Err(code) => return code,
     };
     let name = args.policy.display().to_string();
-    let snapshot = match sluice_policy::compile(&document, &name, Generation(1), None) {
+    let compiled = sluice_policy::text_of(&document, &name)
+        .and_then(|text| sluice_policy::compile(text, &name, Generation(1), None));
+    let snapshot = match compiled {
         Ok(snapshot) => snapshot,
         Err(errors) => {
             let _ = writeln!(out, "{errors}");

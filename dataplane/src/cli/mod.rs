@@ -56,7 +56,7 @@ pub struct Cli {
 pub enum Command {
     /// Start the data plane (the default).
     Run(Box<RunArgs>),
-    /// Check policy documents: every error with file, line and column.
+    /// Check policy documents: every error with file, line and column; warnings about what cannot be meant; rows by kind.
     Check(CheckArgs),
     /// Say what a policy decides about one request, by which rule, and which rules were passed over.
     Explain(Box<ExplainArgs>),
@@ -78,6 +78,9 @@ pub struct CheckArgs {
     /// Documents to check, each on its own.
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
+    /// Warnings are errors: exit code 1.
+    #[arg(long)]
+    strict: bool,
     /// Form of the answer.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     output: Output,
@@ -180,9 +183,8 @@ fn complain(message: std::fmt::Arguments<'_>) -> u8 {
     EXIT_USAGE
 }
 
-fn read(path: &Path) -> Result<String, u8> {
-    std::fs::read_to_string(path)
-        .map_err(|error| complain(format_args!("{}: {error}", path.display())))
+fn read(path: &Path) -> Result<Vec<u8>, u8> {
+    std::fs::read(path).map_err(|error| complain(format_args!("{}: {error}", path.display())))
 }
 
 #[cfg(test)]

@@ -197,10 +197,11 @@ pub fn compile(
                 Err(error) => return Err(Refusal::lines(vec![format!("{name}: {error}")])),
             }
         }
-        Work::Text { name, document } => (name, document),
+        Work::Text { name, document } => (name, document.into_bytes()),
     };
-    let snapshot =
-        sluice_policy::compile(&document, &name, generation, previous).map_err(|errors| {
+    let snapshot = sluice_policy::text_of(&document, &name)
+        .and_then(|text| sluice_policy::compile(text, &name, generation, previous))
+        .map_err(|errors| {
             Refusal::lines(errors.to_string().lines().map(str::to_owned).collect())
         })?;
     Ok(Compiled::new(snapshot))
@@ -226,14 +227,14 @@ impl Compiled {
     }
 }
 
-/// The whole file, if it is text; one byte more than the compiler takes, so that it can say that it is too long.
-fn read(path: &PathBuf) -> std::io::Result<String> {
+/// The whole file; one byte more than the compiler takes, so that it can say that it is too long.
+fn read(path: &PathBuf) -> std::io::Result<Vec<u8>> {
     use std::io::Read;
-    let mut document = String::new();
+    let mut document = Vec::new();
     let limit = u64::try_from(sluice_policy::DOCUMENT_BYTES_MAX).unwrap_or(u64::MAX);
     std::fs::File::open(path)?
         .take(limit.saturating_add(1))
-        .read_to_string(&mut document)?;
+        .read_to_end(&mut document)?;
     Ok(document)
 }
 

@@ -59,7 +59,9 @@ pub(super) fn problems(wrong: &Wrong, bytes_max: usize) -> DocumentProblems {
 
 pub(super) fn generation(generation: Generation, in_force: u64, now: UnixMillis) -> v1::Generation {
     let state = generation.state(in_force, now);
+    let warnings = generation.warnings.as_ref().map(Vec::len);
     v1::Generation {
+        warnings: warnings.map(|count| u32::try_from(count).unwrap_or(u32::MAX)),
         id: Some(generation.id.to_wire()),
         base: generation.base,
         state: state_number(state).into(),

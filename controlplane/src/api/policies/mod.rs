@@ -203,8 +203,15 @@ fn released_answer(
     let number = generation.id.number;
     let in_force = releases.in_force().borrow().clone();
     let in_force = in_force.filter(|in_force| in_force.id == generation.id);
+    // What is wrong with the rows as this version reads them, then what the check of the document said.
+    let mut warnings = in_force.map_or_else(Vec::new, |in_force| in_force.warnings.to_vec());
+    for warning in generation.warnings.iter().flatten() {
+        if !warnings.contains(warning) {
+            warnings.push(warning.clone());
+        }
+    }
     Ok(Response::new(ReleaseResponse {
-        warnings: in_force.map_or_else(Vec::new, |in_force| in_force.warnings.to_vec()),
+        warnings,
         generation: Some(answers::generation(generation, number, clock::unix_now())),
     }))
 }

@@ -492,7 +492,13 @@ async fn c15_filters_are_refused_with_their_places() {
     let not_text = plane.request(tokio_stream::iter(not_text));
     let refused = plane.client.clone().validate(not_text).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(refused.message().contains("byte 7"), "{refused}");
+    let message = "1:8: the byte 0xFF is not UTF-8; it looks like Latin-1";
+    assert!(refused.message().contains(message), "{refused}");
+    let problems = DocumentProblems::decode(refused.details()).unwrap();
+    assert_eq!(
+        (problems.problems[0].line, problems.problems[0].column),
+        (1, 8)
+    );
 }
 
 #[tokio::test]

@@ -79,15 +79,24 @@ fn id_json(id: Option<&GenerationId>) -> Value {
 
 /// Warnings and nodes that lack features, a line each.
 fn remarks(warnings: &[String], lacking: &[sluice_proto::control::v1::LackingNode]) -> String {
+    remarks_as("warning", warnings, lacking)
+}
+
+/// The same under another word.
+fn remarks_as(
+    word: &str,
+    warnings: &[String],
+    lacking: &[sluice_proto::control::v1::LackingNode],
+) -> String {
     let mut text = String::new();
     for warning in warnings {
-        text.push_str(&format!("warning: {}\n", clean(warning)));
+        text.push_str(&format!("{word}: {}\n", clean(warning)));
     }
     for node in lacking {
         let features = clean(&node.features.join(", "));
         let name = clean(&node.node);
         text.push_str(&format!(
-            "warning: node {name} would refuse it: it lacks {features}\n"
+            "{word}: node {name} would refuse it: it lacks {features}\n"
         ));
     }
     text

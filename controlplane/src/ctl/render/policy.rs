@@ -5,7 +5,7 @@ use sluice_proto::control::v1::{
     ApplyResponse, DiffSummary, Generation, GenerationState, HistoryResponse, ValidateResponse,
 };
 
-use super::{Table, clean, count, id_json, lacking_json, problems, remarks, time};
+use super::{Table, clean, count, id_json, lacking_json, problems, remarks, remarks_as, time};
 
 /// The word for a state.
 pub(crate) fn state(state: GenerationState) -> &'static str {
@@ -24,12 +24,32 @@ pub(crate) fn number(generation: &Generation) -> u64 {
     generation.id.as_ref().map_or(0, |id| id.number)
 }
 
+/// How a document was checked.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Checked {
+    /// By the control plane; else here.
+    pub(crate) is_online: bool,
+    /// Warnings are errors.
+    pub(crate) is_strict: bool,
+}
+
+impl Checked {
+    /// True exactly when nothing was found that is an error.
+    pub(crate) fn is_good(self, answer: &ValidateResponse) -> bool {
+        let has_remarks = !(answer.warnings.is_empty() && answer.lacking.is_empty());
+        answer.problems.is_none() && !(self.is_strict && has_remarks)
+    }
+}
+
 /// What a validation found.
-pub(crate) fn validated_text(file: &str, answer: &ValidateResponse, is_online: bool) -> String {
+pub(crate) fn validated_text(file: &str, answer: &ValidateResponse, how: Checked) -> String {
     if let Some(found) = &answer.problems {
         return problems::text(file, found);
     }
-    let place = if is_online {
+    if !how.is_good(answer) {
+        return remarks_as("error", &answer.warnings, &answer.lacking);
+    }
+    let place = if how.is_online {
         "by the control plane"
     } else {
         "here, without a server"
@@ -40,12 +60,12 @@ pub(crate) fn validated_text(file: &str, answer: &ValidateResponse, is_online: b
 }
 
 /// The same.
-pub(crate) fn validated_json(file: &str, answer: &ValidateResponse, is_online: bool) -> Value {
+pub(crate) fn validated_json(file: &str, answer: &ValidateResponse, how: Checked) -> Value {
     let found = answer.problems.as_ref();
     json!({
         "file": file,
-        "ok": found.is_none(),
-        "online": is_online,
+        "ok": how.is_good(answer),
+        "online": how.is_online,
         "problems": found.map_or_else(|| json!([]), problems::json),
         "problems_left_off": found.map_or(0, |found| found.left_off),
         "warnings": answer.warnings,
@@ -127,7 +147,15 @@ pub(crate) fn history_text(answer: &HistoryResponse) -> String {
         return "no generations\n".into();
     }
     let mut table = Table::new(&[
-        ">GEN", "STATE", ">BASE", ">ROWS", ">CHANGES", "MADE", "BY", "COMMENT",
+        ">GEN",
+        "STATE",
+        ">BASE",
+        ">ROWS",
+        ">CHANGES",
+        ">WARNINGS",
+        "MADE",
+        "BY",
+        "COMMENT",
     ]);
     for generation in &answer.generations {
         let comment = match generation.rollback_of {
@@ -141,6 +169,9 @@ pub(crate) fn history_text(answer: &HistoryResponse) -> String {
             generation.base.to_string(),
             generation.rows.to_string(),
             generation.changes.to_string(),
+            generation
+                .warnings
+                .map_or_else(|| "-".into(), |count| count.to_string()),
             time::utc(generation.created_unix_ms),
             generation.created_by.clone(),
             comment,
@@ -168,6 +199,7 @@ pub(crate) fn generation_json(generation: &Generation) -> Value {
         "rollback_of": generation.rollback_of,
         "rows": generation.rows,
         "changes": generation.changes,
+        "warnings": generation.warnings,
         "comment": generation.comment,
         "created_unix_ms": generation.created_unix_ms,
         "created_by": generation.created_by,
@@ -195,6 +227,7 @@ mod tests {
             state: state.into(),
             rows: 12,
             changes: 2,
+            warnings: (number > 7).then_some(1),
             comment: "more sensors".into(),
             created_unix_ms: 1_000_000_000_000,
             created_by: "ops".into(),
@@ -219,12 +252,32 @@ warning: rule x never matches
 warning: node edge-1 would refuse it: it lacks a, b
 p.yaml: ok (5 rows), checked by the control plane
 ";
-        assert_eq!(validated_text("p.yaml", &good, true), expected);
-        assert!(validated_text("p.yaml", &good, false).contains("without a server"));
+        let how = |is_online, is_strict| Checked {
+            is_online,
+            is_strict,
+        };
+        assert_eq!(validated_text("p.yaml", &good, how(true, false)), expected);
+        let here = validated_text("p.yaml", &good, how(false, false));
+        assert!(here.contains("without a server"), "{here}");
+        let json = validated_json("p.yaml", &good, how(true, false));
         assert_eq!(
-            validated_json("p.yaml", &good, true)["lacking"][0]["features"][1],
-            "b"
+            (&json["lacking"][0]["features"][1], &json["ok"]),
+            (&"b".into(), &true.into())
         );
+        let strict = "\
+error: rule x never matches
+error: node edge-1 would refuse it: it lacks a, b
+";
+        assert_eq!(validated_text("p.yaml", &good, how(true, true)), strict);
+        assert_eq!(
+            validated_json("p.yaml", &good, how(true, true))["ok"],
+            false
+        );
+        let plain = ValidateResponse {
+            rows: 5,
+            ..ValidateResponse::default()
+        };
+        assert!(validated_text("p.yaml", &plain, how(true, true)).contains("ok (5 rows)"));
         let bad = ValidateResponse {
             problems: Some(DocumentProblems {
                 problems: vec![DocumentProblem {
@@ -237,10 +290,13 @@ p.yaml: ok (5 rows), checked by the control plane
             ..ValidateResponse::default()
         };
         assert_eq!(
-            validated_text("p.yaml", &bad, false),
+            validated_text("p.yaml", &bad, how(false, false)),
             "p.yaml:2:1: unknown key `x`\n"
         );
-        assert_eq!(validated_json("p.yaml", &bad, false)["ok"], false);
+        assert_eq!(
+            validated_json("p.yaml", &bad, how(false, false))["ok"],
+            false
+        );
     }
 
     #[test]
@@ -288,9 +344,9 @@ not in force yet: sluicectl release 7, possible until 2001-09-09 02:46:40Z
             released: 8,
         };
         let expected = "\
-GEN  STATE       BASE  ROWS  CHANGES  MADE                  BY   COMMENT
-  8  released       7    12        2  2001-09-09 01:46:40Z  ops  rollback to 5: more sensors
-  7  superseded     6    12        2  2001-09-09 01:46:40Z  ops  more sensors
+GEN  STATE       BASE  ROWS  CHANGES  WARNINGS  MADE                  BY   COMMENT
+  8  released       7    12        2         1  2001-09-09 01:46:40Z  ops  rollback to 5: more sensors
+  7  superseded     6    12        2         -  2001-09-09 01:46:40Z  ops  more sensors
 ";
         assert_eq!(history_text(&answer), expected);
         assert_eq!(

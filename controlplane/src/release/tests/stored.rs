@@ -122,3 +122,46 @@ async fn a_store_with_broken_hashes_opens_goes_back_and_says_who_is_locked_out()
     bench.releases.release(number, 3, author(4)).await.unwrap();
     assert_eq!(bench.warnings(), Vec::<String>::new());
 }
+
+/// What the check of a document said stays with its generation, over a restart, a release and a rollback.
+#[tokio::test]
+async fn warnings_stay_with_a_generation() {
+    const UNWISE: &str = "
+listeners: [{name: l, address: 127.0.0.1:0, upstream: u, anonymous: {group: g}}]
+upstreams: [{name: u, endpoints: [tcp://127.0.0.1:1]}]
+groups: [{name: g}]
+default: allow
+";
+    let bench = Bench::start().await;
+    let applied = bench.releases.apply(bench.document(UNWISE), 0, author(1));
+    let applied = applied.await.unwrap();
+    let [warning] = &*applied.warnings else {
+        panic!("{:?}", applied.warnings);
+    };
+    assert!(warning.contains("may come with any client id"), "{warning}");
+    let expected = Some(vec![warning.clone()]);
+    let bench = bench.restart().await;
+    let released = bench.releases.release(1, 0, author(2)).await.unwrap();
+    assert_eq!(released.warnings, expected);
+    let wise = UNWISE.replace("anonymous", "client_id: {pattern: 'c-.*'}, anonymous");
+    let applied = bench.releases.apply(bench.document(&wise), 1, author(3));
+    assert_eq!(applied.await.unwrap().warnings, Vec::<String>::new());
+    let released = bench.releases.release(2, 1, author(4)).await.unwrap();
+    assert_eq!(released.warnings, Some(Vec::new()));
+    let back = bench.releases.rollback(None, 2, author(5)).await.unwrap();
+    assert_eq!((back.id.number, back.warnings), (3, expected.clone()));
+    let history = bench.releases.history(None, 10).await.unwrap();
+    let stored: Vec<_> = history
+        .generations
+        .into_iter()
+        .map(|g| g.warnings)
+        .collect();
+    assert_eq!(
+        stored,
+        [expected, Some(Vec::new()), Some(vec![warning.clone()])]
+    );
+    // Comparing says what the second is warned of.
+    let against = Against::Generation(3, bench.seat(Share::Readers, "bob").unwrap());
+    let compared = bench.releases.diff(Some(2), against, 10).await.unwrap();
+    assert_eq!(compared.warnings, std::slice::from_ref(warning));
+}

@@ -71,6 +71,9 @@ fn generation(row: &SqliteRow, store: StoreId) -> Done<Generation> {
         released_by: row.try_get("released_by")?,
         expires_at: instant(row, "expires_at")?,
         has_rows: row.try_get("has_rows")?,
+        warnings: row
+            .try_get::<Option<&str>, _>("warnings")?
+            .map(|lines| lines.lines().map(str::to_owned).collect()),
     })
 }
 
@@ -89,8 +92,8 @@ pub(super) async fn add(
     let changes = new.changes.len() as u64;
     sqlx::query(
         "INSERT INTO generation (number, digest, base, rollback_of, rows, changes, comment, created_at, created_by,
-                                 expires_at, has_rows)
-         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, 1)",
+                                 expires_at, warnings, has_rows)
+         VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, 1)",
     )
     .bind(number(added))
     .bind(new.digest.as_slice())
@@ -102,6 +105,7 @@ pub(super) async fn add(
     .bind(time(new.created_at))
     .bind(new.created_by)
     .bind(time(new.expires_at))
+    .bind(new.warnings.map(|warnings| warnings.join("\n")))
     .execute(&mut *connection)
     .await?;
     rows::put(connection, added, new.changes).await?;

@@ -15,7 +15,7 @@ use crate::store::StoreError;
 const APPLICATION_ID: i64 = 0x536c_7563;
 
 /// Steps from nothing to the tables of this version, in order. A step that was ever released is never changed.
-const STEPS: [(i64, &str, &str); 3] = [
+const STEPS: [(i64, &str, &str); 4] = [
     (
         1,
         "generations",
@@ -30,6 +30,11 @@ const STEPS: [(i64, &str, &str); 3] = [
         3,
         "audit_peer",
         include_str!("../../../migrations/sqlite/0003_audit_peer.sql"),
+    ),
+    (
+        4,
+        "warnings",
+        include_str!("../../../migrations/sqlite/0004_warnings.sql"),
     ),
 ];
 

@@ -154,6 +154,23 @@ impl<'a, 'r> Check<'a, 'r> {
         }
     }
 
+    /// The rank that decides about the shallowest topics of a filter, when all of its topics are decided by ranks before
+    /// `rank`, the other tables apart. `None`: they are not, or it takes too long to know.
+    pub(crate) fn decided_before(mut self, filter: &'a str, rank: u32) -> Option<u32> {
+        let filter = Filter::new(filter);
+        let deepest = self.tries.iter().map(|trie| trie.depth_max()).max();
+        let (from, to) = filter.depths(deepest.unwrap_or(0));
+        let (mut walk, mut first) = (Walk::default(), None);
+        for depth in from..=to {
+            let found = self.first_containing(&mut walk, &filter.at(depth)).ok()?;
+            if found >= rank {
+                return None;
+            }
+            first = first.or(Some(found));
+        }
+        first
+    }
+
     fn judge(
         &mut self,
         walk: &mut Walk,

@@ -3,6 +3,7 @@
 //! Goes on after every problem, so that all of them are reported at once. A setting that could not have an effect where
 //! it stands is a problem too.
 
+mod names;
 mod places;
 mod rules;
 
@@ -24,7 +25,10 @@ use crate::password::{self, Verifier};
 use crate::problem::{Errors, Position, Problems};
 use crate::rows::{GroupRow, Located, Rows, RuleRow, Text, UserRow};
 use crate::tables::expression::Expression;
+use crate::wording::{quoted, suggestion};
 use crate::{Effect, FEATURES, OnDeny, units};
+
+use names::{NAME_BYTES_MAX, Names, Nearby, names};
 
 /// Most listeners, and most upstreams, of a document.
 pub const LISTENERS_MAX: usize = 1_024;
@@ -36,8 +40,6 @@ pub const PATTERNS_MAX: usize = 4_096;
 pub const PATTERN_BYTES_MAX: usize = 1_024;
 /// Largest compiled form of one regular expression, in bytes.
 pub(crate) const PATTERN_COMPILED_BYTES_MAX: usize = 256 << 10;
-/// Longest name of a row, in bytes. User names are strings of MQTT and may be longer.
-const NAME_BYTES_MAX: usize = 128;
 /// Most networks of one user: each is looked at when a client comes with the name.
 const NETWORKS_MAX: usize = 64;
 const MQTT_STRING_BYTES_MAX: usize = 65_535;
@@ -61,12 +63,16 @@ pub fn validate(rows: Rows, file: &str) -> Result<Model, Errors> {
 
 /// Checks what can be checked and notes every problem. The model is only meaningful when none was noted.
 pub(crate) fn check(rows: Rows, source: Source, problems: &mut Problems) -> Model {
-    rule_names(rows.rules.iter().map(|row| &row.name), problems);
+    rule_names(rows.rules.iter().map(|row| &row.name), source, problems);
     Checker::new(&rows, source, problems).document(rows)
 }
 
-fn rule_names<'a>(names_of: impl Iterator<Item = &'a Text>, problems: &mut Problems) {
-    names(names_of, "rule", NAME_BYTES_MAX, problems);
+fn rule_names<'a>(
+    names_of: impl Iterator<Item = &'a Text>,
+    source: Source,
+    problems: &mut Problems,
+) {
+    names(names_of, "rule", NAME_BYTES_MAX, source, problems);
 }
 
 /// What is known of a document without its rules and users, so that these can be checked one by one.
@@ -178,7 +184,7 @@ impl Ground {
 
     /// Checks one rule by itself.
     pub(crate) fn rule(&self, row: RuleRow, problems: &mut Problems) -> RuleModel {
-        rule_names(std::iter::once(&row.name), problems);
+        rule_names(std::iter::once(&row.name), Source::Stored, problems);
         let on_deny = self.on_deny.unwrap_or(OnDeny::Drop);
         self.checker(problems).rule(row, 0, on_deny)
     }
@@ -193,7 +199,7 @@ impl Ground {
         let mut checker = self.checker(problems);
         rows.map(|row| {
             let (row, tie) = row.filter(|_| !checker.problems.is_cancelled())?;
-            rule_names(std::iter::once(&row.name), checker.problems);
+            rule_names(std::iter::once(&row.name), Source::Stored, checker.problems);
             let rule = checker.rule(row, 0, on_deny);
             Some(RuleModel { tie, ..rule })
         })
@@ -206,6 +212,7 @@ impl Ground {
             std::iter::once(&row.name),
             "user",
             MQTT_STRING_BYTES_MAX,
+            Source::Stored,
             problems,
         );
         self.checker(problems).user(row, &self.members)
@@ -221,6 +228,7 @@ impl Ground {
             known: self.patterns.clone(),
             patterns: HashMap::new(),
             who_parts: HashSet::new(),
+            nearby: Nearby::default(),
             problems,
         }
     }
@@ -234,81 +242,37 @@ impl<'p> Checker<'p> {
                 rows.upstreams.iter().map(|row| &row.name),
                 "upstream",
                 NAME_BYTES_MAX,
+                source,
                 problems,
             ),
             listeners: Arc::new(names(
                 rows.listeners.iter().map(|row| &row.name),
                 "listener",
                 NAME_BYTES_MAX,
+                source,
                 problems,
             )),
             groups: Arc::new(names(
                 rows.groups.iter().map(|row| &row.name),
                 "group",
                 NAME_BYTES_MAX,
+                source,
                 problems,
             )),
             users: names(
                 rows.users.iter().map(|row| &row.name),
                 "user",
                 MQTT_STRING_BYTES_MAX,
+                source,
                 problems,
             ),
             known: PatternBook::default(),
             patterns: HashMap::new(),
             who_parts: HashSet::new(),
+            nearby: Nearby::default(),
             problems,
         }
     }
-}
-
-/// Where each name of a kind was first written.
-type Names = HashMap<Box<str>, Position>;
-
-fn names<'a>(
-    rows: impl Iterator<Item = &'a Text>,
-    kind: &str,
-    bytes_max: usize,
-    problems: &mut Problems,
-) -> Names {
-    let mut names = Names::new();
-    for name in rows {
-        if problems.is_cancelled() {
-            break;
-        }
-        if name.value.is_empty() {
-            // A name that is missing altogether has been reported when the row was read.
-            if name.at != Position::default() {
-                problems.add(name.at, format!("the name of a {kind} must not be empty"));
-            }
-            continue;
-        }
-        if name.value.len() > bytes_max {
-            problems.add(
-                name.at,
-                format!("the name of a {kind} has at most {bytes_max} bytes"),
-            );
-        }
-        if name.value.chars().any(char::is_control) {
-            problems.add(
-                name.at,
-                format!("the name of a {kind} must not contain control characters"),
-            );
-        }
-        if let Some(first) = names.get(&name.value) {
-            problems.add(
-                name.at,
-                format!(
-                    "a second {kind} named `{}`; the first is in line {}",
-                    shown(&name.value),
-                    first.line
-                ),
-            );
-        } else {
-            names.insert(name.value.clone(), name.at);
-        }
-    }
-    names
 }
 
 struct Checker<'p> {
@@ -323,6 +287,7 @@ struct Checker<'p> {
     patterns: HashMap<Box<str>, Option<Arc<Expression>>>,
     /// Equal who-parts are kept once.
     who_parts: HashSet<Arc<WhoPart>>,
+    nearby: Nearby,
     problems: &'p mut Problems,
 }
 
@@ -333,9 +298,10 @@ impl Checker<'_> {
                 self.problem(
                     feature,
                     format!(
-                        "this node does not have the feature `{}`; it has: {}",
+                        "this node does not have the feature `{}`; it has: {}{}",
                         shown(&feature.value),
-                        FEATURES.join(", ")
+                        FEATURES.join(", "),
+                        suggestion(&feature.value, FEATURES.iter().copied())
                     ),
                 );
             }
@@ -393,7 +359,9 @@ impl Checker<'_> {
                     return members;
                 }
                 if !self.users.contains_key(&user.value) {
-                    self.problem(user, format!("there is no user `{}`", shown(&user.value)));
+                    let near = self.nearby.suggestion(&user.value, &self.users);
+                    let name = quoted(&user.value);
+                    self.problem(user, format!("there is no user {name}{near}"));
                 }
                 members
                     .entry(user.value.clone())
@@ -490,7 +458,7 @@ impl Checker<'_> {
         for text in texts {
             match Cidr::parse(&text.value) {
                 Ok(block) => blocks.push(block),
-                Err(message) => self.problem(text, message),
+                Err(message) => self.wrong(text, message),
             }
         }
         blocks.sort();
@@ -501,13 +469,13 @@ impl Checker<'_> {
     fn exact_client_id(&mut self, text: &Text, user: &str) -> Option<ClientIdBinding> {
         let value = text.value.replace("${username}", user);
         if value.contains("${") && !user.contains("${") {
-            self.problem(
+            self.wrong(
                 text,
                 "the only variable a `client_id` may use is `${username}`",
             );
         }
         if value.is_empty() || value.len() > MQTT_STRING_BYTES_MAX || value.contains('\0') {
-            self.problem(text, "not a client id that a client could send");
+            self.wrong(text, "not a client id that a client could send");
         }
         Some(ClientIdBinding::Exactly(value.into()))
     }
@@ -517,8 +485,16 @@ impl Checker<'_> {
             "3.1" => set.with(Version::V31),
             "3.1.1" => set.with(Version::V311),
             "5" | "5.0" => set.with(Version::V5),
-            _ => {
-                self.problem(text, "expected `3.1`, `3.1.1` or `5`");
+            other => {
+                let advice = match other {
+                    "4" | "3.11" => "; did you mean `3.1.1`?",
+                    _ => "",
+                };
+                let found = quoted(other);
+                self.problem(
+                    text,
+                    format!("expected `3.1`, `3.1.1` or `5`, not {found}{advice}"),
+                );
                 set
             }
         }
@@ -526,10 +502,9 @@ impl Checker<'_> {
 
     fn known_group(&mut self, group: &Text) {
         if !self.groups.contains_key(&group.value) {
-            self.problem(
-                group,
-                format!("there is no group `{}`", shown(&group.value)),
-            );
+            let near = self.nearby.suggestion(&group.value, &self.groups);
+            let name = quoted(&group.value);
+            self.problem(group, format!("there is no group {name}{near}"));
         }
     }
 
@@ -583,7 +558,7 @@ impl Checker<'_> {
                     .last()
                     .unwrap_or_default()
                     .trim_start_matches("error: ");
-                self.problem(text, format!("not a regular expression: {last_line}"));
+                self.wrong(text, format!("not a regular expression: {last_line}"));
             })
             .is_ok()
     }
@@ -603,7 +578,12 @@ impl Checker<'_> {
             Ok(_) | Err(_) => {
                 self.problem(
                     located,
-                    format!("`{key}` must be from {} to {}", range.start(), range.end()),
+                    format!(
+                        "`{key}` must be from {} to {}, not {}",
+                        range.start(),
+                        range.end(),
+                        located.value
+                    ),
                 );
                 default
             }
@@ -627,7 +607,11 @@ impl Checker<'_> {
             units::show_duration(*range.start()),
             units::show_duration(*range.end()),
         );
-        self.problem(located, format!("`{key}` must be from {start} to {end}"));
+        let found = units::show_duration(located.value);
+        self.problem(
+            located,
+            format!("`{key}` must be from {start} to {end}, not {found}"),
+        );
         default
     }
 
@@ -636,6 +620,12 @@ impl Checker<'_> {
             at,
             format!("{kind} `{}`: `{key}` is missing", shown(&name.value)),
         );
+    }
+
+    /// Repeats the value before what is wrong with it.
+    fn wrong(&mut self, text: &Text, message: impl std::fmt::Display) {
+        let value = quoted(&text.value);
+        self.problem(text, format!("{value}: {message}"));
     }
 
     fn problem<T>(&mut self, located: &Located<T>, message: impl Into<String>) {

@@ -11,6 +11,7 @@ use crate::problem::Position;
 use crate::rows::{
     DrainWills, LimitsRow, ListenerRow, Located, UpstreamAuth, UpstreamRow, Usernames,
 };
+use crate::wording::quoted;
 use crate::{Balance, Endpoint, Limits};
 
 /// Most endpoints of one upstream.
@@ -85,9 +86,12 @@ impl Checker<'_> {
             return nowhere;
         };
         address.value.parse().unwrap_or_else(|_| {
+            let found = quoted(&address.value);
             self.problem(
                 address,
-                "expected an IP address with a port, such as `0.0.0.0:1883` or `[::]:1883`",
+                format!(
+                    "expected an IP address with a port, such as `0.0.0.0:1883` or `[::]:1883`, not {found}"
+                ),
             );
             nowhere
         })
@@ -120,10 +124,9 @@ impl Checker<'_> {
             return Box::default();
         };
         if !self.upstreams.contains_key(&upstream.value) {
-            self.problem(
-                upstream,
-                format!("there is no upstream `{}`", shown(&upstream.value)),
-            );
+            let near = self.nearby.suggestion(&upstream.value, &self.upstreams);
+            let name = shown(&upstream.value);
+            self.problem(upstream, format!("there is no upstream `{name}`{near}"));
         }
         upstream.value.clone()
     }
@@ -269,10 +272,10 @@ impl Checker<'_> {
         for text in &row.endpoints {
             match endpoint(&text.value) {
                 Ok(endpoint) if endpoints.contains(&endpoint) => {
-                    self.problem(text, "the endpoint is there twice")
+                    self.wrong(text, "the endpoint is there twice")
                 }
                 Ok(endpoint) => endpoints.push(endpoint),
-                Err(message) => self.problem(text, message),
+                Err(message) => self.wrong(text, message),
             }
         }
         UpstreamModel {

@@ -34,10 +34,10 @@ impl Checker<'_> {
             }
             match TopicFilter::parse(&text.value) {
                 Ok(filter) if topics.contains(&filter) => {
-                    self.problem(text, "the filter is there twice")
+                    self.wrong(text, "the filter is there twice")
                 }
                 Ok(filter) => topics.push(filter),
-                Err(message) => self.problem(text, message),
+                Err(message) => self.wrong(text, message),
             }
         }
         let qos_max = match row.qos_max.as_ref().map(|located| located.value) {
@@ -102,7 +102,8 @@ impl Checker<'_> {
         if let Some(qos_max) = &row.qos_max
             && qos_max.value > 2
         {
-            self.problem(qos_max, "`qos_max` is 0, 1 or 2");
+            let message = format!("`qos_max` is 0, 1 or 2, not {}", qos_max.value);
+            self.problem(qos_max, message);
         }
         if let (Some(qos_over), true) = (
             &row.qos_over,
@@ -201,10 +202,9 @@ impl Checker<'_> {
         }
         for listener in row.listeners.iter().flatten() {
             if !self.listeners.contains_key(&listener.value) {
-                self.problem(
-                    listener,
-                    format!("there is no listener `{}`", shown(&listener.value)),
-                );
+                let near = self.nearby.suggestion(&listener.value, &self.listeners);
+                let name = shown(&listener.value);
+                self.problem(listener, format!("there is no listener `{name}`{near}"));
             }
         }
         let versions = row.versions.as_ref().map(|versions| {
