@@ -24,7 +24,7 @@ use crate::fleet::Fleet;
 use crate::readiness::Readiness;
 use crate::release::{self, Releases};
 use crate::store::{Sqlite, Store};
-use crate::{admin, clock, logging, metrics, server};
+use crate::{admin, certificate, clock, logging, metrics, server};
 
 /// How long calls under way have after the first signal.
 const STOP_WITHIN: Duration = Duration::from_secs(10);
@@ -161,7 +161,7 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
     let started_at = clock::unix_now();
     let metrics = metrics::install().context("metrics")?;
     tokio::spawn(metrics::upkeep(metrics.clone()));
-    let tls = args.tls().map(server::tls).transpose()?;
+    let tls = args.tls().map(certificate::open).transpose()?;
     let admin_socket = bind(args.admin, "--admin").await?;
     let socket = bind(args.listen, "--listen").await?;
     let connections_max = connections_by_descriptors(args.connections_max);
@@ -190,6 +190,7 @@ async fn start(args: &RunArgs) -> anyhow::Result<Running> {
         fleet.clone(),
         releases.in_force(),
         Arc::clone(&readiness),
+        tls.clone(),
         args.data_dir.clone(),
         started_at,
     );

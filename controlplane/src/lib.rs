@@ -14,6 +14,8 @@ pub mod api;
 pub mod auth;
 /// Start and end of the process.
 pub mod boot;
+/// The certificate of the gRPC server.
+pub mod certificate;
 /// The only caller of the operating system's clock.
 pub mod clock;
 /// The settings of the process.

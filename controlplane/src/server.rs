@@ -1,24 +1,22 @@
-//! The gRPC server: one listener for operators and nodes, its limits, its certificates, health and reflection.
+//! The gRPC server: one listener for operators and nodes, its limits, health and reflection.
 //!
 //! Puts services together and decides nothing about calls. Who may call is the gate's.
 
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tonic::transport::Server;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
 use crate::api::{CallsLayer, Methods, Underway};
 use crate::auth::Gate;
-use crate::config::TlsFiles;
+use crate::certificate::{Current, plain, secured};
 use crate::connections::{Bounded, Limits};
 use crate::readiness::Readiness;
 
@@ -29,56 +27,10 @@ const HEADERS_BYTES_MAX: u32 = 16 * 1024;
 /// A peer that does not answer for this long, twice over, is gone.
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(20);
 const KEEPALIVE_ANSWER: Duration = Duration::from_secs(10);
-/// A TLS handshake. The time until somebody proves who they are is longer, and holds for plaintext as well.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
+/// Until somebody proves who they are; a TLS handshake is part of it.
 const STRANGER_MAX: Duration = Duration::from_secs(30);
 /// Between two looks at what the health service says.
 const HEALTH_EVERY: Duration = Duration::from_secs(2);
-
-/// Reads and checks the certificates.
-pub fn tls(files: TlsFiles<'_>) -> anyhow::Result<ServerTlsConfig> {
-    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
-    let cert = pem("--tls-cert", files.cert, CERTIFICATE)?;
-    let key = pem("--tls-key", files.key, "PRIVATE KEY-----")?;
-    warn_of_readers(files.key);
-    let mut config = ServerTlsConfig::new()
-        .identity(Identity::from_pem(cert, key))
-        .timeout(HANDSHAKE_MAX);
-    if let Some(file) = files.client_ca {
-        let roots = pem("--tls-client-ca", file, CERTIFICATE)?;
-        config = config.client_ca_root(Certificate::from_pem(roots));
-    }
-    // The server makes it again from the same bytes; made here, its errors come before anything is opened.
-    Server::builder()
-        .tls_config(config.clone())
-        .with_context(|| {
-            let (cert, key) = (files.cert.display(), files.key.display());
-            format!("--tls-cert {cert} and --tls-key {key} cannot be used together")
-        })?;
-    Ok(config)
-}
-
-fn pem(flag: &str, file: &Path, mark: &str) -> anyhow::Result<Vec<u8>> {
-    let shown = file.display();
-    let bytes = std::fs::read(file).with_context(|| format!("{flag} {shown}"))?;
-    let has_mark = bytes
-        .windows(mark.len())
-        .any(|part| part == mark.as_bytes());
-    if !has_mark {
-        bail!("{flag} {shown}: no PEM with `{mark}` in it");
-    }
-    Ok(bytes)
-}
-
-fn warn_of_readers(key: &Path) {
-    let Ok(metadata) = std::fs::metadata(key) else {
-        return;
-    };
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o077 != 0 {
-        tracing::warn!(file = %key.display(), mode = format!("{mode:o}"), "the private key can be read by others; make it 0600");
-    }
-}
 
 /// What is served, and to whom.
 pub struct Served {
@@ -111,7 +63,7 @@ pub fn methods() -> anyhow::Result<Methods> {
 pub async fn serve(
     socket: TcpListener,
     connections_max: usize,
-    tls: Option<ServerTlsConfig>,
+    tls: Option<Current>,
     served: Served,
     mut stopping: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -144,14 +96,15 @@ pub async fn serve(
         stranger_max: STRANGER_MAX,
     };
     let accepted = Bounded::new(socket, limits, tls.is_some(), "grpc").into_channel();
-    let mut server = Server::builder()
+    let accepted = match tls {
+        Some(current) => secured(accepted, current),
+        None => plain(accepted),
+    };
+    let server = Server::builder()
         .max_concurrent_streams(STREAMS_MAX)
         .http2_max_header_list_size(HEADERS_BYTES_MAX)
         .http2_keepalive_interval(Some(KEEPALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEPALIVE_ANSWER));
-    if let Some(tls) = tls {
-        server = server.tls_config(tls).context("TLS")?;
-    }
     let stopped = {
         let mut stopping = stopping.clone();
         async move { drop(stopping.wait_for(|is_stopping| *is_stopping).await) }

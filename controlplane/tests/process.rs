@@ -351,3 +351,100 @@ fn bad_certificates_end_the_start() {
     }
     assert!(!Path::new(&data_dir).exists(), "nothing was made");
 }
+
+#[tokio::test]
+async fn a_certificate_is_taken_without_a_restart_and_a_broken_pair_is_not() {
+    use rcgen::date_time_ymd;
+    let folder = tempfile::tempdir().expect("a folder");
+    let made = |year| {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+        params.not_after = date_time_ymd(year, 1, 1);
+        let cert = params.self_signed(&key).expect("signed");
+        (cert.pem(), key.serialize_pem())
+    };
+    let (first, second, third) = (made(2900), made(2901), made(2902));
+    let cert = write(folder.path(), "cert.pem", &first.0);
+    let key = write(folder.path(), "key.pem", &first.1);
+    let data_dir = folder.path().join("data");
+    let server = Server::start(&data_dir, &["--tls-cert", &cert, "--tls-key", &key]);
+    let token = server.token();
+    let ask = async |root: &str| {
+        let roots = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(root));
+        let mut operations = OperationsClient::new(tls_channel(&server, roots));
+        let status = operations
+            .status(with(&token, wire::StatusRequest {}))
+            .await;
+        status.map(tonic::Response::into_inner)
+    };
+    let before = ask(&first.0).await.expect("the first");
+    assert_eq!(before.certificate_problem, "");
+    let ends = server.metric("sluice_control_certificate_expiration_timestamp_seconds");
+    let expected = before.certificate_expires_unix_ms.expect("it has one") as f64 / 1e3;
+    assert_eq!(ends, expected);
+    assert!((29e9..30e9).contains(&ends), "in the year 2900: {ends}");
+
+    // The certificate alone is another's: the old pair stays, and it is said.
+    write(folder.path(), "cert.pem", &second.0);
+    until(async || {
+        let status = ask(&first.0).await.expect("still the first");
+        status
+            .certificate_problem
+            .contains("cannot be used together")
+    })
+    .await;
+    let reloads = |result: &str| {
+        server.metric(&format!(
+            "sluice_control_certificate_reloads_total{{result=\"{result}\"}}"
+        ))
+    };
+    assert!(reloads("failed") >= 1.0 && reloads("done") == 0.0);
+    write(folder.path(), "key.pem", &second.1);
+    until(async || {
+        ask(&second.0)
+            .await
+            .is_ok_and(|status| status.certificate_problem.is_empty())
+    })
+    .await;
+    assert!(
+        ask(&first.0).await.is_err(),
+        "the old one is not shown any more"
+    );
+
+    // By another file under the same name, as secrets are mounted.
+    let next = |name: &str, text: &str| {
+        let beside = write(folder.path(), "next", text);
+        std::fs::rename(beside, folder.path().join(name)).expect("renamed");
+    };
+    next("key.pem", &third.1);
+    next("cert.pem", &third.0);
+    until(async || ask(&third.0).await.is_ok()).await;
+    let (_, log) = server.stop();
+    assert!(log.contains("the one before stays"), "{log}");
+    assert!(!log.contains("expires within"), "{log}");
+}
+
+#[test]
+fn a_certificate_near_its_end_is_warned_of_at_the_start() {
+    let (folder, key) = (
+        tempfile::tempdir().expect("a folder"),
+        KeyPair::generate().expect("a key"),
+    );
+    let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    params.not_before = rcgen::date_time_ymd(2000, 1, 1);
+    params.not_after = rcgen::date_time_ymd(2001, 1, 1);
+    let cert = params.self_signed(&key).expect("signed");
+    let cert = write(folder.path(), "cert.pem", &cert.pem());
+    let key = write(folder.path(), "key.pem", &key.serialize_pem());
+    let data_dir = folder.path().join("data");
+    let server = Server::start(&data_dir, &["--tls-cert", &cert, "--tls-key", &key]);
+    let (_, log) = server.stop();
+    assert!(log.contains("HAS EXPIRED"), "{log}");
+}
+
+/// Asks again and again, with no pause but what the answer takes.
+async fn until(mut holds: impl AsyncFnMut() -> bool) {
+    let asking = async { while !holds().await {} };
+    let in_time = tokio::time::timeout(PATIENCE, asking).await;
+    in_time.expect("in time");
+}

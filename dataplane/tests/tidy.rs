@@ -80,11 +80,13 @@ const CONTROL_FLOORS: Floors = &[
     ("auth", &["clock", "domain", "store"]),
     ("release", &["auth", "clock", "domain", "store"]),
     ("connections", &["auth"]),
+    ("certificate", &["auth", "clock", "config", "connections", "domain"]),
     ("fleet", &["auth", "clock", "domain", "release", "store"]),
     (
         "api",
         &[
             "auth",
+            "certificate",
             "clock",
             "domain",
             "fleet",
@@ -99,7 +101,7 @@ const CONTROL_FLOORS: Floors = &[
     ("metrics", &["domain", "fleet"]),
     (
         "server",
-        &["api", "auth", "config", "connections", "readiness"],
+        &["api", "auth", "certificate", "connections", "readiness"],
     ),
     (
         "boot",
@@ -107,6 +109,7 @@ const CONTROL_FLOORS: Floors = &[
             "admin",
             "api",
             "auth",
+            "certificate",
             "clock",
             "config",
             "connections",

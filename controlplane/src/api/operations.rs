@@ -14,6 +14,7 @@ use wire::operations_server::{Operations, OperationsServer};
 use super::access::role_to_wire;
 use super::status;
 use crate::auth::Gate;
+use crate::certificate::Current;
 use crate::domain::{AuditRecord, Role, UnixMillis};
 use crate::fleet::Fleet;
 use crate::readiness::Readiness;
@@ -43,6 +44,7 @@ pub struct OperationsApi {
     fleet: Fleet,
     in_force: InForce,
     readiness: Arc<Readiness>,
+    certificate: Option<Current>,
     data_dir: PathBuf,
     started_at: UnixMillis,
     backups: Arc<Semaphore>,
@@ -56,6 +58,7 @@ impl OperationsApi {
         fleet: Fleet,
         in_force: InForce,
         readiness: Arc<Readiness>,
+        certificate: Option<Current>,
         data_dir: PathBuf,
         started_at: UnixMillis,
     ) -> Self {
@@ -65,6 +68,7 @@ impl OperationsApi {
             fleet,
             in_force,
             readiness,
+            certificate,
             data_dir,
             started_at,
             backups: Arc::new(Semaphore::new(1)),
@@ -90,6 +94,13 @@ impl Operations for OperationsApi {
         let store_bytes = store.size_bytes().await.map_err(|error| status(&error))?;
         let counts = self.fleet.counts();
         let in_force = self.in_force.borrow().clone();
+        let certificate = self
+            .certificate
+            .as_ref()
+            .map(|current| current.borrow().clone());
+        let problem = certificate
+            .as_ref()
+            .and_then(|in_use| in_use.problem.as_deref());
         Ok(Response::new(wire::StatusResponse {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             store: store.id().0.to_vec(),
@@ -106,6 +117,8 @@ impl Operations for OperationsApi {
             is_tls: caller.is_tls,
             caller: caller.name,
             warnings: in_force.map_or_else(Vec::new, |in_force| in_force.warnings.to_vec()),
+            certificate_problem: problem.unwrap_or_default().to_owned(),
+            certificate_expires_unix_ms: certificate.map(|in_use| in_use.expires_at.0),
         }))
     }
 

@@ -3,6 +3,7 @@
 //! Stages go on after one that failed as far as that makes sense; what could not be asked is said to be skipped.
 
 mod audit;
+mod certificate;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -64,7 +65,7 @@ struct Stage {
 }
 
 /// The stages, in order.
-const STAGES: [&str; 14] = [
+const STAGES: [&str; 15] = [
     "address",
     "tcp",
     "tls",
@@ -73,6 +74,7 @@ const STAGES: [&str; 14] = [
     "role",
     "store",
     "audit",
+    "cert",
     "clock",
     "policy",
     "nodes",
@@ -358,6 +360,7 @@ async fn ask(connection: &Connection, report: &mut Report, out: &mut Out) {
     report
         .0
         .push(audit::of_server(connection, status.role(), out).await);
+    report.0.push(certificate::judged(&status, unix_now().0));
     report.0.push(clock);
     report.0.push(policy(&status));
     let mut client = connection.nodes();

@@ -1,12 +1,14 @@
 //! Plain types and the rules that hold for them wherever they come from. No I/O, no clock.
 
 mod audit;
+mod calendar;
 pub mod diff;
 mod generation;
 pub mod order;
 mod token;
 
 pub use audit::{AuditEntry, AuditRecord};
+pub use calendar::days_since_1970;
 pub use generation::{Generation, GenerationId, NewGeneration, State, StoreId};
 pub use token::{JoinToken, Name, NodeRecord, Role, Secret, SecretHash, Token, TokenId};
 

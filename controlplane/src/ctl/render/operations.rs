@@ -73,6 +73,8 @@ pub(crate) fn status_json(status: &StatusResponse) -> Value {
         "caller": status.caller,
         "role": access::role(status.role()),
         "is_tls": status.is_tls,
+        "certificate_expires_unix_ms": status.certificate_expires_unix_ms,
+        "certificate_problem": status.certificate_problem,
     })
 }
 
@@ -159,6 +161,7 @@ mod tests {
             role: Role::Admin.into(),
             is_tls: false,
             warnings: vec!["user `x` cannot log in".into()],
+            ..StatusResponse::default()
         };
         let expected = "\
 version   0.1.0

@@ -1,5 +1,7 @@
 //! Times as people and programs read them. UTC everywhere: operators of one fleet sit in many places.
 
+use crate::domain::days_since_1970;
+
 /// `2026-11-20 14:05:07Z`.
 pub(crate) fn utc(unix_ms: u64) -> String {
     let secs = unix_ms / 1000;
@@ -45,10 +47,8 @@ pub(crate) fn http_date(text: &str) -> Option<u64> {
         && minute < 60
         && second <= 60
         && next()? == "GMT";
-    is_good.then(|| {
-        let secs = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
-        secs * 1000
-    })
+    let days = days_since_1970(year, month, day).filter(|_| is_good)?;
+    Some((days * 86_400 + hour * 3600 + minute * 60 + second) * 1000)
 }
 
 /// Year, month and day of a day since 1970-01-01: the years are counted from March, so that leap days come last.
@@ -68,16 +68,6 @@ fn civil(days: u64) -> (u64, u64, u64) {
     };
     let year = year_of_era + era * 400 + u64::from(month <= 2);
     (year, month, day)
-}
-
-/// The inverse of [`civil`].
-fn days(year: u64, month: u64, day: u64) -> u64 {
-    let year = year - u64::from(month <= 2);
-    let (era, year_of_era) = (year / 400, year % 400);
-    let month_from_march = (month + 9) % 12;
-    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
-    let day_of_era = year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year;
-    era * 146_097 + day_of_era - 719_468
 }
 
 #[cfg(test)]
@@ -103,7 +93,7 @@ mod tests {
     fn every_day_of_four_centuries_is_its_own_inverse() {
         for day in 0..146_097 {
             let (year, month, date) = civil(day);
-            assert_eq!(days(year, month, date), day);
+            assert_eq!(days_since_1970(year, month, date), Some(day));
         }
     }
 
