@@ -148,6 +148,7 @@ fn start<R: Ring + 'static>(
                 ..ShardLimits::default()
             },
             decisions: None,
+            denials: None,
             seed: 7,
         };
         let shard = Shard::new(ring, parts).expect("a shard");

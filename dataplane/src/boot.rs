@@ -29,8 +29,8 @@ use crate::control::{Control, End, Parts, ShardExit, auth, fleet};
 use crate::logging::{self, LogControl};
 use crate::metrics::Counters;
 use crate::node::{
-    DecisionSampler, Inbox, NameKey, Post, ShardId, Table, TableConfig, ToControl, ToShard,
-    mailbox, strangers_share,
+    DecisionSampler, DenialRing, Inbox, NameKey, Post, ShardId, Table, TableConfig, ToControl,
+    ToShard, mailbox, strangers_share,
 };
 use crate::ring::{self, Decision, Engine, EngineChoice, RingConfig};
 use crate::shard::{Shard, ShardLimits, ShardParts};
@@ -135,6 +135,8 @@ async fn control_thread(
             limits: shard_limits(args, sessions_max),
             decisions: NonZeroU32::new(args.decision_log_sample)
                 .map(|every| DecisionSampler::new(every, names.clone())),
+            denials: (args.denials_max > 0)
+                .then(|| DenialRing::new(args.denials_max, names.clone())),
             policy: policy.clone(),
             inbox: to_shard,
             control: to_control,
@@ -173,8 +175,9 @@ async fn control_thread(
         let shards = u16::try_from(cpus.len()).unwrap_or(u16::MAX);
         tokio::spawn(member.run(shards, source, handle.clone()));
     }
+    let shows_denials = args.admin_denials;
     tokio::spawn(async move {
-        if let Err(error) = admin::serve(admin_socket, handle, log).await {
+        if let Err(error) = admin::serve(admin_socket, handle, log, shows_denials).await {
             tracing::error!(%error, "the admin server has ended");
         }
     });
@@ -188,6 +191,7 @@ struct ShardThread {
     engine: Engine,
     limits: ShardLimits,
     decisions: Option<DecisionSampler>,
+    denials: Option<DenialRing>,
     policy: PolicyHandle,
     inbox: Inbox<ToShard>,
     control: Post<ToControl>,
@@ -251,6 +255,7 @@ impl ShardThread {
             counters: self.counters,
             limits: self.limits,
             decisions: self.decisions,
+            denials: self.denials,
             seed: self.seed,
         };
         let shard = match Shard::new(ring, parts) {

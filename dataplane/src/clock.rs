@@ -31,6 +31,14 @@ pub fn monotonic() -> Time {
     Time(secs.saturating_mul(1_000_000_000).saturating_add(nanos))
 }
 
+/// Milliseconds since 1970, for people.
+pub fn unix_millis() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+    let secs = u64::try_from(now.tv_sec).unwrap_or(0);
+    let nanos = u64::try_from(now.tv_nsec).unwrap_or(0);
+    secs.saturating_mul(1000).saturating_add(nanos / 1_000_000)
+}
+
 /// Processor time this process has used.
 pub fn process_cpu() -> Duration {
     let used = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);

@@ -206,6 +206,22 @@ pub struct RunArgs {
         default_value = "0"
     )]
     pub decision_log_sample: u32,
+
+    /// Refusals that each shard keeps for an hour, for `sluicectl denials`: who was refused what and why, never a password.
+    /// 1,024 take at most 1 MiB. 0 is off.
+    #[arg(
+        long,
+        env = "SLUICE_DENIALS_MAX",
+        value_name = "N",
+        default_value = "1024",
+        value_parser = clap::value_parser!(u32).range(0..=65_536)
+    )]
+    pub denials_max: u32,
+
+    /// Show the refusals that are kept on the page `/denials` of the admin server as well. It has no password: whoever reaches
+    /// it can then read client ids, topics and addresses.
+    #[arg(long, env = "SLUICE_ADMIN_DENIALS")]
+    pub admin_denials: bool,
 }
 
 impl Settings for RunArgs {

@@ -124,6 +124,7 @@ pub fn notices(shard: u16, batch: &NoticeBatch) {
         );
     }
     faults(shard, batch);
+    others(shard, batch);
 }
 
 fn faults(shard: u16, batch: &NoticeBatch) {
@@ -135,7 +136,12 @@ fn faults(shard: u16, batch: &NoticeBatch) {
             clause = line.clause,
             client_id = &*line.client_id,
             upstream = &*line.upstream,
-            "the broker broke the protocol; the packet was mended or dropped and the session goes on"
+            "{}",
+            if line.has_ended {
+                "the broker broke the protocol; its session was ended"
+            } else {
+                "the broker broke the protocol; the packet was mended or dropped and the session goes on"
+            }
         );
     }
     if batch.faults_left_off > 0 {
@@ -144,6 +150,46 @@ fn faults(shard: u16, batch: &NoticeBatch) {
             shard,
             left_off = batch.faults_left_off,
             "brokers broke the protocol more often than is told here"
+        );
+    }
+}
+
+fn others(shard: u16, batch: &NoticeBatch) {
+    for line in &batch.others.lines {
+        tracing::warn!(
+            target: "sluice::session",
+            shard,
+            peer = %line.peer,
+            listener = &*line.listener,
+            protocol = line.protocol,
+            "a client was refused: its first bytes are not MQTT but those of another protocol"
+        );
+    }
+    if batch.others.left_off > 0 {
+        tracing::warn!(
+            target: "sluice::session",
+            shard,
+            left_off = batch.others.left_off,
+            "more clients do not speak MQTT than are told of here"
+        );
+    }
+    for line in &batch.too_large.lines {
+        tracing::warn!(
+            target: "sluice::session",
+            shard,
+            client_id = &*line.client_id,
+            listener = &*line.listener,
+            packet_bytes = line.packet_bytes,
+            packet_bytes_max = line.packet_bytes_max,
+            "a message for a client was dropped: it is longer than the client, or `packet_bytes_max` of the listener, allows"
+        );
+    }
+    if batch.too_large.left_off > 0 {
+        tracing::warn!(
+            target: "sluice::session",
+            shard,
+            left_off = batch.too_large.left_off,
+            "more messages were dropped because of their length than are told of here"
         );
     }
 }

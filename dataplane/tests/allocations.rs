@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::{Counter, Counters};
-use sluice_dataplane::node::{Directory, Located, ShardId, Table, TableConfig, ToShard, mailbox};
+use sluice_dataplane::node::{
+    DenialRing, Directory, Located, NameKey, ShardId, Table, TableConfig, ToShard, mailbox,
+};
 use sluice_dataplane::ring::{
     Event, Full, KeepAlive, Lease, ListenSlot, Piece, Ring, SocketId, Target, Wake,
 };
@@ -218,6 +220,7 @@ fn shard(counters: &Arc<Counters>) -> Shard<Feeder> {
         counters: Arc::clone(counters),
         limits: ShardLimits::default(),
         decisions: None,
+        denials: Some(DenialRing::new(64, NameKey::default())),
         seed: 1,
     };
     Shard::new(ring, parts).expect("a shard")

@@ -1170,3 +1170,53 @@ fn decisions_are_logged_when_sampled() {
     }
     assert!(!line.contains("hush"), "payloads are never logged");
 }
+
+/// Text of clients comes out safe to show; a password never does, and a name that is no user's only as a length.
+#[test]
+fn refusals_are_shown_where_a_flag_enables_the_page() {
+    let hidden = Running::start_ready(&open_policy(broker()), &[]);
+    let answer = hidden.get("/denials");
+    assert_eq!(answer.status, 404);
+    assert!(answer.body.contains("--admin-denials"), "{}", answer.body);
+
+    let running = Running::start_ready(&open_policy(broker()), &["--admin-denials"]);
+    let port = running.listener("devices");
+    let login = Some(("token-ey.J", "hush-hush"));
+    let mut device = Device::connect(port, "d\u{202e}\n1", login);
+    assert_eq!(device.connack(), 4);
+    let page = running.json("/denials");
+    let denials = page["denials"].as_array().expect("a list");
+    assert_eq!(denials.len(), 1, "{page}");
+    let line = &denials[0];
+    assert_eq!(line["reason"], "user_unknown");
+    assert_eq!(line["action"], "connect");
+    assert_eq!(line["listener"], "devices");
+    assert_eq!(line["client_id"], "d\\u{202e}\\u{a}1");
+    let user = line["user"].as_str().expect("a user");
+    assert!(user.starts_with("(not shown: 10 bytes, mark "), "{user}");
+    assert!(
+        line["peer"]
+            .as_str()
+            .expect("a peer")
+            .starts_with("127.0.0.1:")
+    );
+    for secret in ["token-ey.J", "hush"] {
+        assert!(!page.to_string().contains(secret), "{page}");
+    }
+    let next = page["next"].as_str().expect("a cursor");
+    let found = |query: &str| {
+        let page = running.json(&format!("/denials?{query}"));
+        page["denials"].as_array().expect("a list").len()
+    };
+    assert_eq!(found(&format!("after={next}")), 0, "nothing new");
+    assert_eq!(found("username=token-ey.J"), 1, "found by one who knows it");
+    assert_eq!(
+        (found("reason=credentials"), found("reason=limits")),
+        (1, 0)
+    );
+    assert_eq!(
+        (found("address=127.0.0.1"), found("address=127.0.0.2")),
+        (1, 0)
+    );
+    assert_eq!(running.get("/denials?after=x").status, 400);
+}

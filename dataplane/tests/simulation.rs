@@ -16,6 +16,8 @@ mod chance;
 mod chaos;
 #[path = "simulation/deadlines.rs"]
 mod deadlines;
+#[path = "simulation/denials.rs"]
+mod denials;
 #[path = "simulation/device.rs"]
 mod device;
 #[path = "simulation/lag.rs"]

@@ -20,6 +20,7 @@ use crate::node::SessionFilter;
 
 use socket::{Bounded, Limits};
 
+mod denials;
 /// Names, values and help of what is exported.
 pub mod exposition;
 mod socket;
@@ -35,6 +36,7 @@ const SESSIONS_PAGE: u32 = 100;
 struct Admin {
     control: ControlHandle,
     log: LogControl,
+    shows_denials: bool,
 }
 
 /// Opens the admin server's socket and says where it is.
@@ -57,17 +59,23 @@ pub async fn serve(
     socket: TcpListener,
     control: ControlHandle,
     log: LogControl,
+    shows_denials: bool,
 ) -> std::io::Result<()> {
     let is_loopback = socket.local_addr()?.ip().is_loopback();
     let socket = tokio::net::TcpListener::from_std(socket)?;
     let bounded = Bounded::new(socket, Limits::default());
-    let router = router(control, log).layer(from_fn(move |request, next| {
+    let admin = Admin {
+        control,
+        log,
+        shows_denials,
+    };
+    let router = router(admin).layer(from_fn(move |request, next| {
         no_web_pages(is_loopback, request, next)
     }));
     axum::serve(bounded, router).await
 }
 
-fn router(control: ControlHandle, log: LogControl) -> Router {
+fn router(admin: Admin) -> Router {
     Router::new()
         .route("/", get(index))
         .route("/livez", get(livez))
@@ -79,9 +87,10 @@ fn router(control: ControlHandle, log: LogControl) -> Router {
         .route("/upstreams", get(upstreams))
         .route("/shards", get(shards))
         .route("/sessions", get(sessions))
+        .route("/denials", get(denials::denials))
         .route("/log", get(log_level).put(set_log_level))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
-        .with_state(Admin { control, log })
+        .with_state(admin)
 }
 
 /// A web page in a browser of this machine is no operator. Browsers tell the page's origin with every change; a page
@@ -137,6 +146,7 @@ async fn index() -> &'static str {
      GET /upstreams  endpoints, their health and breakers\n\
      GET /shards     what each shard holds\n\
      GET /sessions   open sessions (?limit=N&after=CURSOR&client_id=ID&username=NAME)\n\
+     GET /denials    recent refusals, with --admin-denials (?limit=N&after=CURSOR&client_id=ID&username=NAME&address=IP&reason=R)\n\
      GET /log        the log filter; PUT a new one, for example: debug\n"
 }
 

@@ -83,6 +83,11 @@ impl Control {
                 sessions,
                 next,
             } => self.listed(shard, request, sessions, next),
+            ToControl::Denials {
+                shard,
+                request,
+                list,
+            } => self.denials_listed(shard, request, list),
             ToControl::Reported {
                 shard,
                 request,

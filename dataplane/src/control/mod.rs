@@ -16,8 +16,8 @@ use zeroize::Zeroizing;
 use crate::clock::{self, Time};
 use crate::metrics::Counters;
 use crate::node::{
-    AfterDrain, Directory, DrainOutcome, Inbox, KickWho, SessionFilter, SessionInfo, SessionRef,
-    ShardGauges, ShardId, Table, ToControl, ToShard,
+    AfterDrain, DenialFilter, Directory, DrainOutcome, Inbox, KickWho, SessionFilter, SessionInfo,
+    SessionRef, ShardGauges, ShardId, Table, ToControl, ToShard,
 };
 use crate::ring::Wake;
 
@@ -28,6 +28,7 @@ pub mod auth;
 /// From a document to a snapshot, off this thread.
 pub mod compile;
 mod crowding;
+mod denials;
 /// What operators see of endpoints.
 pub mod endpoints;
 mod events;
@@ -55,6 +56,7 @@ pub mod vitals;
 
 use apply::Apply;
 use compile::{Compiled, Offer, Outcome, Refusal, Work};
+pub use denials::{DenialCursor, DenialPage, LINES_MAX as DENIALS_MAX};
 use events::answer_password;
 use health::Health;
 use link::Link;
@@ -103,6 +105,12 @@ enum Command {
         limit: u32,
         filter: SessionFilter,
         reply: oneshot::Sender<SessionPage>,
+    },
+    Denials {
+        after: Option<DenialCursor>,
+        limit: u32,
+        filter: DenialFilter,
+        reply: oneshot::Sender<DenialPage>,
     },
     Kick {
         who: KickWho,
@@ -256,6 +264,7 @@ pub struct Control {
     waiting_for_reports: Vec<(u64, Time, oneshot::Sender<Observed>)>,
     waiting_for_lists: Vec<Listing>,
     waiting_for_kicks: Vec<Kicking>,
+    waiting_for_denials: Vec<denials::Asking>,
     acknowledged: watch::Sender<Vec<Option<u64>>>,
     ticks: u64,
     /// Until the process ends.
@@ -336,6 +345,24 @@ impl ControlHandle {
         let (reply, answer) = oneshot::channel();
         self.ask(Command::Sessions {
             at,
+            limit,
+            filter,
+            reply,
+        })
+        .await?;
+        answer.await.map_err(|_| NoAnswer)
+    }
+
+    /// Recent refusals: the newest, or what came behind `after`; at most [`DENIALS_MAX`].
+    pub async fn denials(
+        &self,
+        after: Option<DenialCursor>,
+        limit: u32,
+        filter: DenialFilter,
+    ) -> Result<DenialPage, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Denials {
+            after,
             limit,
             filter,
             reply,
@@ -435,6 +462,7 @@ impl Control {
             waiting_for_reports: Vec::new(),
             waiting_for_lists: Vec::new(),
             waiting_for_kicks: Vec::new(),
+            waiting_for_denials: Vec::new(),
             acknowledged: acknowledged_in,
             ticks: 0,
             drain: None,

@@ -93,6 +93,12 @@ impl Control {
                 page: SessionPage::default(),
                 reply,
             }),
+            Command::Denials {
+                after,
+                limit,
+                filter,
+                reply,
+            } => self.ask_for_denials(after, limit, &filter, reply),
             Command::Kick { who, reply } => self.kick(&who, reply),
             Command::Drain { within, reply } => self.rest(within, reply),
             Command::ServeAgain { reply } => {
@@ -376,6 +382,7 @@ impl Control {
         let now = clock::monotonic();
         self.answer_late_lists(now);
         self.answer_late_kicks(now);
+        self.answer_late_denials(now);
         self.answer_late_drain(now);
         let answered = self.shards.iter().map(|shard| shard.answered_report).min();
         let answered = answered.unwrap_or(u64::MAX);

@@ -110,7 +110,7 @@ impl DecisionSampler {
             listener: shortened(listener.map_or("", |row| &row.name)),
             act: record.wanted.act,
             client_id: shortened(record.client_id),
-            user: self.names.shown(snapshot, record.user).map(shortened),
+            user: self.names.shown(Some(snapshot), record.user).map(shortened),
             topic: shortened(record.wanted.topic),
             qos: record.wanted.qos,
             retain: record.wanted.retain,

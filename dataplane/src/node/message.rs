@@ -13,6 +13,7 @@ use hdrhistogram::Histogram;
 use sluice_policy::{Generation, ListenerId};
 
 use super::decisions::DecisionBatch;
+use super::denials::{DenialList, DenialQuery};
 use super::directory::Directory;
 use super::notices::NoticeBatch;
 use crate::session::{AuthOutcome, Credentials};
@@ -72,6 +73,13 @@ pub enum ToShard {
         limit: u32,
         /// Which.
         filter: SessionFilter,
+    },
+    /// List recent refusals; answered with [`ToControl::Denials`].
+    ListDenials {
+        /// Comes back in the answer.
+        request: u64,
+        /// Which.
+        query: Box<DenialQuery>,
     },
     /// Accept nothing more, end every session spread over `within`; answered with [`ToControl::Drained`].
     Drain {
@@ -139,6 +147,15 @@ pub enum ToControl {
         sessions: Vec<SessionInfo>,
         /// Where to go on; `None` at the end.
         next: Option<u32>,
+    },
+    /// Answer to [`ToShard::ListDenials`]. When the queue is full: sent again in a later turn.
+    Denials {
+        /// Who.
+        shard: ShardId,
+        /// From the question.
+        request: u64,
+        /// What was asked for; `None` when the shard keeps none.
+        list: Option<Box<DenialList>>,
     },
     /// Answer to [`ToShard::Report`]. When the queue is full: sent again in a later turn.
     Reported {

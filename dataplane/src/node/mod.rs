@@ -9,6 +9,8 @@
 pub mod addresses;
 /// The sampled decision log on its way to the control thread.
 pub mod decisions;
+/// Recent refusals.
+pub mod denials;
 /// Where the endpoints of each upstream are, and which cell of the table counts for them.
 pub mod directory;
 /// What is known of each upstream endpoint: open connections, breaker, health, what it failed at.
@@ -28,6 +30,7 @@ pub mod turned_away;
 
 pub use addresses::Address;
 pub use decisions::{DecisionBatch, DecisionLine, DecisionSampler};
+pub use denials::{DenialFilter, DenialLine, DenialList, DenialQuery, DenialRing};
 pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
 pub use endpoints::{Breaker, Dialling, Doubter, EndpointState, Fault, Proof};
 pub use mailbox::{Inbox, Post, Undelivered, mailbox};

@@ -32,11 +32,15 @@ pub enum ShownUser<T> {
 
 impl NameKey {
     /// What of a user may be shown.
-    pub fn shown<'a>(&self, snapshot: &Snapshot, user: User<'a>) -> ShownUser<&'a str> {
+    pub fn shown<'a>(&self, snapshot: Option<&Snapshot>, user: User<'a>) -> ShownUser<&'a str> {
         match user {
             User::Nobody => ShownUser::Nobody,
             User::Verified(name) => ShownUser::Verified(name),
-            User::Claimed(name) if snapshot.user(name).is_some() => ShownUser::Claimed(name),
+            User::Claimed(name)
+                if snapshot.is_some_and(|snapshot| snapshot.user(name).is_some()) =>
+            {
+                ShownUser::Claimed(name)
+            }
             User::Claimed(name) => ShownUser::Hidden {
                 bytes: u32::try_from(name.len()).unwrap_or(u32::MAX),
                 mark: self.mark(name),
@@ -91,7 +95,7 @@ users: [{name: alice, networks: [127.0.0.1/32]}, {name: bob, networks: [127.0.0.
         let snapshot = sluice_policy::compile(document, "test", Generation(1), None)
             .unwrap_or_else(|errors| panic!("{errors}"));
         let key = NameKey::default();
-        let shown = |user| key.shown(&snapshot, user);
+        let shown = |user| key.shown(Some(&snapshot), user);
         assert_eq!(shown(User::Nobody), ShownUser::Nobody);
         assert_eq!(shown(User::Verified("gone")), ShownUser::Verified("gone"));
         assert_eq!(shown(User::Claimed("alice")), ShownUser::Claimed("alice"));
@@ -101,7 +105,7 @@ users: [{name: alice, networks: [127.0.0.1/32]}, {name: bob, networks: [127.0.0.
                 matches!(hidden, ShownUser::Hidden { bytes, mark } if bytes as usize == secret.len() && mark == key.mark(secret)),
                 "{hidden:?}"
             );
-            let other = NameKey::default().shown(&snapshot, User::Claimed(secret));
+            let other = NameKey::default().shown(Some(&snapshot), User::Claimed(secret));
             assert_ne!(hidden, other, "another process makes another mark");
         }
     }

@@ -1,11 +1,11 @@
 //! What a shard tells the log about single sessions, on its way to the control thread, which writes it: how each session
 //! ended, when somebody wants to know, which kept MQTT sessions were sent to another endpoint than their own, which rules
-//! brokers broke while their sessions went on, and how many connections were turned away.
+//! brokers broke, which clients do not speak MQTT, which deliveries were too long, and how many connections were turned away.
 //!
 //! Travels as sampled decisions do: a small batch at the end of a turn, bounded in lines and in bytes; what does not fit
 //! is counted. Names, addresses and causes only: no payload, no secret.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use super::addresses::Address;
@@ -23,7 +23,9 @@ pub const ENDED_MAX: usize = 128;
 pub const FAILOVERS_MAX: usize = 8;
 /// Faults of brokers told in [`WINDOW`]; more are counted only, for the same reason.
 pub const FAULTS_MAX: usize = 8;
-/// The time that [`FAILOVERS_MAX`] and [`FAULTS_MAX`] are for.
+/// Lines of each other kind told in [`WINDOW`], for the same reason.
+pub const FEW_MAX: usize = 8;
+/// The time that [`FAILOVERS_MAX`], [`FAULTS_MAX`] and [`FEW_MAX`] are for.
 pub const WINDOW: Duration = Duration::from_secs(1);
 /// Connections turned away are told of at most this often, unless something else is told anyway.
 pub const TURNED_AWAY_WINDOW: Duration = Duration::from_secs(1);
@@ -56,7 +58,31 @@ pub struct FailoverLine {
     pub endpoint: Box<str>,
 }
 
-/// A rule that a broker broke while the session went on.
+/// A client that speaks something else than MQTT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OtherProtocolLine {
+    /// From where.
+    pub peer: SocketAddr,
+    /// Where it came in.
+    pub listener: Box<str>,
+    /// What it speaks: the name of the reason of its refusal.
+    pub protocol: &'static str,
+}
+
+/// A message that was dropped because it is longer than its client is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TooLargeLine {
+    /// Whose; empty when not known.
+    pub client_id: Box<str>,
+    /// Where the client came in.
+    pub listener: Box<str>,
+    /// Length of the packet.
+    pub packet_bytes: u32,
+    /// What the client, or the listener's `packet_bytes_max`, allows.
+    pub packet_bytes_max: u32,
+}
+
+/// A rule that a broker broke.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FaultLine {
     /// Whose session; empty when not known.
@@ -67,6 +93,8 @@ pub struct FaultLine {
     pub violation: Violation,
     /// Its clause in the session's version.
     pub clause: &'static str,
+    /// True exactly when the session could not go on.
+    pub has_ended: bool,
 }
 
 /// What a shard posts.
@@ -84,8 +112,46 @@ pub struct NoticeBatch {
     pub faults: Vec<FaultLine>,
     /// Faults beyond the rate, or that found no room.
     pub faults_left_off: u32,
+    /// In order.
+    pub others: Few<OtherProtocolLine>,
+    /// In order.
+    pub too_large: Few<TooLargeLine>,
     /// Connections that were closed at accept, or gave way to another.
     pub turned_away: TurnedAway,
+}
+
+/// Lines of one kind, at most [`FEW_MAX`] in a [`WINDOW`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Few<T> {
+    /// In order.
+    pub lines: Vec<T>,
+    /// Those beyond the rate, or that found no room.
+    pub left_off: u32,
+}
+
+impl<T> Default for Few<T> {
+    fn default() -> Self {
+        Self {
+            lines: Vec::new(),
+            left_off: 0,
+        }
+    }
+}
+
+impl<T> Few<T> {
+    fn add(&mut self, now: Time, rate: &mut Rate, line: impl FnOnce() -> T) {
+        if rate.admits(now, FEW_MAX) {
+            self.lines.push(line());
+        } else {
+            self.left_off = self.left_off.saturating_add(1);
+        }
+    }
+
+    fn lose(&mut self, other: &Self) {
+        let lines = u32::try_from(other.lines.len()).unwrap_or(u32::MAX);
+        let lost = other.left_off.saturating_add(lines);
+        self.left_off = self.left_off.saturating_add(lost);
+    }
 }
 
 /// How many lines of one kind were told since when.
@@ -117,6 +183,8 @@ pub struct Notices {
     batch: NoticeBatch,
     failover_rate: Rate,
     fault_rate: Rate,
+    other_rate: Rate,
+    too_large_rate: Rate,
     told_turned_away: Option<Time>,
 }
 
@@ -162,13 +230,47 @@ impl Notices {
         self.batch.turned_away.note(reason, address);
     }
 
-    /// A broker broke a rule and the session went on.
+    /// A client speaks something else than MQTT.
+    pub fn other_protocol(
+        &mut self,
+        now: Time,
+        peer: SocketAddr,
+        listener: &str,
+        protocol: &'static str,
+    ) {
+        let rate = &mut self.other_rate;
+        self.batch.others.add(now, rate, || OtherProtocolLine {
+            peer,
+            listener: shortened(listener),
+            protocol,
+        });
+    }
+
+    /// A delivery was dropped because of its length.
+    pub fn too_large(
+        &mut self,
+        now: Time,
+        client_id: &str,
+        listener: &str,
+        (packet_bytes, packet_bytes_max): (u32, u32),
+    ) {
+        let rate = &mut self.too_large_rate;
+        self.batch.too_large.add(now, rate, || TooLargeLine {
+            client_id: shortened(client_id),
+            listener: shortened(listener),
+            packet_bytes,
+            packet_bytes_max,
+        });
+    }
+
+    /// A broker broke a rule.
     pub fn fault(
         &mut self,
         now: Time,
         client_id: &str,
         upstream: &str,
         (violation, clause): (Violation, &'static str),
+        has_ended: bool,
     ) {
         if !self.fault_rate.admits(now, FAULTS_MAX) {
             self.batch.faults_left_off = self.batch.faults_left_off.saturating_add(1);
@@ -179,6 +281,7 @@ impl Notices {
             upstream: shortened(upstream),
             violation,
             clause,
+            has_ended,
         });
     }
 
@@ -187,7 +290,9 @@ impl Notices {
     pub fn take(&mut self, now: Time) -> Option<NoticeBatch> {
         let has_lines = !self.batch.ended.is_empty()
             || !self.batch.failovers.is_empty()
-            || !self.batch.faults.is_empty();
+            || !self.batch.faults.is_empty()
+            || !self.batch.others.lines.is_empty()
+            || !self.batch.too_large.lines.is_empty();
         let is_over = |told: Time| now.since(told) >= TURNED_AWAY_WINDOW;
         let has_counts =
             !self.batch.turned_away.is_empty() && self.told_turned_away.is_none_or(is_over);
@@ -211,6 +316,8 @@ impl Notices {
         self.batch.faults_left_off = self.batch.faults_left_off.saturating_add(faults);
         self.batch.ended_left_off = self.batch.ended_left_off.saturating_add(ended);
         self.batch.failovers_left_off = self.batch.failovers_left_off.saturating_add(failovers);
+        self.batch.others.lose(&batch.others);
+        self.batch.too_large.lose(&batch.too_large);
         self.batch.turned_away.merge(&batch.turned_away);
     }
 }
@@ -297,7 +404,7 @@ mod tests {
         let mut notices = Notices::default();
         let what = (Violation::PubackCodeUndefined, "MQTT-3.4.2-1");
         for turn in 0..100 {
-            notices.fault(Time(turn), "c", "brokers", what);
+            notices.fault(Time(turn), "c", "brokers", what, false);
         }
         let batch = notices.take(NOW).expect("lines");
         assert_eq!(batch.faults.len(), FAULTS_MAX);
@@ -307,5 +414,25 @@ mod tests {
         let next = notices.take(NOW).expect("a line");
         assert_eq!((next.failovers.len(), next.faults.len()), (1, 0));
         assert_eq!(next.faults_left_off, 100);
+    }
+
+    #[test]
+    fn other_protocols_and_long_deliveries_are_bounded_by_time_each_apart() {
+        let mut notices = Notices::default();
+        let peer = SocketAddr::new(PEER, 4711);
+        for turn in 0..100 {
+            notices.other_protocol(Time(turn), peer, "devices", "tls");
+        }
+        notices.too_large(Time(100), "c", "devices", (65, 64));
+        let batch = notices.take(NOW).expect("lines");
+        assert_eq!(
+            (batch.others.lines.len(), batch.too_large.lines.len()),
+            (FEW_MAX, 1)
+        );
+        assert_eq!(batch.others.left_off as usize, 100 - FEW_MAX);
+        notices.undelivered(&batch);
+        notices.too_large(Time(101), "c", "devices", (65, 64));
+        let next = notices.take(NOW).expect("a line");
+        assert_eq!((next.others.left_off, next.too_large.left_off), (100, 1));
     }
 }

@@ -524,9 +524,9 @@ impl Session {
         self.listener
     }
 
-    /// The address it came from.
-    pub fn peer(&self) -> IpAddr {
-        self.peer
+    /// Where it came from.
+    pub fn peer(&self) -> SocketAddr {
+        SocketAddr::new(self.peer, self.peer_port)
     }
 
     /// The protocol version, once CONNECT has come.

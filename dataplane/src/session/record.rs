@@ -496,7 +496,7 @@ impl Session {
     /// The record of an answer to this session.
     fn record<'a>(&'a self, wanted: Wanted<'a>, refused: Option<Reason>) -> DecisionRecord<'a> {
         DecisionRecord {
-            peer: SocketAddr::new(self.peer, self.peer_port),
+            peer: self.peer(),
             listener: self.listener,
             version: self.version(),
             client_id: self.identity.client_id(),
@@ -571,11 +571,7 @@ impl Session {
             Refusal::Version => Reason::Version,
             Refusal::NotAuthorized => Reason::of_denial(Denial::NotAuthorized, refused.rule),
             Refusal::ListenerGone => Reason::ListenerGone,
-            Refusal::Credentials => match self.identity.username() {
-                None => Reason::UserMissing,
-                Some(name) if context.snapshot.user(name).is_none() => Reason::UserUnknown,
-                Some(_) => Reason::UserAddress,
-            },
+            Refusal::Credentials => self.credentials_fault(context),
         };
         if refused.shadow.is_some() {
             context.counters.add(Counter::ShadowConnect, 1);
@@ -590,6 +586,19 @@ impl Session {
                 ..record
             },
         );
+    }
+
+    /// Why a session is refused that named no user, or one who was proven once.
+    fn credentials_fault(&self, context: &Context<'_>) -> Reason {
+        let Some(name) = self.identity.username() else {
+            return Reason::UserMissing;
+        };
+        match context.snapshot.user(name) {
+            None => Reason::UserUnknown,
+            Some(user) if !user.may_come_from(self.peer) => Reason::UserAddress,
+            // The address proved who it is, and that is not enough any more.
+            Some(_) => Reason::PasswordMissing,
+        }
     }
 
     /// Records a refusal by something other than the rules.

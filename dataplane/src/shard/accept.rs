@@ -31,7 +31,11 @@ impl<R: Ring> Core<R> {
         let listener = ListenerId(listener.0);
         match self.admit(turn, listener, peer) {
             Ok(permit) => self.open(turn, listener, socket, peer, permit),
-            Err(reason) => self.turn_away(socket, peer, reason),
+            Err(reason) => {
+                let from = (listener, peer);
+                self.note_turned_away(turn.now, Some(turn.snapshot), from, reason);
+                self.turn_away(socket, peer, reason);
+            }
         }
     }
 
@@ -121,9 +125,16 @@ impl<R: Ring> Core<R> {
 
     /// What may come while there is no policy: nobody is let in.
     pub(super) fn refuse_event(&mut self, event: &Event) {
-        if let Event::Accepted { socket, peer, .. } = event {
+        if let Event::Accepted {
+            listener,
+            socket,
+            peer,
+        } = event
+        {
             self.counters.add(Counter::ConnectionsAccepted, 1);
-            self.turn_away(*socket, *peer, Counter::RefusedNoPolicy);
+            let (now, reason) = (self.ring.now(), Counter::RefusedNoPolicy);
+            self.note_turned_away(now, None, (ListenerId(listener.0), *peer), reason);
+            self.turn_away(*socket, *peer, reason);
         }
     }
 }

@@ -11,7 +11,7 @@ use sluice_wire::mqtt::Violation;
 use crate::clock::Time;
 use crate::metrics::Counter;
 use crate::ring::Ring;
-use crate::session::{Cause, Session, Side};
+use crate::session::{Cause, Reason, Session, Side};
 
 use super::connect::around;
 use super::leg::{Chain, Closing, Leg, Reading};
@@ -54,6 +54,9 @@ impl<R: Ring> Core<R> {
 
     /// Tells the log why a session ended, if anybody wants to know.
     pub(super) fn note_ended(&mut self, turn: Turn<'_>, slot: u32, cause: Cause) {
+        if let Cause::UpstreamViolation(violation) = cause {
+            self.note_fault(turn, slot, violation, true);
+        }
         if !self.table.logs_ended() {
             return;
         }
@@ -77,7 +80,13 @@ impl<R: Ring> Core<R> {
     }
 
     /// Tells the log of a rule that the broker broke.
-    pub(super) fn note_fault(&mut self, turn: Turn<'_>, slot: u32, violation: Violation) {
+    pub(super) fn note_fault(
+        &mut self,
+        turn: Turn<'_>,
+        slot: u32,
+        violation: Violation,
+        has_ended: bool,
+    ) {
         let Some(session) = self.slots.get(slot).and_then(|open| open.session.as_ref()) else {
             return;
         };
@@ -88,7 +97,30 @@ impl<R: Ring> Core<R> {
             session.client_id().unwrap_or_default(),
             upstream.map_or("", |upstream| &upstream.name),
             (violation, clause(session, violation)),
+            has_ended,
         );
+    }
+
+    /// Tells the log of a client that does not speak MQTT.
+    pub(super) fn note_other_protocol(&mut self, turn: Turn<'_>, slot: u32, protocol: Reason) {
+        let Some(session) = self.slots.get(slot).and_then(|open| open.session.as_ref()) else {
+            return;
+        };
+        let listener = turn.snapshot.listener(session.listener());
+        let name = listener.map_or("", |row| &row.name);
+        self.notices
+            .other_protocol(turn.now, session.peer(), name, protocol.name());
+    }
+
+    /// Tells the log of a message that its client was not sent, because of its length and this limit.
+    pub(super) fn note_too_large(&mut self, turn: Turn<'_>, slot: u32, bytes: (u32, u32)) {
+        let Some(session) = self.slots.get(slot).and_then(|open| open.session.as_ref()) else {
+            return;
+        };
+        let listener = turn.snapshot.listener(session.listener());
+        let name = listener.map_or("", |row| &row.name);
+        let client_id = session.client_id().unwrap_or_default();
+        self.notices.too_large(turn.now, client_id, name, bytes);
     }
 
     /// Ends waiting for a dial, a CONNACK or a password.

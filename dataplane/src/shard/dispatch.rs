@@ -197,8 +197,12 @@ impl<R: Ring> Core<R> {
                 }
                 Output::PauseReading(side) => self.want_reading(slot, side, false),
                 Output::ResumeReading(side) => self.want_reading(slot, side, true),
-                Output::Fault(violation) => self.note_fault(turn, slot, violation),
-                Output::OtherProtocol(_) | Output::DeliveryTooLarge { .. } => {}
+                Output::Fault(violation) => self.note_fault(turn, slot, violation, false),
+                Output::OtherProtocol(protocol) => self.note_other_protocol(turn, slot, protocol),
+                Output::DeliveryTooLarge {
+                    packet_bytes,
+                    packet_bytes_max,
+                } => self.note_too_large(turn, slot, (packet_bytes, packet_bytes_max)),
                 Output::Later => self.work_left(slot),
                 Output::Close(cause) => {
                     self.note_ended(turn, slot, cause);

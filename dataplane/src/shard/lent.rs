@@ -1,4 +1,5 @@
-//! What a session is lent during a call: outputs to write to, counters, a generator, the decision log.
+//! What a session is lent during a call: outputs to write to, counters, a generator, the decision log, the refusals that are
+//! kept.
 //!
 //! Kept apart from the rest of the shard so that a session, its slot and the ring can be borrowed beside it.
 
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use sluice_policy::Effort;
 
 use crate::metrics::Counters;
-use crate::node::{DecisionBatch, DecisionSampler};
+use crate::node::{DecisionBatch, DecisionSampler, DenialRing};
 use crate::session::{Context, DecisionRecord, Outputs};
 
 use super::Turn;
@@ -20,6 +21,7 @@ pub(super) struct Lent {
     pub(super) random: Random,
     counters: Arc<Counters>,
     decisions: Option<DecisionSampler>,
+    pub(super) denials: Option<DenialRing>,
 }
 
 impl Lent {
@@ -27,6 +29,7 @@ impl Lent {
         counters: Arc<Counters>,
         random: Random,
         decisions: Option<DecisionSampler>,
+        denials: Option<DenialRing>,
     ) -> Self {
         Self {
             outputs: Outputs::default(),
@@ -34,6 +37,7 @@ impl Lent {
             random,
             counters,
             decisions,
+            denials,
         }
     }
 
@@ -49,6 +53,9 @@ impl Lent {
             .decisions
             .as_mut()
             .map(|sampler| move |record: &DecisionRecord<'_>| sampler.note(turn.snapshot, record));
+        let mut deny = self.denials.as_mut().map(|ring| {
+            move |record: &DecisionRecord<'_>| ring.note(turn.now, Some(turn.snapshot), record)
+        });
         call(&mut Context {
             now: turn.now,
             snapshot: turn.snapshot,
@@ -59,7 +66,9 @@ impl Lent {
             decisions: note
                 .as_mut()
                 .map(|note| note as &mut dyn FnMut(&DecisionRecord<'_>)),
-            denials: None,
+            denials: deny
+                .as_mut()
+                .map(|deny| deny as &mut dyn FnMut(&DecisionRecord<'_>)),
         })
     }
 

@@ -125,6 +125,7 @@ impl<R: Ring> Core<R> {
             } => self.list(request, from, limit, &filter),
             ToShard::Drain { within, then } => self.begin_drain(within, then),
             ToShard::ServeAgain => self.end_drain(),
+            ToShard::ListDenials { request, query } => self.list_denials(request, &query),
             ToShard::Report { request } => self.report(request),
         }
     }
@@ -223,14 +224,17 @@ impl<R: Ring> Core<R> {
     }
 
     fn report(&mut self, request: u64) {
+        let now = self.ring.now();
+        if let Some(denials) = self.lent.denials.as_mut() {
+            denials.expire(now);
+        }
         let gauges = ShardGauges {
             sessions: self.slots.open(),
             sessions_max: self.limits.sessions_max,
             connected: self.connected,
             backlog_bytes: self.budget.bytes(),
             authenticating: self.authenticating,
-            loop_lag_micros: u64::try_from(self.lag.at(self.ring.now()).as_micros())
-                .unwrap_or(u64::MAX),
+            loop_lag_micros: u64::try_from(self.lag.at(now).as_micros()).unwrap_or(u64::MAX),
         };
         let shard = self.shard;
         let latency = Box::new(self.latency.clone());

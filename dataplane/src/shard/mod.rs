@@ -38,6 +38,7 @@
 //! | `sweep.rs`, `drain.rs`, `kick.rs` | idle sessions under a new policy; the end; whom an operator ends |
 //! | `work.rs` | what sessions left for later turns |
 //! | `slots.rs`, `leg.rs`, `outbox.rs` | where things are kept |
+//! | `denials.rs` | refusals: those before there is a session, their memory, who asks for them |
 //! | `lent.rs`, `lag.rs`, `random.rs` | what sessions are lent; how long turns take; a seeded generator |
 
 mod accept;
@@ -45,6 +46,7 @@ mod backlog;
 mod close;
 mod connect;
 mod deadlines;
+mod denials;
 mod dispatch;
 mod drain;
 mod kick;
@@ -72,7 +74,8 @@ use sluice_policy::{ListenerId, PolicyCache, PolicyHandle, Snapshot};
 use crate::clock::Time;
 use crate::metrics::Counters;
 use crate::node::{
-    DecisionSampler, Directory, Inbox, Notices, Post, ShardId, Table, ToControl, ToShard,
+    DecisionSampler, DenialRing, Directory, Inbox, Notices, Post, ShardId, Table, ToControl,
+    ToShard,
 };
 use crate::ring::{Event, Piece, Ring, SocketId};
 use crate::session::Side;
@@ -143,6 +146,8 @@ pub struct ShardParts {
     pub limits: ShardLimits,
     /// Which decisions are logged; `None` for none.
     pub decisions: Option<DecisionSampler>,
+    /// Where refusals are kept; `None`: nowhere.
+    pub denials: Option<DenialRing>,
     /// Seed of its generator.
     pub seed: u64,
 }
@@ -189,6 +194,8 @@ struct Core<R: Ring> {
     connects_kept: u64,
     /// Connections to brokers that were left, until they are reset; the oldest first.
     leaving: VecDeque<(Time, SocketId)>,
+    /// What the budget counts for the refusals that are kept.
+    denial_bytes: usize,
     /// Counts dials; round robin goes by it.
     dials: u64,
     latency_budget_micros: u32,
@@ -234,6 +241,7 @@ impl<R: Ring> Shard<R> {
                     Arc::clone(&parts.counters),
                     Random::new(parts.seed),
                     parts.decisions,
+                    parts.denials,
                 ),
                 counters: parts.counters,
                 owners: Vec::new(),
@@ -253,6 +261,7 @@ impl<R: Ring> Shard<R> {
                 connected: 0,
                 connects_kept: 0,
                 leaving: VecDeque::new(),
+                denial_bytes: 0,
                 dials: 0,
                 latency_budget_micros: 0,
                 lag: Lag::default(),
@@ -287,6 +296,7 @@ impl<R: Ring> Shard<R> {
                 0
             }
         };
+        core.weigh_denials();
         core.post_decisions();
         core.post_notices();
         core.outgoing.deliver();
@@ -419,6 +429,7 @@ mod tests {
                 ..ShardLimits::default()
             },
             decisions: None,
+            denials: None,
             seed: 0,
         };
         let shard = Shard::new(ring, parts).expect("a shard");

@@ -152,7 +152,7 @@ impl Dial {
                     target: &endpoint.target,
                     name: endpoint.name(),
                     failover: upstream.balance == sluice_policy::Balance::ClientId
-                        && is_away(self.key, attempt.cell, around.endpoints),
+                        && is_away(self.key, endpoint, around.endpoints),
                 }
             }
             // Every breaker is open: failing at once is what they are for.
@@ -368,10 +368,27 @@ fn blame(around: Surroundings<'_>, attempt: Attempt, fault: Fault, proof: Proof)
     }
 }
 
-fn is_away(key: u64, cell: EndpointCell, endpoints: &[ResolvedEndpoint]) -> bool {
+fn is_away(key: u64, chosen: &ResolvedEndpoint, endpoints: &[ResolvedEndpoint]) -> bool {
     balance::home(key, endpoints)
         .and_then(|home| endpoints.get(home))
-        .is_some_and(|home| home.cell != cell)
+        .is_some_and(|home| home.cell != chosen.cell && !are_one_host(home, chosen, endpoints))
+}
+
+/// True exactly when two places are the IPv4 and the IPv6 address of one endpoint, as those of `localhost`: the same broker. A
+/// name with more addresses than that stands for several brokers.
+fn are_one_host(
+    one: &ResolvedEndpoint,
+    other: &ResolvedEndpoint,
+    endpoints: &[ResolvedEndpoint],
+) -> bool {
+    let is_v4 = |endpoint: &ResolvedEndpoint| match &endpoint.target {
+        Target::Tcp(address) => Some(address.is_ipv4()),
+        Target::Unix(_) => None,
+    };
+    let of_name = |endpoint: &&ResolvedEndpoint| endpoint.name() == one.name();
+    one.name() == other.name()
+        && is_v4(one) != is_v4(other)
+        && endpoints.iter().filter(of_name).count() == 2
 }
 
 /// Doubles with each attempt, up to 64 times the first pause; half of it is random, so that a fleet does not come back in step.
@@ -563,6 +580,43 @@ mod tests {
         ));
         dial.abandon(world.around());
         assert!(world.table.is_empty());
+    }
+
+    #[test]
+    fn the_other_family_of_the_clients_own_endpoint_is_no_failover() {
+        let v6 = |last: u16| SocketAddr::from(([0, 0, 0, 0, 0, 0, 0, last], 1883));
+        let v4 = |last: u8| SocketAddr::from(([127, 0, 0, last], 1883));
+        let both = vec![
+            ("tcp://localhost:1883", v4(1)),
+            ("tcp://localhost:1883", v6(1)),
+        ];
+        let several = vec![
+            ("tcp://brokers:1883", v4(1)),
+            ("tcp://brokers:1883", v4(2)),
+            ("tcp://brokers:1883", v6(1)),
+        ];
+        let named = vec![("tcp://a:1883", v4(1)), ("tcp://b:1883", v6(1))];
+        for (places, is_failover) in [(both, false), (several, true), (named, true)] {
+            let mut world = World::new(0, 5, 100);
+            world.upstream.balance = Balance::ClientId;
+            let located = places.into_iter().map(|(name, address)| Located {
+                upstream: U,
+                name: name.into(),
+                target: Target::Tcp(address),
+            });
+            world.directory =
+                Directory::build(&Directory::default(), &world.table, located.collect()).unwrap();
+            for client in 0..32 {
+                let mut dial = dial_of(client);
+                dial.next(world.around());
+                assert_eq!(dial.failed(world.around(), Fault::Refused), Step::Wait);
+                let Step::Connect { failover, .. } = dial.next(world.around()) else {
+                    panic!("there is another address");
+                };
+                assert_eq!(failover, is_failover);
+                dial.abandon(world.around());
+            }
+        }
     }
 
     /// A dial whose first broker gave no answer, and that asks the second.

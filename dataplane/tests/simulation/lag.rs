@@ -111,6 +111,7 @@ fn a_slow_shard_sheds_new_connections_until_it_has_caught_up() {
             ..ShardLimits::default()
         },
         decisions: None,
+        denials: None,
         seed: 1,
     };
     let ring = Slow {

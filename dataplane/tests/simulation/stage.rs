@@ -9,8 +9,8 @@ use std::time::Duration;
 use sluice_dataplane::clock::Time;
 use sluice_dataplane::metrics::{Counter, Counters};
 use sluice_dataplane::node::{
-    Directory, DrainOutcome, Inbox, Located, NoticeBatch, Post, SessionRef, ShardGauges, ShardId,
-    Table, TableConfig, ToControl, ToShard, mailbox,
+    DenialList, DenialRing, Directory, DrainOutcome, Inbox, Located, NameKey, NoticeBatch, Post,
+    SessionRef, ShardGauges, ShardId, Table, TableConfig, ToControl, ToShard, mailbox,
 };
 use sluice_dataplane::ring::simulated::{Faults, Network, Serve, Simulated};
 use sluice_dataplane::ring::{ListenSlot, RingConfig, Target};
@@ -26,6 +26,8 @@ pub(crate) struct Options {
     pub(crate) limits: ShardLimits,
     /// Messages in the mailbox to control.
     pub(crate) mailbox_len: usize,
+    /// Refusals that are kept.
+    pub(crate) denials_max: u32,
 }
 
 impl Options {
@@ -41,6 +43,7 @@ impl Options {
             table: TableConfig::default(),
             limits: ShardLimits::default(),
             mailbox_len: 64,
+            denials_max: 0,
         }
     }
 }
@@ -63,6 +66,8 @@ pub(crate) struct Stage {
     pub(crate) kicked: Vec<(u64, u32)>,
     pub(crate) listed: Vec<String>,
     pub(crate) notices: Vec<NoticeBatch>,
+    /// The last answer about refusals.
+    pub(crate) denials: Option<DenialList>,
     pub(crate) gauges: Option<ShardGauges>,
     /// Samples of added latency at the last report.
     pub(crate) latency_samples: u64,
@@ -90,6 +95,8 @@ impl Stage {
                 counters: Arc::clone(&counters),
                 limits: options.limits.clone(),
                 decisions: None,
+                denials: (options.denials_max > 0)
+                    .then(|| DenialRing::new(options.denials_max, NameKey::default())),
                 seed: options.seed,
             },
         )
@@ -110,6 +117,7 @@ impl Stage {
             kicked: Vec::new(),
             listed: Vec::new(),
             notices: Vec::new(),
+            denials: None,
             gauges: None,
             latency_samples: 0,
             is_reading_mail: true,
@@ -281,6 +289,7 @@ impl Stage {
                     self.gauges = Some(gauges);
                 }
                 ToControl::ListenFailed { error, .. } => panic!("listening failed: {error}"),
+                ToControl::Denials { list, .. } => self.denials = list.map(|list| *list),
                 ToControl::Decisions { .. } => {}
                 ToControl::Notices { batch, .. } => self.notices.push(*batch),
             }

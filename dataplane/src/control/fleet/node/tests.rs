@@ -147,7 +147,10 @@ fn control() -> (ControlHandle, PolicySource) {
             match command {
                 Command::Observe { reply, .. } => drop(reply.send(observed())),
                 Command::Sessions { reply, .. } => drop(reply.send(page())),
-                Command::Kick { .. } | Command::Drain { .. } | Command::ServeAgain { .. } => {}
+                Command::Denials { .. }
+                | Command::Kick { .. }
+                | Command::Drain { .. }
+                | Command::ServeAgain { .. } => {}
             }
         }
         drop((acknowledged_in, offered));
