@@ -706,7 +706,7 @@ fn a_listener_moves_to_another_address() {
         running.wait_for("/readyz", |_| std::net::TcpStream::connect(before).is_err());
         assert_eq!(
             running.get("/readyz?verbose").body,
-            "{\"degraded\":[],\"ready\":true,\"reasons\":[]}"
+            "{\"degraded\":[],\"ready\":true,\"reasons\":[]}\n"
         );
         stays.stream.write_all(&[0xc0, 0]).expect("still open");
     }
