@@ -11,13 +11,14 @@ use std::net::{Ipv4Addr, SocketAddr};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use sluice_bench::fixtures::{Level, connack, connect_anonymous, policy, publish};
 use sluice_dataplane::clock::Time;
-use sluice_dataplane::metrics::Counters;
+use sluice_dataplane::metrics::{Counters, RuleCounts};
 use sluice_dataplane::session::{Context, Dialled, Output, Outputs, Session, Side};
 use sluice_policy::{Effort, Generation, SLICE_NODES, Snapshot, compile};
 
 struct Bench {
     snapshot: Snapshot,
     counters: Counters,
+    rules: RuleCounts,
     out: Outputs,
     session: Session,
 }
@@ -32,6 +33,7 @@ impl Bench {
             .expect("the listener of the bench")
             .id;
         let counters = Counters::default();
+        let rules = RuleCounts::new(snapshot.rule_ids_end(), u64::MAX);
         let mut out = Outputs::default();
         let mut random = || 7;
         let mut context = Context {
@@ -40,6 +42,7 @@ impl Bench {
             effort: &mut Effort::new(SLICE_NODES),
             out: &mut out,
             counters: &counters,
+            rules: Some(&rules),
             random: &mut random,
             decisions: None,
             denials: None,
@@ -59,6 +62,7 @@ impl Bench {
         Self {
             snapshot,
             counters,
+            rules,
             out,
             session,
         }
@@ -75,6 +79,7 @@ impl Bench {
             effort: &mut Effort::new(SLICE_NODES),
             out: &mut self.out,
             counters: &self.counters,
+            rules: Some(&self.rules),
             random: &mut random,
             decisions: None,
             denials: None,

@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use ctl_peer::{Ended, Peer, Script, TOKEN, sluicectl};
 use sluice_proto::control::v1::*;
-use sluice_proto::v1::GenerationId;
+use sluice_proto::v1::{GenerationId, RulePlace};
 use tonic::Code;
 
 const GOOD: &str = "\
@@ -645,6 +645,94 @@ fn a_backup_is_whole_and_private_or_not_there() {
         assert_eq!(ended.code, 6, "{note}: {}", ended.err);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "{note}");
     }
+}
+
+#[test]
+fn rules_are_read_to_the_last_page_and_say_which_nodes_are_missing() {
+    let page = |names: &[&str], next: Option<&str>| RulesResponse {
+        rules: names
+            .iter()
+            .map(|name| FleetRule {
+                place: Some(place(name)),
+                nodes: 1,
+                ..FleetRule::default()
+            })
+            .collect(),
+        next: next.map(place),
+        nodes: 1,
+        by_default: 7,
+        ..RulesResponse::default()
+    };
+    fn place(name: &str) -> RulePlace {
+        RulePlace {
+            name: name.into(),
+            ..RulePlace::default()
+        }
+    }
+    let last = RulesResponse {
+        failed: vec![NodeAnswer {
+            node: "b".into(),
+            sessions: 0,
+            error: "no answer in time".into(),
+        }],
+        left_off: 2,
+        ..page(&["z"], None)
+    };
+    let pages = [page(&["x", "y"], Some("y")), page(&[], Some("yy")), last];
+    let script = || Script {
+        rules: VecDeque::from(pages.to_vec()),
+        ..Script::default()
+    };
+    let peer = Peer::start(script());
+    let ended = peer.run(&["rules", "--output", "json", "--unused", "--shadow"]);
+    let json = ended.json();
+    assert_eq!(
+        (ended.code, json["rules"].as_array().map(Vec::len)),
+        (3, Some(3))
+    );
+    assert_eq!(
+        (
+            &json["rules"][2]["name"],
+            &json["failed"][0]["node"],
+            &json["by_default"]
+        ),
+        (&"z".into(), &"b".into(), &7.into())
+    );
+    let asked = peer.asked();
+    let flags = "only_unused: true, only_shadow: true";
+    assert!(
+        asked[2].1.contains("yy") && asked[2].1.contains(flags),
+        "{asked:?}"
+    );
+    peer.stop();
+    let ended = run(script(), &["rules"]);
+    assert_eq!(ended.code, 3, "{}", ended.out);
+    assert!(
+        ended
+            .out
+            .contains("default decision was taken 7 times; counted on 1 node"),
+        "{}",
+        ended.out
+    );
+    for said in [
+        "b is not counted: no answer in time",
+        "2 decisions were not counted",
+    ] {
+        assert!(ended.err.contains(said), "{}", ended.err);
+    }
+    let none = run(
+        Script {
+            rules: VecDeque::from([page(&[], None)]),
+            ..Script::default()
+        },
+        &["rules", "--unused"],
+    );
+    assert_eq!(none.code, 0);
+    assert!(
+        none.out.starts_with("every rule decided something\n"),
+        "{}",
+        none.out
+    );
 }
 
 #[test]

@@ -9,10 +9,11 @@ use sluice_controlplane::store::Store;
 use sluice_loadtest::fleet_node::{Memory, Options, dial};
 use sluice_proto::control::v1::nodes_client::NodesClient;
 use sluice_proto::control::v1::{
-    DrainRequest, KickRequest, ListNodesRequest, NodeState, RemoveNodeRequest, SessionsRequest,
-    kick_request::Who,
+    DrainRequest, KickRequest, ListNodesRequest, NodeState, RemoveNodeRequest, RulesRequest,
+    SessionsRequest, kick_request::Who,
 };
 use sluice_proto::v1::session_page::Session;
+use sluice_proto::v1::{RulePlace, rule_page};
 use tokio::time::timeout;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -320,4 +321,92 @@ async fn kicks_and_drains_are_done_answered_and_recorded() {
             ("adam", "node.remove", "node a"),
         ]
     );
+}
+
+#[tokio::test]
+async fn rules_are_added_up_over_nodes_page_by_page() {
+    let plane = Plane::start(&["a", "b", "c", "off"]).await;
+    let viewer = plane.operator("viewer", Role::Viewer).await;
+    let rules = |counts: &[u64]| -> Vec<rule_page::Rule> {
+        let rule = |(n, decided): (usize, &u64)| rule_page::Rule {
+            place: Some(RulePlace {
+                priority: -(n as i64),
+                name: format!("r{n}"),
+                ..RulePlace::default()
+            }),
+            decided: *decided,
+            since_unix_ms: 10 + decided,
+            ..rule_page::Rule::default()
+        };
+        counts.iter().enumerate().map(rule).collect()
+    };
+    let with = |node: &str, counts| Options {
+        rules: rules(counts),
+        ..options(node)
+    };
+    let unable = Options {
+        capabilities: Vec::new(),
+        ..options("c")
+    };
+    let _a = Running::start(&plane, with("a", &[1, 0, 0, 4, 0]), Memory::default()).await;
+    let _b = Running::start(&plane, with("b", &[1, 0, 3]), Memory::default()).await;
+    let _c = Running::start(&plane, unable, Memory::default()).await;
+    let connected = |views: &[sluice_controlplane::fleet::View]| {
+        let idle = views.iter().filter(|view| view.state == State::Idle);
+        idle.count() == 3
+    };
+    plane.until("connected", connected).await;
+    let mut client = client(&plane).await;
+    let mut wish = RulesRequest {
+        limit: Some(2),
+        ..RulesRequest::default()
+    };
+    let (mut found, mut pages) = (Vec::new(), 0);
+    loop {
+        let page = client.rules(call(&viewer, wish.clone())).await;
+        let page = page.expect("a page").into_inner();
+        assert!(page.rules.len() <= 2 && page.nodes == 2, "{page:?}");
+        assert_eq!((page.by_default, page.since_unix_ms), (2, 1));
+        let failed: Vec<&str> = page.failed.iter().map(|node| &*node.node).collect();
+        assert_eq!(failed, ["c", "off"]);
+        assert!(page.failed[0].error.contains("`rules`"), "{page:?}");
+        found.extend(page.rules.into_iter().map(|rule| {
+            let name = rule.place.expect("a place").name;
+            (name, rule.decided, rule.since_unix_ms, rule.nodes)
+        }));
+        pages += 1;
+        match page.next {
+            Some(next) => wish.behind = Some(next),
+            None => break,
+        }
+    }
+    let row = |name: &str, decided, since, nodes| (name.to_owned(), decided, since, nodes);
+    let expected = [
+        row("r0", 2, 11, 2),
+        row("r1", 0, 10, 2),
+        row("r2", 3, 13, 2),
+        row("r3", 4, 14, 1),
+        row("r4", 0, 10, 1),
+    ];
+    assert_eq!((found.as_slice(), pages), (&expected[..], 3));
+
+    // Unused means: on no node. A node may have used what another has not.
+    let wish = RulesRequest {
+        only_unused: true,
+        ..RulesRequest::default()
+    };
+    let page = client
+        .rules(call(&viewer, wish))
+        .await
+        .unwrap()
+        .into_inner();
+    let unused = page.rules.into_iter().map(|rule| rule.place.unwrap().name);
+    assert_eq!(unused.collect::<Vec<_>>(), ["r1", "r4"]);
+    assert_eq!(page.next, None);
+    let stranger = RulesRequest {
+        node: Some("d".into()),
+        ..RulesRequest::default()
+    };
+    let refused = client.rules(call(&viewer, stranger)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
 }

@@ -176,8 +176,10 @@ async fn control_thread(
         tokio::spawn(member.run(shards, source, handle.clone()));
     }
     let shows_denials = args.admin_denials;
+    let rule_metrics = usize::try_from(args.rule_metrics).unwrap_or(0);
     tokio::spawn(async move {
-        if let Err(error) = admin::serve(admin_socket, handle, log, shows_denials).await {
+        let served = admin::serve(admin_socket, handle, log, shows_denials, rule_metrics).await;
+        if let Err(error) = served {
             tracing::error!(%error, "the admin server has ended");
         }
     });
@@ -346,6 +348,7 @@ fn shard_limits(args: &RunArgs, sessions_max: u32) -> ShardLimits {
         authenticate_timeout: args.auth_deadline.0 + AUTH_GRACE,
         strangers_grace: args.strangers_grace.0,
         turn_time_max: args.turn_time_max.0,
+        rule_counts_bytes_max: u64::from(args.rule_counts_mib) << 20,
         ..ShardLimits::default()
     }
 }

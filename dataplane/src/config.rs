@@ -198,6 +198,27 @@ pub struct RunArgs {
     )]
     pub log_level: String,
 
+    /// Most memory of each shard, in MiB, for counting how often each rule decides (`sluicectl rules`, GET /rules on the admin
+    /// server); at most a quarter of what it has for backlogs. A million rules that all decide take 20. 0 turns it off.
+    #[arg(
+        long,
+        env = "SLUICE_RULE_COUNTS_MIB",
+        value_name = "N",
+        default_value = "32",
+        value_parser = clap::value_parser!(u32).range(..=1024)
+    )]
+    pub rule_counts_mib: u32,
+
+    /// Show how often rules decided in /metrics: the first N rules by name, each two series at most.
+    #[arg(
+        long,
+        env = "SLUICE_RULE_METRICS",
+        value_name = "N",
+        default_value = "0",
+        value_parser = clap::value_parser!(u32).range(..=10_000)
+    )]
+    pub rule_metrics: u32,
+
     /// Log one of every N policy decisions (topics and client ids, never payloads) on target `sluice::decision`. 0 is off.
     #[arg(
         long,

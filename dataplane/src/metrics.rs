@@ -4,6 +4,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+/// How often each rule decided.
+pub mod rules;
+
+pub use rules::{RuleCount, RuleCounts};
+
 /// Declares the counters once: variant, metric name, labels. The table is the documentation and the exporter's source.
 macro_rules! counters {
     ($($(#[doc = $doc:literal])+ $variant:ident => $name:literal { $($label:literal : $value:literal),* };)*) => {

@@ -40,6 +40,21 @@ rules:
     ))
 }
 
+/// Everyone may connect, and a rule in shadow would let nobody.
+fn counted(upstream: SocketAddr) -> String {
+    format!(
+        "listeners:
+  - {{name: devices, address: '127.0.0.1:0', upstream: broker, anonymous: {{group: guests}}}}
+groups: [{{name: guests}}]
+upstreams: [{{name: broker, endpoints: ['tcp://{upstream}']}}]
+rules:
+  - {{name: b-all, actions: [connect], decision: allow}}
+  - {{name: a-tried, priority: -1, mode: shadow, actions: [connect], decision: deny}}
+  - {{name: c-tried, priority: 1, mode: shadow, actions: [connect], decision: deny}}
+"
+    )
+}
+
 /// Starts a node; what outlives it is in `folder`.
 fn start(folder: &Path, url: &str, args: &[&str]) -> Running {
     let token = folder.join("token");
@@ -88,6 +103,14 @@ fn rejected(stream: &mut Stream) -> v1::Reject {
     })
 }
 
+fn rules(stream: &mut Stream, list: v1::ListRules) -> v1::RulePage {
+    stream.say(to_node::Message::ListRules(list));
+    stream.next(|message| match message {
+        from_node::Message::Rules(page) => Some(page),
+        _ => None,
+    })
+}
+
 fn sessions(stream: &mut Stream, list: v1::ListSessions) -> v1::SessionPage {
     stream.say(to_node::Message::ListSessions(list));
     stream.next(|message| match message {
@@ -109,7 +132,7 @@ fn a_node_joins_takes_a_policy_and_every_change_to_it_and_each_shard_acknowledge
         (hello.node.as_str(), hello.shards, &hello.held),
         ("edge-1", 2, &None)
     );
-    assert_eq!(hello.capabilities, ["kick", "drain", "sessions"]);
+    assert_eq!(hello.capabilities, ["kick", "drain", "sessions", "rules"]);
     let features: Vec<&str> = hello.features.iter().map(String::as_str).collect();
     assert_eq!(features, sluice_policy::FEATURES);
     let heartbeat = stream.heartbeat();
@@ -309,6 +332,90 @@ fn c26_a_node_starts_with_what_was_good_last_without_its_control_plane() {
     assert_eq!(stream.hello().held, None);
     stream.deliver(&one, None, Inventory::default().changes_to(&good));
     stream.active(&one);
+}
+
+#[test]
+fn rules_are_counted_over_shards_and_keep_their_counts_across_generations() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let control_plane = ControlPlane::start(None);
+    let document = counted(broker());
+    let rows_with = |more: &str| rows(&format!("{document}{more}"));
+    let first = rows_with("");
+    let args = ["--shards", "2", "--rule-metrics", "1"];
+    let (running, mut stream) = start_active(&control_plane, folder.path(), &first, &args);
+    for number in 0..8 {
+        let address = running.listener("devices");
+        let mut device = Device::connect(address, &format!("c{number}"), None);
+        assert_eq!(device.connack(), 0);
+    }
+    let list = |behind, only_shadow| v1::ListRules {
+        request: 9,
+        behind,
+        limit: 1,
+        only_shadow,
+    };
+    let told = |rule: &v1::rule_page::Rule| {
+        let name = rule.place.clone().expect("a place").name;
+        (name, rule.decided, rule.otherwise)
+    };
+    let (mut behind, mut found) = (None, Vec::new());
+    loop {
+        let page = rules(&mut stream, list(behind, false));
+        assert_eq!(page.rules.len(), 1);
+        found.extend(page.rules);
+        behind = page.next;
+        if behind.is_none() {
+            break;
+        }
+    }
+    let row = |name: &str, decided, otherwise| (name.to_owned(), decided, otherwise);
+    let expected = [
+        row("c-tried", 8, 8),
+        row("b-all", 8, 0),
+        row("a-tried", 0, 0),
+    ];
+    assert_eq!(found.iter().map(told).collect::<Vec<_>>(), expected);
+    let tried = rules(&mut stream, list(None, true));
+    assert_eq!(tried.rules, found[..1]);
+    let since = found[1].since_unix_ms;
+
+    let second = rows_with("  - {name: more, actions: [publish], topics: [x], decision: allow}\n");
+    let change = first.changes_to(&second);
+    stream.deliver(
+        &generation(2, &second),
+        Some(&generation(1, &first)),
+        change,
+    );
+    stream.active(&generation(2, &second));
+    let page = running.wait_for("/rules", |answer| answer.body.contains("\"more\""));
+    let page: serde_json::Value = serde_json::from_str(&page.body).expect("JSON");
+    assert_eq!(page["generation"], 2);
+    let row = |name: &str| {
+        let mut rows = page["rules"].as_array().expect("a list").iter();
+        rows.find(|row| row["name"] == name).expect("a rule")
+    };
+    assert_eq!(row("b-all")["decided"], 8);
+    assert_eq!(row("b-all")["since_unix_ms"].as_u64(), Some(since));
+    assert!(
+        row("more")["since_unix_ms"].as_u64() > Some(since),
+        "{page}"
+    );
+    let unused = running.json("/rules?unused");
+    let unused = unused["rules"].as_array().expect("a list").iter();
+    let names: Vec<_> = unused
+        .map(|row| row["name"].as_str().expect("a name"))
+        .collect();
+    assert_eq!(names, ["more", "a-tried"]);
+    let metrics = running.get("/metrics").body;
+    let lines = metrics.lines();
+    let lines: Vec<&str> = lines
+        .filter(|line| line.starts_with("sluice_rule_decisions_total{"))
+        .collect();
+    assert_eq!(lines.len(), 1);
+    assert!(
+        lines[0].contains("rule=\"a-tried\"") && lines[0].ends_with(" 0"),
+        "{lines:?}"
+    );
 }
 
 #[test]

@@ -80,7 +80,10 @@ const CONTROL_FLOORS: Floors = &[
     ("auth", &["clock", "domain", "store"]),
     ("release", &["auth", "clock", "domain", "store"]),
     ("connections", &["auth"]),
-    ("certificate", &["auth", "clock", "config", "connections", "domain"]),
+    (
+        "certificate",
+        &["auth", "clock", "config", "connections", "domain"],
+    ),
     ("fleet", &["auth", "clock", "domain", "release", "store"]),
     (
         "api",

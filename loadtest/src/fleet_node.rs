@@ -44,6 +44,8 @@ pub struct Options {
     pub leaves_after: Option<u64>,
     /// What it lists; a kick ends those that match.
     pub sessions: Vec<v1::session_page::Session>,
+    /// Its rules, in order, each of a priority of its own.
+    pub rules: Vec<v1::rule_page::Rule>,
 }
 
 impl Options {
@@ -54,13 +56,16 @@ impl Options {
             secret,
             version: "simulated".to_owned(),
             features: Vec::new(),
-            capabilities: ["kick", "drain", "sessions"].map(str::to_owned).into(),
+            capabilities: ["kick", "drain", "sessions", "rules"]
+                .map(str::to_owned)
+                .into(),
             shards: 2,
             heartbeat: Duration::from_secs(5),
             refuses: None,
             is_deaf: false,
             leaves_after: None,
             sessions: Vec::new(),
+            rules: Vec::new(),
         }
     }
 
@@ -203,6 +208,10 @@ impl Stream<'_> {
                 let page = self.page(&list);
                 self.say(from_node::Message::Sessions(page)).await
             }
+            to_node::Message::ListRules(list) => {
+                let page = self.rules(&list);
+                self.say(from_node::Message::Rules(page)).await
+            }
         }
     }
 
@@ -272,6 +281,28 @@ impl Stream<'_> {
             None => false,
         };
         u64::try_from(sessions.filter(is_meant).count()).unwrap_or(u64::MAX)
+    }
+
+    /// Two rules in a page, however many are asked for.
+    fn rules(&self, list: &v1::ListRules) -> v1::RulePage {
+        let of = |rule: &v1::rule_page::Rule| rule.place.clone();
+        let priority = |place: Option<v1::RulePlace>| place.map_or(i64::MAX, |at| at.priority);
+        let behind = priority(list.behind.clone());
+        let all = self.options.rules.iter();
+        let is_before =
+            |rule: &&v1::rule_page::Rule| list.behind.is_some() && priority(of(rule)) >= behind;
+        let from = all.clone().take_while(is_before).count();
+        let rules: Vec<_> = all.skip(from).take(2).cloned().collect();
+        let is_last = from + rules.len() >= self.options.rules.len();
+        let next = rules.last().and_then(of).filter(|_| !is_last);
+        v1::RulePage {
+            request: list.request,
+            rules,
+            next,
+            by_default: 1,
+            since_unix_ms: 1,
+            ..v1::RulePage::default()
+        }
     }
 
     fn page(&self, list: &v1::ListSessions) -> v1::SessionPage {

@@ -132,6 +132,8 @@ pub(super) enum Command {
     Nodes(NodesArgs),
     /// List open sessions.
     Sessions(SessionsArgs),
+    /// Show how often each rule in force decided, added up over shards and nodes.
+    Rules(RulesArgs),
     /// End sessions of a client id or a user.
     Kick(KickArgs),
     /// Take a node out of service, or back into it; a node that restarts is back in service.
@@ -423,6 +425,26 @@ pub(super) struct SessionsArgs {
     pub(super) form: FormArg,
 }
 
+/// `rules`.
+#[derive(Args, Debug)]
+pub(super) struct RulesArgs {
+    /// Only rules that decided nothing; in shadow: that would have decided nothing
+    #[arg(long)]
+    pub(super) unused: bool,
+    /// Only rules in shadow
+    #[arg(long)]
+    pub(super) shadow: bool,
+    /// Only what this node counted
+    #[arg(long, value_name = "NAME")]
+    pub(super) node: Option<String>,
+    /// At most so many [default: all]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(super) limit: Option<u64>,
+    /// See [`FormArg`].
+    #[command(flatten)]
+    pub(super) form: FormArg,
+}
+
 /// `kick`.
 #[derive(Args, Debug)]
 pub(super) struct KickArgs {
@@ -651,6 +673,7 @@ impl Cli {
             Command::Explain(args) => args.form.form,
             Command::Nodes(args) => args.form.form,
             Command::Sessions(args) => args.form.form,
+            Command::Rules(args) => args.form.form,
             Command::Kick(args) => args.form.form,
             Command::Drain(args) => args.form.form,
             Command::Node(NodeCommand::Remove(args)) => args.form.form,

@@ -17,6 +17,7 @@ mod out;
 mod policy;
 mod release;
 mod render;
+mod rules;
 mod wait;
 
 use std::ffi::OsString;
@@ -108,6 +109,9 @@ async fn perform(given: &Given<Cli>, out: &mut Out) -> Result<Exit, Failure> {
         Command::Nodes(args) => fleet::nodes(&open(cli, out).await?, args).await,
         Command::Sessions(args) => {
             return fleet::sessions(&open(cli, out).await?, args, out).await;
+        }
+        Command::Rules(args) => {
+            return rules::rules(&open(cli, out).await?, args, out).await;
         }
         Command::Kick(args) => fleet::kick(&open(cli, out).await?, args).await,
         Command::Drain(args) => fleet::drain(&open(cli, out).await?, args).await,

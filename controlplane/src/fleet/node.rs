@@ -246,7 +246,8 @@ impl Node {
             from_node::Message::Heartbeat(heartbeat) => self.told.take(heartbeat),
             from_node::Message::Hello(_)
             | from_node::Message::Done(_)
-            | from_node::Message::Sessions(_) => {}
+            | from_node::Message::Sessions(_)
+            | from_node::Message::Rules(_) => {}
         }
         self.settle(now)
     }

@@ -1,4 +1,4 @@
-//! Questions to one node that wait for their answers: kick, drain, sessions.
+//! Questions to one node that wait for their answers: kick, drain, sessions, rules.
 //!
 //! Pure but for the channels on which answers leave. Bounded: a node that does not answer is asked no more.
 
@@ -34,6 +34,15 @@ pub enum Question {
         /// Only this one's.
         username: Option<String>,
     },
+    /// List rules with their counts.
+    Rules {
+        /// Where to go on.
+        behind: Option<v1::RulePlace>,
+        /// At most.
+        limit: u32,
+        /// Only those in shadow.
+        only_shadow: bool,
+    },
 }
 
 /// What a node answered.
@@ -43,6 +52,8 @@ pub enum Answer {
     Done(v1::Done),
     /// To a list.
     Sessions(v1::SessionPage),
+    /// To a list of rules.
+    Rules(v1::RulePage),
 }
 
 /// A question and where its answer goes.
@@ -95,10 +106,12 @@ impl Requests {
         let request = match &answer {
             Answer::Done(done) => done.request,
             Answer::Sessions(page) => page.request,
+            Answer::Rules(page) => page.request,
         };
-        let fits = |command: &Command| {
-            let wants_sessions = matches!(command.question, Question::Sessions { .. });
-            wants_sessions == matches!(answer, Answer::Sessions(_))
+        let fits = |command: &Command| match command.question {
+            Question::Kick(_) | Question::Drain { .. } => matches!(answer, Answer::Done(_)),
+            Question::Sessions { .. } => matches!(answer, Answer::Sessions(_)),
+            Question::Rules { .. } => matches!(answer, Answer::Rules(_)),
         };
         if self.waiting.get(&request).is_some_and(fits)
             && let Some(command) = self.waiting.remove(&request)
@@ -132,6 +145,16 @@ impl Question {
                 limit,
                 client_id,
                 username,
+            }),
+            Self::Rules {
+                behind,
+                limit,
+                only_shadow,
+            } => to_node::Message::ListRules(v1::ListRules {
+                request,
+                behind,
+                limit,
+                only_shadow,
             }),
         }
     }

@@ -275,6 +275,10 @@ where
                 self.requests.take(Answer::Done(done));
                 return Ok(());
             }
+            Some(from_node::Message::Rules(page)) => {
+                self.requests.take(Answer::Rules(page));
+                return Ok(());
+            }
             Some(from_node::Message::Sessions(page)) => {
                 self.requests.take(Answer::Sessions(page));
                 return Ok(());
@@ -311,7 +315,8 @@ where
             to_node::Message::AskInventory(_)
             | to_node::Message::Kick(_)
             | to_node::Message::Drain(_)
-            | to_node::Message::ListSessions(_) => 0,
+            | to_node::Message::ListSessions(_)
+            | to_node::Message::ListRules(_) => 0,
         };
         let message = ToNode {
             message: Some(message),

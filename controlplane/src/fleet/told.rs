@@ -35,6 +35,8 @@ pub enum Capability {
     Drain,
     /// Lists sessions.
     Sessions,
+    /// Says how often rules decided.
+    Rules,
 }
 
 impl Capability {
@@ -44,6 +46,7 @@ impl Capability {
             Self::Kick => "kick",
             Self::Drain => "drain",
             Self::Sessions => "sessions",
+            Self::Rules => "rules",
         }
     }
 }

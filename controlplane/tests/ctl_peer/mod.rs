@@ -39,6 +39,7 @@ pub(crate) struct Script {
     /// The answers of each watch, one after the other; `None`: the watch breaks.
     pub watches: VecDeque<Vec<Option<NodesResponse>>>,
     pub sessions: VecDeque<SessionsResponse>,
+    pub rules: VecDeque<RulesResponse>,
     pub answers: NodeAnswers,
     pub token: CreateTokenResponse,
     pub join: CreateJoinTokenResponse,
@@ -318,6 +319,16 @@ impl Nodes for Scripted {
         let what = format!("{:?}", request.get_ref());
         self.ask("sessions", request.metadata(), what, |script| {
             script.sessions.pop_front().unwrap_or_default()
+        })
+    }
+
+    async fn rules(
+        &self,
+        request: Request<RulesRequest>,
+    ) -> Result<Response<RulesResponse>, Status> {
+        let what = format!("{:?}", request.get_ref());
+        self.ask("rules", request.metadata(), what, |script| {
+            script.rules.pop_front().unwrap_or_default()
         })
     }
 

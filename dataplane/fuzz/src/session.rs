@@ -158,6 +158,7 @@ impl Rig {
                 effort: &mut Effort::new(SHARE_NODES),
                 out: &mut out,
                 counters: &counters,
+                rules: None,
                 random: &mut || 0,
                 decisions: None,
                 denials: None,
@@ -261,6 +262,7 @@ impl Rig {
                 effort: &mut Effort::new(SHARE_NODES),
                 out: &mut self.out,
                 counters: &self.counters,
+                rules: None,
                 random: &mut || {
                     *random += 1;
                     *random

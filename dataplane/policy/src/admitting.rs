@@ -13,7 +13,7 @@ use crate::tables::NO_RANK;
 use crate::tables::expression::Walk;
 use crate::tables::who::Search;
 use crate::verdict::{Recognised, SESSION_CLASSES_MAX, facts, fits_variables, recognise};
-use crate::{Admission, Classes, Effect, Effort, Refusal, Refused, Snapshot, Who};
+use crate::{Admission, Classes, Effect, Effort, Refusal, Refused, RuleId, Snapshot, Who};
 
 /// What the shortest answer costs: listener, user and the lists of the index are looked up.
 const SESSION_NODES: u32 = 4;
@@ -222,19 +222,16 @@ impl Found {
             return Err(Refusal::ClientIdentifier.into());
         }
         let effect = snapshot.effect(self.connect);
-        let is_otherwise = self.connect_shadow < self.connect
-            && self.connect_shadow != NO_RANK
-            && snapshot.effect(self.connect_shadow) != effect;
-        let shadow = if is_otherwise {
-            rule(self.connect_shadow)
-        } else {
-            None
-        };
+        let is_first = self.connect_shadow < self.connect;
+        let shadow_first = rule(self.connect_shadow).filter(|_| is_first);
+        let is_otherwise = |first: &RuleId| snapshot.effect(first.0) != effect;
+        let shadow = shadow_first.filter(is_otherwise);
         if effect == Effect::Deny {
             return Err(Refused {
                 refusal: Refusal::NotAuthorized,
                 rule: rule(self.connect),
                 shadow,
+                shadow_first,
             });
         }
         if self.ids.len() > SESSION_CLASSES_MAX {
@@ -246,6 +243,7 @@ impl Found {
             },
             rule: rule(self.connect),
             shadow,
+            shadow_first,
         })
     }
 }

@@ -180,7 +180,7 @@ struct Next<'p> {
 
 impl Next<'_> {
     fn rule(&mut self, change: &Change) -> Option<()> {
-        let mut place = None;
+        let mut place: Option<(u32, Arc<RuleModel>)> = None;
         if let Some(row) = self.before.get(&change.key) {
             let old = read_rule(&self.ground, row, &change.key)?;
             let rank = self.rules.find(&old)?;
@@ -191,7 +191,13 @@ impl Next<'_> {
         let Some(row) = &change.row else {
             return Some(());
         };
-        let rule = Arc::new(read_rule(&self.ground, row, &change.key)?);
+        let mut rule = read_rule(&self.ground, row, &change.key)?;
+        let before = place.as_ref().map(|(_, old)| old);
+        rule.row = match before.filter(|old| old.is_same_row(&rule)) {
+            Some(old) => old.row,
+            None => self.rules.new_row()?,
+        };
+        let rule = Arc::new(rule);
         self.ground.count(&Uses::Rule(&rule), true);
         match place {
             Some((rank, old)) if old.asked_before(&rule).is_eq() => self.rules.put(rank, rule),

@@ -46,6 +46,7 @@ impl Default for Tally {
                 strip_retain: false,
                 on_deny: OnDeny::Drop,
                 shadow: None,
+                shadow_first: None,
             },
             qos_refused_by: NO_RANK,
         }
@@ -131,8 +132,13 @@ impl<'a> Subscription<'a> {
         let tried = self.judge_by(true, half, effort)?;
         let is_same = tried.decision == enforced.decision
             && tried.qos_max.min(self.qos) == enforced.qos_max.min(self.qos);
-        let shadow = if is_same { None } else { rule(half.shadow) };
-        Some(Verdict { shadow, ..enforced })
+        let shadow_first = rule(half.shadow);
+        let shadow = if is_same { None } else { shadow_first };
+        Some(Verdict {
+            shadow,
+            shadow_first,
+            ..enforced
+        })
     }
 
     /// Both what may be subscribed to and what may be delivered must cover the filter: `subscribe` implies `receive`, and

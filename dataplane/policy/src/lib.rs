@@ -24,6 +24,7 @@ pub mod model;
 mod narrower;
 mod password;
 mod problem;
+mod roster;
 pub mod rows;
 mod rulebook;
 mod ruling;
@@ -52,6 +53,7 @@ pub use password::{
     PBKDF2_ROUNDS_MAX, Verifier, hash_password,
 };
 pub use problem::{Errors, PROBLEMS_MAX, Position, Problem};
+pub use roster::{RuleLine, RulePlace};
 pub use ruling::Ruling;
 pub use snapshot::*;
 pub use users::LockedOut;

@@ -156,6 +156,9 @@ pub struct RuleModel {
     /// Shared by the rules with the same one.
     pub who: Arc<WhoPart>,
     pub payload_bytes_max: Option<u32>,
+    /// Its row by number: the same in the next snapshot exactly while the row is ([`Self::is_same_row`]). 0 until it is in a
+    /// book.
+    pub(crate) row: u32,
     pub actions: ActionSet,
     pub effect: Effect,
     pub qos_max: QoS,
@@ -195,6 +198,41 @@ impl RuleModel {
             && self.mode == other.mode
             && self.actions == other.actions
             && self.topics().eq(other.topics())
+    }
+
+    /// True exactly when it is called and says the same as another. Its place among rules of its priority is no part of it:
+    /// a row that comes before it in a document moves it.
+    pub(crate) fn is_same_row(&self, other: &Self) -> bool {
+        // Every field is named, so that a new one cannot be forgotten.
+        let Self {
+            text,
+            priority,
+            order: _,
+            tie: _,
+            who,
+            payload_bytes_max,
+            row: _,
+            actions,
+            effect,
+            qos_max,
+            qos_over,
+            retain,
+            on_deny,
+            mode,
+            enabled,
+        } = self;
+        *text == other.text
+            && *priority == other.priority
+            && *who == other.who
+            && *payload_bytes_max == other.payload_bytes_max
+            && *actions == other.actions
+            && *effect == other.effect
+            && *qos_max == other.qos_max
+            && *qos_over == other.qos_over
+            && *retain == other.retain
+            && *on_deny == other.on_deny
+            && *mode == other.mode
+            && *enabled == other.enabled
     }
 }
 

@@ -60,6 +60,8 @@ pub(crate) struct Rulebook {
     by_client_id: BTreeMap<Option<Box<str>>, usize>,
     /// Classes with topics that depend on the user alone.
     certain: usize,
+    /// The number of the next new row.
+    rows_end: u32,
     changed: Changed,
 }
 
@@ -76,12 +78,13 @@ impl Rulebook {
     /// A book of rules in the order of decision; equal who-parts are one. A table that `previous` has already is shared
     /// with it. The error is for the writer of the patterns. Cancelled, it is a book of some of the rules.
     pub(crate) fn new(
-        rules: Vec<RuleModel>,
+        mut rules: Vec<RuleModel>,
         default: Outcome,
         previous: Option<&Self>,
         cancel: Option<&Cancel>,
     ) -> Result<Self, String> {
         let is_wanted = || !cancel.is_some_and(Cancel::is_cancelled);
+        let rows_end = number_rows(&mut rules, previous);
         let ranks = spread(&rules);
         let len = ranks.last().map_or(0, |last| *last as usize + 1);
         let mut book = Self {
@@ -98,6 +101,7 @@ impl Rulebook {
             shadow_rules: 0,
             by_client_id: BTreeMap::new(),
             certain: 0,
+            rows_end,
             changed: Changed::default(),
         };
         let (parts, members) = group(&rules, &ranks);
@@ -193,6 +197,28 @@ impl Rulebook {
         self.rules_of(self.ranks.from(0))
     }
 
+    /// The rules behind a place in the order, with their ranks.
+    pub(crate) fn behind(
+        &self,
+        is_before: impl Fn(&RuleModel) -> bool,
+    ) -> impl Iterator<Item = (u32, &RuleModel)> {
+        let (_, first) = self
+            .ranks
+            .around(|rank| self.rule(*rank).is_some_and(&is_before));
+        let ranks = first.map(|first| self.ranks.from(first));
+        self.rules_of(ranks.into_iter().flatten())
+    }
+
+    /// Every rank is below this.
+    pub(crate) fn ranks_end(&self) -> u32 {
+        u32::try_from(self.rules.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Every number of a row is below this.
+    pub(crate) fn rows_end(&self) -> u32 {
+        self.rows_end
+    }
+
     pub(crate) fn rule(&self, rank: u32) -> Option<&RuleModel> {
         self.rules.get(rank as usize)?.as_deref()
     }
@@ -275,6 +301,13 @@ impl Rulebook {
             self.rule(*rank)
                 .is_some_and(|rule| rule.asked_before(like).is_lt())
         })
+    }
+
+    /// A number for a row that is new; `None`: all were used, and the book is to be made anew.
+    pub(crate) fn new_row(&mut self) -> Option<u32> {
+        let row = self.rows_end;
+        self.rows_end = row.checked_add(1)?;
+        Some(row)
     }
 
     /// Takes a rule out.
@@ -474,6 +507,28 @@ impl Rulebook {
         self.index.settle()?;
         Ok(certain)
     }
+}
+
+/// Gives each row the number that it had, else one that none had, and tells the number of the next new one. Where all were
+/// used they begin again, and no row keeps its number.
+fn number_rows(rules: &mut [RuleModel], previous: Option<&Rulebook>) -> u32 {
+    let len = u32::try_from(rules.len()).unwrap_or(u32::MAX);
+    let previous = previous.filter(|book| book.rows_end.checked_add(len).is_some());
+    let known = previous.into_iter().flat_map(Rulebook::iter);
+    let known: HashMap<&str, &RuleModel, foldhash::fast::RandomState> =
+        known.map(|(_, rule)| (rule.name(), rule)).collect();
+    let mut next = previous.map_or(0, |book| book.rows_end);
+    for rule in rules {
+        let same = known.get(rule.name());
+        rule.row = match same.filter(|other| other.is_same_row(rule)) {
+            Some(other) => other.row,
+            None => {
+                next += 1;
+                next - 1
+            }
+        };
+    }
+    next
 }
 
 /// Ranks for rules in their order, with gaps.

@@ -34,6 +34,7 @@ impl Ruling {
         if self.is_too_complex {
             verdict.decision = Decision::Deny(Denial::TooComplex);
         } else if self.shadow.rank != self.enforced.rank {
+            verdict.shadow_first = rule(self.shadow.rank);
             verdict.shadow = self.shadow_rule(message, &verdict);
         }
         verdict
@@ -75,6 +76,7 @@ impl Ranked {
                 && outcome.retain == Retain::Strip,
             on_deny: outcome.on_deny,
             shadow: None,
+            shadow_first: None,
         }
     }
 }

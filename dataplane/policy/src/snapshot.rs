@@ -174,6 +174,8 @@ pub struct Verdict {
     pub on_deny: OnDeny,
     /// The shadow rule that would have decided otherwise, when there is one.
     pub shadow: Option<RuleId>,
+    /// The shadow rule that would have decided, otherwise or not.
+    pub shadow_first: Option<RuleId>,
 }
 
 /// Why a session may not open (or stay open).
@@ -200,6 +202,8 @@ pub struct Refused {
     pub rule: Option<RuleId>,
     /// A shadow connect rule that would have decided otherwise.
     pub shadow: Option<RuleId>,
+    /// The one that would have decided, otherwise or not.
+    pub shadow_first: Option<RuleId>,
 }
 
 impl From<Refusal> for Refused {
@@ -208,6 +212,7 @@ impl From<Refusal> for Refused {
             refusal,
             rule: None,
             shadow: None,
+            shadow_first: None,
         }
     }
 }
@@ -221,6 +226,8 @@ pub struct Admission {
     pub rule: Option<RuleId>,
     /// A shadow connect rule that would have decided otherwise.
     pub shadow: Option<RuleId>,
+    /// The one that would have decided, otherwise or not.
+    pub shadow_first: Option<RuleId>,
 }
 
 /// Where a listener listens and what it demands. Limits only; nothing here counts.

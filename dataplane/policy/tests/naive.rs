@@ -417,20 +417,20 @@ impl<'r> Oracle<'r> {
         rules: &Rules,
         asks: Asks,
         request: &Request<'_>,
-    ) -> (Verdict, Option<usize>, Option<usize>) {
+    ) -> (Verdict, Option<usize>, [Option<usize>; 2]) {
         let decided = self.first(rules, asks, request.topic, false);
         let mut verdict = self.judge(decided, request);
-        let shadow = self
+        let first = self
             .first(rules, asks, request.topic, true)
             .filter(|index| self.rows[*index].shadow);
-        let shadow = shadow.filter(|index| {
+        let shadow = first.filter(|index| {
             let other = self.judge(Some(*index), request);
             other.decision != verdict.decision
                 || other.qos_max.min(request.qos) != verdict.qos_max.min(request.qos)
                 || other.strip_retain != verdict.strip_retain
         });
         verdict.shadow = None;
-        (verdict, decided, shadow)
+        (verdict, decided, [first, shadow])
     }
 
     fn judge(&self, decided: Option<usize>, request: &Request<'_>) -> Verdict {
@@ -445,6 +445,7 @@ impl<'r> Oracle<'r> {
                 OnDeny::Drop
             },
             shadow: None,
+            shadow_first: None,
         };
         if !self.allows(decided) {
             verdict.decision = Decision::Deny(Denial::NotAuthorized);
@@ -892,10 +893,11 @@ proptest! {
                 for (action, asks) in [(Action::Publish, Asks::Publish), (Action::Receive, Asks::Receive)] {
                     let request = Request { action, topic, qos: qos(asked_qos), retain, payload_bytes };
                     let found = snapshot.verdict(&classes, &vars(session), &request);
-                    let (expected, rule, shadow) = oracle.verdict(&rules, asks, &request);
+                    let (expected, rule, [first, shadow]) = oracle.verdict(&rules, asks, &request);
                     prop_assert_eq!(found.rule.map(name), named(rule), "{:?} {:?}", session, request);
                     prop_assert_eq!(found.shadow.map(name), named(shadow), "{:?} {:?}", session, request);
-                    let bare = Verdict { rule: None, shadow: None, ..found };
+                    prop_assert_eq!(found.shadow_first.map(name), named(first), "{:?} {:?}", session, request);
+                    let bare = Verdict { rule: None, shadow: None, shadow_first: None, ..found };
                     prop_assert_eq!(bare, expected, "{:?} {:?}", session, request);
                 }
             }
@@ -907,6 +909,7 @@ proptest! {
                 let with_shadow = oracle.subscribe(&rules, filter, qos(asked_qos), true);
                 let is_otherwise = with_shadow.0 != denial || with_shadow.1.min(qos(asked_qos)) != qos_max.min(qos(asked_qos));
                 prop_assert_eq!(found.shadow.is_some(), is_otherwise, "{:?} {}", session, filter);
+                prop_assert!(found.shadow.is_none() || found.shadow == found.shadow_first, "{:?} {}", session, filter);
                 let in_slices = subscribe_in_slices(&snapshot, &classes, session, filter, qos(asked_qos), slice);
                 prop_assert_eq!(in_slices, found, "{:?} {} {} nodes at a time", session, filter, slice);
             }

@@ -15,7 +15,7 @@ use crate::control::endpoints::Trouble;
 use crate::control::fleet::LinkState;
 use crate::control::observe::{Crowd, Observed, ShardView};
 use crate::control::vitals::Vitals;
-use crate::metrics::Counter;
+use crate::metrics::{Counter, RuleCount};
 
 /// Upper bounds of the added-latency buckets, in microseconds.
 const LATENCY_BUCKETS_MICROS: &[u64] = &[
@@ -25,7 +25,7 @@ const LATENCY: &str = "sluice_added_latency_seconds";
 const METADATA: Metadata<'static> = Metadata::new("sluice", Level::INFO, None);
 
 /// The whole page.
-pub fn render(observed: &Observed) -> String {
+pub fn render(observed: &Observed, rules: &RuleSeries) -> String {
     let recorder = PrometheusBuilder::new().build_recorder();
     let page = Page {
         recorder: &recorder,
@@ -37,6 +37,7 @@ pub fn render(observed: &Observed) -> String {
     shards(&page, observed);
     upstreams(&page, observed);
     auth(&page, observed);
+    rules_counted(&page, rules);
     process(&page);
     let mut text = sorted(&recorder.handle().render());
     // Writing to a String cannot fail.
@@ -383,6 +384,54 @@ fn auth(page: &Page<'_>, observed: &Observed) {
     ] {
         page.describe_gauge(name, help);
         page.gauge(name, &[], value as f64);
+    }
+}
+
+/// What is shown of rules: those whose names were chosen, and what is known without their names.
+#[derive(Clone, Debug, Default)]
+pub struct RuleSeries {
+    /// Name, whether in shadow, and counts.
+    pub rules: Vec<(String, bool, RuleCount)>,
+    /// Decisions of the default.
+    pub by_default: u64,
+    /// Decisions that were not counted for want of memory.
+    pub left_off: u64,
+    /// Memory that counting takes.
+    pub bytes: u64,
+}
+
+fn rules_counted(page: &Page<'_>, rules: &RuleSeries) {
+    let name = "sluice_rule_default_decisions_total";
+    page.describe_counter(
+        name,
+        "Decisions that no rule made but the policy's default.",
+    );
+    page.counter(name, &[], rules.by_default);
+    let name = "sluice_rule_counts_left_off_total";
+    page.describe_counter(
+        name,
+        "Decisions that were not counted for their rule because --rule-counts-mib was used up.",
+    );
+    page.counter(name, &[], rules.left_off);
+    let name = "sluice_rule_counts_bytes";
+    page.describe_gauge(name, "Memory for counting how often each rule decides.");
+    page.gauge(name, &[], rules.bytes as f64);
+    let decided = "sluice_rule_decisions_total";
+    page.describe_counter(
+        decided,
+        "Decisions by rule, in shadow those that it would have made; the first rules by name, as many as --rule-metrics says.",
+    );
+    let otherwise = "sluice_rule_shadow_otherwise_total";
+    page.describe_counter(
+        otherwise,
+        "Decisions that a rule in shadow would have made otherwise, for the rules of sluice_rule_decisions_total.",
+    );
+    for (rule, is_shadow, count) in &rules.rules {
+        let mode = if *is_shadow { "shadow" } else { "enforce" };
+        page.counter(decided, &[("rule", rule), ("mode", mode)], count.decided);
+        if *is_shadow {
+            page.counter(otherwise, &[("rule", rule)], count.otherwise);
+        }
     }
 }
 

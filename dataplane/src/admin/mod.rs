@@ -23,6 +23,7 @@ use socket::{Bounded, Limits};
 mod denials;
 /// Names, values and help of what is exported.
 pub mod exposition;
+mod rules;
 mod socket;
 
 /// Longest body taken (a log filter).
@@ -37,6 +38,8 @@ struct Admin {
     control: ControlHandle,
     log: LogControl,
     shows_denials: bool,
+    /// Rules in `/metrics`.
+    rule_metrics: usize,
 }
 
 /// Opens the admin server's socket and says where it is.
@@ -60,6 +63,7 @@ pub async fn serve(
     control: ControlHandle,
     log: LogControl,
     shows_denials: bool,
+    rule_metrics: usize,
 ) -> std::io::Result<()> {
     let is_loopback = socket.local_addr()?.ip().is_loopback();
     let socket = tokio::net::TcpListener::from_std(socket)?;
@@ -68,6 +72,7 @@ pub async fn serve(
         control,
         log,
         shows_denials,
+        rule_metrics,
     };
     let router = router(admin).layer(from_fn(move |request, next| {
         no_web_pages(is_loopback, request, next)
@@ -88,6 +93,7 @@ fn router(admin: Admin) -> Router {
         .route("/shards", get(shards))
         .route("/sessions", get(sessions))
         .route("/denials", get(denials::denials))
+        .route("/rules", get(rules::list))
         .route("/log", get(log_level).put(set_log_level))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(admin)
@@ -147,6 +153,7 @@ async fn index() -> &'static str {
      GET /shards     what each shard holds\n\
      GET /sessions   open sessions (?limit=N&after=CURSOR&client_id=ID&username=NAME)\n\
      GET /denials    recent refusals, with --admin-denials (?limit=N&after=CURSOR&client_id=ID&username=NAME&address=IP&reason=R)\n\
+     GET /rules      how often each rule decided (?unused&shadow&limit=N&after=CURSOR)\n\
      GET /log        the log filter; PUT a new one, for example: debug\n"
 }
 
@@ -189,7 +196,9 @@ async fn metrics(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
         header::CONTENT_TYPE,
         "text/plain; version=0.0.4; charset=utf-8",
     )];
-    Ok((content_type, exposition::render(&observed)).into_response())
+    let rules = rules::counted(&admin).await?;
+    let text = exposition::render(&observed, &rules);
+    Ok((content_type, text).into_response())
 }
 
 async fn policy(State(admin): State<Admin>) -> Result<Response, NoAnswer> {

@@ -5,8 +5,10 @@
 
 use super::endpoints::{self, EndpointView};
 use super::listeners::Listening;
+use super::rules::Carried;
 use super::*;
 use crate::logging;
+use crate::metrics::RuleCounts;
 
 impl Control {
     /// Mail from the shards, a batch of each; the bell is rung again when some is left.
@@ -58,6 +60,14 @@ impl Control {
                     let status = format!("generation {} is active", generation.0);
                     self.notifier.tell(State::Ready, &status);
                 }
+            }
+            ToControl::Counting {
+                shard,
+                generation,
+                counts,
+            } => {
+                let carried = self.tallies.counting(shard, generation, counts);
+                self.carry(carried);
             }
             ToControl::ListenFailed {
                 shard,
@@ -183,7 +193,8 @@ impl Control {
 
     /// Compiles the next offer, unless one is at work already, replaced snapshots pile up, or we are leaving.
     pub(super) fn begin_compiling(&mut self) {
-        if self.is_compiling || self.drain.is_some() || !self.apply.has_room() {
+        let has_room = self.apply.has_room() && self.tallies.has_room();
+        if self.is_compiling || self.drain.is_some() || !has_room {
             return;
         }
         let Some(offer) = self.next_offer.take() else {
@@ -266,10 +277,45 @@ impl Control {
             tracing::warn!("{warning}");
         }
         self.delivered_at = clock::monotonic();
+        let delivered = self.apply.status().delivered.as_ref();
+        let fleet_generation = delivered.and_then(|stage| stage.fleet_generation);
+        self.tallies.delivered(
+            Arc::clone(&snapshot),
+            fleet_generation,
+            clock::unix_millis(),
+        );
         self.dummy.follow(&snapshot);
         self.resolved = resolved;
         self.health.follow(&snapshot, self.apply.directory());
         Ok(())
+    }
+
+    // ---- counts of rules
+
+    fn carry(&self, carried: Option<Carried>) {
+        let Some(carried) = carried else {
+            return;
+        };
+        let done = self.carried.0.clone();
+        // Its end comes back as an event.
+        drop(tokio::task::spawn_blocking(move || {
+            priority::lower();
+            // Fails only when the control thread is ending.
+            let _ = done.blocking_send(carried.carry());
+        }));
+    }
+
+    pub(super) fn finish_carrying(&mut self, counts: RuleCounts, to: Generation) {
+        let (outlived, next) = self.tallies.carried(counts, to);
+        if !outlived.is_empty() {
+            // Not waited for.
+            drop(tokio::task::spawn_blocking(move || {
+                priority::lower();
+                drop(outlived);
+            }));
+        }
+        self.carry(next);
+        self.begin_compiling();
     }
 
     fn refuse(&mut self, generation: Generation, errors: Vec<String>) {

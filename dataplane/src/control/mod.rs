@@ -51,6 +51,8 @@ mod priority;
 pub mod random;
 /// Names of endpoints to addresses.
 pub mod resolve;
+/// How often each rule decided.
+pub mod rules;
 
 pub mod vitals;
 
@@ -65,6 +67,7 @@ use observe::{Observed, ShardView};
 pub use operators::Ended;
 use operators::{Kicking, Listing, Rest};
 use resolve::Resolved;
+use rules::{RuleView, Tallies};
 
 /// Housekeeping: late passwords, mail that did not fit, silent shards.
 const TICK: Duration = Duration::from_millis(250);
@@ -122,6 +125,9 @@ enum Command {
     },
     ServeAgain {
         reply: oneshot::Sender<Ended>,
+    },
+    Rules {
+        reply: oneshot::Sender<Option<RuleView>>,
     },
 }
 
@@ -266,6 +272,9 @@ pub struct Control {
     waiting_for_kicks: Vec<Kicking>,
     waiting_for_denials: Vec<denials::Asking>,
     acknowledged: watch::Sender<Vec<Option<u64>>>,
+    tallies: Tallies,
+    /// Counts of rules that were carried over to another generation.
+    carried: (mpsc::Sender<Carry>, mpsc::Receiver<Carry>),
     ticks: u64,
     /// Until the process ends.
     drain: Option<Drain>,
@@ -302,6 +311,9 @@ struct Attempt {
     result: Result<(Compiled, Resolved), Refusal>,
     reply: Option<oneshot::Sender<Outcome>>,
 }
+
+/// What was counted before a generation, and which.
+type Carry = (crate::metrics::RuleCounts, Generation);
 
 /// The waker of the mailboxes from the shards.
 #[derive(Default)]
@@ -393,6 +405,13 @@ impl ControlHandle {
         answer.await.map_err(|_| NoAnswer)
     }
 
+    /// How often each rule decided; `None` before the first policy.
+    pub async fn rules(&self) -> Result<Option<RuleView>, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::Rules { reply }).await?;
+        answer.await.map_err(|_| NoAnswer)
+    }
+
     /// What each shard judges by, by its number, and whenever that changes.
     pub fn acknowledged(&self) -> watch::Receiver<Vec<Option<u64>>> {
         self.acknowledged.clone()
@@ -430,6 +449,7 @@ impl Control {
         let (commands_in, commands) = mpsc::channel(QUESTIONS_MAX);
         let (offers_in, offers) = mpsc::channel(4);
         let (acknowledged_in, acknowledged) = watch::channel(parts.apply.status().shards.clone());
+        let tallies = Tallies::new(links.len());
         let control = Self {
             apply: parts.apply,
             links,
@@ -464,6 +484,8 @@ impl Control {
             waiting_for_kicks: Vec::new(),
             waiting_for_denials: Vec::new(),
             acknowledged: acknowledged_in,
+            tallies,
+            carried: mpsc::channel(1),
             ticks: 0,
             drain: None,
             rest: None,
@@ -498,6 +520,7 @@ impl Control {
                 Some(command) = self.commands.recv() => { self.obey(command); None }
                 Some(attempt) = self.attempts.1.recv() => { self.finish_attempt(attempt); None }
                 Some(resolved) = self.lookups.1.recv() => { self.finish_lookup(resolved); None }
+                Some((counts, to)) = self.carried.1.recv() => { self.finish_carrying(counts, to); None }
                 Some(offer) = self.offers.recv() => { self.take_offer(offer); None }
                 Some(exit) = self.exits.recv() => self.shard_ended(exit),
                 Some(signal) = signals.recv() => self.signalled(signal),

@@ -101,6 +101,9 @@ impl Control {
             } => self.ask_for_denials(after, limit, &filter, reply),
             Command::Kick { who, reply } => self.kick(&who, reply),
             Command::Drain { within, reply } => self.rest(within, reply),
+            Command::Rules { reply } => {
+                let _ = reply.send(self.tallies.view()); // as above
+            }
             Command::ServeAgain { reply } => {
                 let _ = reply.send(self.serve_again());
             }

@@ -16,6 +16,7 @@ use super::decisions::DecisionBatch;
 use super::denials::{DenialList, DenialQuery};
 use super::directory::Directory;
 use super::notices::NoticeBatch;
+use crate::metrics::RuleCounts;
 use crate::session::{AuthOutcome, Credentials};
 
 /// A shard by number, from 0.
@@ -118,6 +119,16 @@ pub enum ToControl {
         shard: ShardId,
         /// What.
         generation: Generation,
+    },
+    /// The shard judges by `generation` from here on, and counts here how often its rules decide: what it counted before is
+    /// final. When the queue is full: sent again in a later turn.
+    Counting {
+        /// Who.
+        shard: ShardId,
+        /// By what.
+        generation: Generation,
+        /// Written by the shard.
+        counts: Arc<RuleCounts>,
     },
     /// A [`ToShard::Listen`] failed. When the queue is full: sent again in a later turn.
     ListenFailed {

@@ -85,7 +85,7 @@ impl Session {
                 return Some(Err(refused.refusal));
             }
         };
-        self.note_admitted(context, admission.rule, admission.shadow);
+        self.note_admitted(context, &admission);
         self.rights.replace(admission.classes);
         self.generation = generation;
         Some(Ok(()))

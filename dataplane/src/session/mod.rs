@@ -69,7 +69,7 @@ use sluice_policy::{
 use sluice_wire::mqtt::{FixedHeader, Packet, PacketKind, Version, Violation, decode};
 
 use crate::clock::Time;
-use crate::metrics::Counters;
+use crate::metrics::{Counters, RuleCounts};
 
 use identity::Identity;
 use lane::Route;
@@ -114,6 +114,8 @@ pub struct Context<'a> {
     pub out: &'a mut Outputs,
     /// The shard's counters.
     pub counters: &'a Counters,
+    /// Where the shard counts how often each rule decides, by the snapshot's numbers; `None` costs one branch.
+    pub rules: Option<&'a RuleCounts>,
     /// The shard's seeded generator (assigned client ids).
     pub random: &'a mut dyn FnMut() -> u64,
     /// Told of every answer to a client, when set; it samples. `None` costs one branch.

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use sluice_policy::{
-    Action, Decision, Denial, ListenerId, Message, Refusal, Refused, RuleId, Verdict,
+    Action, Admission, Decision, Denial, ListenerId, Message, Refusal, Refused, RuleId, Verdict,
 };
 use sluice_wire::mqtt::{QoS, ReasonCode, Version, Violation};
 
@@ -492,6 +492,23 @@ impl ReasonKind {
     }
 }
 
+/// Counts a decision for the rule that made it, and for the shadow rule that would have.
+#[inline]
+fn count_rules(
+    context: &Context<'_>,
+    rule: Option<RuleId>,
+    first: Option<RuleId>,
+    shadow: Option<RuleId>,
+) {
+    let Some(rules) = context.rules else {
+        return;
+    };
+    rules.decided(rule.map(|rule| rule.0));
+    if let Some(RuleId(first)) = first {
+        rules.would_decide(first, shadow.is_some());
+    }
+}
+
 impl Session {
     /// The record of an answer to this session.
     fn record<'a>(&'a self, wanted: Wanted<'a>, refused: Option<Reason>) -> DecisionRecord<'a> {
@@ -514,6 +531,7 @@ impl Session {
     /// Counts and records a verdict.
     #[inline]
     pub(super) fn note(&self, context: &mut Context<'_>, wanted: Wanted<'_>, verdict: &Verdict) {
+        count_rules(context, verdict.rule, verdict.shadow_first, verdict.shadow);
         if verdict.shadow.is_some() {
             context.counters.add(shadow_counter(wanted.act), 1);
         }
@@ -539,12 +557,9 @@ impl Session {
     }
 
     /// Records that the session may open, or stay.
-    pub(super) fn note_admitted(
-        &self,
-        context: &mut Context<'_>,
-        rule: Option<RuleId>,
-        shadow: Option<RuleId>,
-    ) {
+    pub(super) fn note_admitted(&self, context: &mut Context<'_>, admission: &Admission) {
+        let (rule, shadow) = (admission.rule, admission.shadow);
+        count_rules(context, rule, admission.shadow_first, shadow);
         if shadow.is_some() {
             context.counters.add(Counter::ShadowConnect, 1);
         }
@@ -573,6 +588,10 @@ impl Session {
             Refusal::ListenerGone => Reason::ListenerGone,
             Refusal::Credentials => self.credentials_fault(context),
         };
+        // Other refusals come before the rules are asked.
+        if refused.refusal == Refusal::NotAuthorized {
+            count_rules(context, refused.rule, refused.shadow_first, refused.shadow);
+        }
         if refused.shadow.is_some() {
             context.counters.add(Counter::ShadowConnect, 1);
         }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sluice_policy::Effort;
 
-use crate::metrics::Counters;
+use crate::metrics::{Counters, RuleCounts};
 use crate::node::{DecisionBatch, DecisionSampler, DenialRing};
 use crate::session::{Context, DecisionRecord, Outputs};
 
@@ -19,6 +19,8 @@ pub(super) struct Lent {
     /// See `work.rs`.
     pub(super) effort: Effort,
     pub(super) random: Random,
+    /// How often each rule of the policy decided; `None` where that is not counted.
+    pub(super) rules: Option<Arc<RuleCounts>>,
     counters: Arc<Counters>,
     decisions: Option<DecisionSampler>,
     pub(super) denials: Option<DenialRing>,
@@ -35,6 +37,7 @@ impl Lent {
             outputs: Outputs::default(),
             effort: Effort::new(0),
             random,
+            rules: None,
             counters,
             decisions,
             denials,
@@ -62,6 +65,7 @@ impl Lent {
             effort: &mut self.effort,
             out: &mut self.outputs,
             counters: &self.counters,
+            rules: self.rules.as_deref(),
             random: &mut || random.next(),
             decisions: note
                 .as_mut()

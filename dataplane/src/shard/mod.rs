@@ -35,6 +35,7 @@
 //! | `close.rs` | send, shutdown, discard, close |
 //! | `deadlines.rs`, `timers.rs` | when a session is looked at again |
 //! | `mail.rs` | what control wants |
+//! | `rules.rs` | counting how often each rule decides |
 //! | `sweep.rs`, `drain.rs`, `kick.rs` | idle sessions under a new policy; the end; whom an operator ends |
 //! | `work.rs` | what sessions left for later turns |
 //! | `slots.rs`, `leg.rs`, `outbox.rs` | where things are kept |
@@ -57,6 +58,7 @@ mod mail;
 mod outbox;
 mod pressure;
 mod random;
+mod rules;
 mod slots;
 mod strangers;
 mod sweep;
@@ -112,6 +114,8 @@ pub struct ShardLimits {
     pub strangers_grace: Duration,
     /// Bytes of CONNECTs that are kept until CONNACK, for another endpoint; one more goes without a second chance.
     pub connects_kept_bytes_max: u64,
+    /// Memory for counting how often rules decide; part of the budget for backlogs. 0: they are not counted.
+    pub rule_counts_bytes_max: u64,
 }
 
 impl Default for ShardLimits {
@@ -124,6 +128,7 @@ impl Default for ShardLimits {
             authenticate_timeout: Duration::from_secs(20),
             strangers_grace: Duration::from_secs(2),
             connects_kept_bytes_max: 8 << 20,
+            rule_counts_bytes_max: 32 << 20,
         }
     }
 }
@@ -379,6 +384,7 @@ impl<R: Ring> Core<R> {
         self.kick(Some(turn));
         self.drain(turn);
         self.work(turn);
+        self.weigh_rules();
         self.relieve(turn);
         self.flush(turn)
     }

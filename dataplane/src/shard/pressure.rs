@@ -28,6 +28,8 @@ const KEPT_USUAL: usize = 4 << 10;
 /// The shard's memory for backlogs and for what sessions keep.
 pub(super) struct Budget {
     bytes: u64,
+    /// Beside these: what counting rules takes. It goes back with the next policy only.
+    rules_bytes: u64,
     max: u64,
     /// Slots that had a backlog, or kept much, since the last look; each is verified.
     slots: Vec<u32>,
@@ -37,6 +39,7 @@ impl Budget {
     pub(super) fn new(max: u64) -> Self {
         Self {
             bytes: 0,
+            rules_bytes: 0,
             max,
             slots: Vec::new(),
         }
@@ -55,6 +58,10 @@ impl Budget {
         self.bytes = self.bytes.saturating_sub(bytes as u64);
     }
 
+    pub(super) fn rules_take(&mut self, bytes: u64) {
+        self.rules_bytes = bytes;
+    }
+
     /// A slot has a backlog, or keeps much, from here on.
     pub(super) fn begun(&mut self, slot: u32) {
         self.slots.push(slot);
@@ -62,11 +69,11 @@ impl Budget {
 
     /// More than three quarters are in use: senders are held back early, nobody new is let in.
     pub(super) fn is_tight(&self) -> bool {
-        self.bytes > self.max / 4 * 3
+        self.bytes + self.rules_bytes > self.max / 4 * 3
     }
 
     fn is_exhausted(&self) -> bool {
-        self.bytes > self.max
+        self.bytes + self.rules_bytes > self.max
     }
 }
 

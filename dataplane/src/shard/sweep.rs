@@ -50,6 +50,7 @@ impl<R: Ring> Core<R> {
             next: Some(0),
             generation: snapshot.generation(),
         };
+        self.count_rules_of(snapshot);
         // The smallest of the listeners' budgets: one that wants no waiting is not made to wait for another's sake.
         let budget = snapshot
             .listeners()

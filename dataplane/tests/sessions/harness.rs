@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_dataplane::clock::Time;
-use sluice_dataplane::metrics::{Counter, Counters};
+use sluice_dataplane::metrics::{Counter, Counters, RuleCount, RuleCounts};
 use sluice_dataplane::session::{
     Act, AuthOutcome, Cause, Context, DecisionRecord, Dialled, Output, Outputs, Reason, Session,
     Side, Unanswered, User,
@@ -162,6 +162,7 @@ pub(crate) struct Rig {
     /// What it did.
     pub(crate) spent: u32,
     counters: Counters,
+    rules: RuleCounts,
     out: Outputs,
     random: u64,
     down: Vec<u8>,
@@ -182,6 +183,7 @@ impl Rig {
                 effort: &mut Effort::new(u32::MAX),
                 out: &mut out,
                 counters: &counters,
+                rules: None,
                 random: &mut || 0,
                 decisions: None,
                 denials: None,
@@ -203,6 +205,7 @@ impl Rig {
             share: u32::MAX,
             spent: 0,
             counters,
+            rules: RuleCounts::new(u32::from(u16::MAX), u64::MAX),
             out,
             random: 0,
             down: Vec::new(),
@@ -241,6 +244,18 @@ impl Rig {
         rig
     }
 
+    /// How often a rule decided, by its name in the snapshot at hand.
+    pub(crate) fn rule_count(&self, name: &str) -> RuleCount {
+        let mut rules = self.snapshot.rules_behind(None);
+        let rule = rules.find(|rule| rule.name() == name).unwrap();
+        self.rules.read(rule.id.0)
+    }
+
+    /// Decisions of the default.
+    pub(crate) fn by_default(&self) -> u64 {
+        self.rules.by_default()
+    }
+
     /// Calls into the session and carries out what it says. `lease` is what it was given.
     pub(crate) fn call(
         &mut self,
@@ -260,6 +275,7 @@ impl Rig {
                 effort: &mut effort,
                 out: &mut self.out,
                 counters: &self.counters,
+                rules: Some(&self.rules),
                 random: &mut || {
                     *random += 1;
                     *random

@@ -22,5 +22,6 @@ mod opening;
 mod order;
 mod regressions;
 mod room;
+mod rules;
 mod streams;
 mod subscriptions;

@@ -86,10 +86,7 @@ fn strangers_that_each_send_most_of_a_packet_do_not_take_the_memory() {
 
 #[test]
 fn a_full_mailbox_is_told_to_come_back_too() {
-    let options = Options {
-        mailbox_len: 1,
-        ..Options::quiet()
-    };
+    let options = Options::one_message();
     let mut stage = Stage::with_policy(&options, &wide());
     stage.is_reading_mail = false;
     let clients: Vec<Peer> = (1..=3).map(|last| login(&mut stage, last)).collect();
@@ -100,10 +97,7 @@ fn a_full_mailbox_is_told_to_come_back_too() {
 
 #[test]
 fn what_must_be_told_waits_for_room_and_nothing_more_is_read_meanwhile() {
-    let options = Options {
-        mailbox_len: 1,
-        ..Options::quiet()
-    };
+    let options = Options::one_message();
     let mut stage = Stage::with_policy(&options, &wide());
     stage.is_reading_mail = false;
     // One answer fits into the mailbox, sixteen wait in the shard; the other orders stay unread in its own mailbox.

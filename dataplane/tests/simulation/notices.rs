@@ -75,10 +75,7 @@ fn a_fault_of_a_broker_is_told_and_the_session_goes_on() {
 
 #[test]
 fn lines_without_room_are_counted_and_told_later() {
-    let options = Options {
-        mailbox_len: 1,
-        ..Options::quiet()
-    };
+    let options = Options::one_message();
     let mut stage = Stage::with_policy(&options, POLICY);
     stage.table.set_logs_ended(true);
     stage.is_reading_mail = false;

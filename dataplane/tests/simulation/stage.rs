@@ -46,6 +46,18 @@ impl Options {
             denials_max: 0,
         }
     }
+
+    /// The mailbox to control has room for one, and a new policy is nothing to tell of before its sweep.
+    pub(crate) fn one_message() -> Self {
+        Self {
+            mailbox_len: 1,
+            limits: ShardLimits {
+                rule_counts_bytes_max: 0,
+                ..ShardLimits::default()
+            },
+            ..Self::quiet()
+        }
+    }
 }
 
 pub(crate) struct Stage {
@@ -271,6 +283,7 @@ impl Stage {
                     };
                     self.passwords.push_back((session, outcome));
                 }
+                ToControl::Counting { .. } => {}
                 ToControl::Acknowledged { generation, .. } => self.acknowledged = generation.0,
                 ToControl::Drained { outcome, .. } => self.drained = Some(outcome),
                 ToControl::Kicked {

@@ -3,13 +3,15 @@
 //! Kicks and drains are recorded before they are done: one that cannot be recorded is not done.
 
 mod answers;
+mod rules;
 mod sessions;
 mod watching;
 
 use sluice_proto::control::v1::nodes_server::{Nodes, NodesServer};
 use sluice_proto::control::v1::{
     DrainRequest, KickRequest, ListNodesRequest, NodeAnswer, NodeAnswers, NodesResponse,
-    RemoveNodeRequest, RemoveNodeResponse, SessionsRequest, SessionsResponse, kick_request,
+    RemoveNodeRequest, RemoveNodeResponse, RulesRequest, RulesResponse, SessionsRequest,
+    SessionsResponse, kick_request,
 };
 use sluice_proto::v1;
 use tonic::{Request, Response, Status};
@@ -72,6 +74,18 @@ impl Nodes for Desk {
         }
         let page = sessions::page(&self.fleet, wish).await;
         Ok(Response::new(page))
+    }
+
+    async fn rules(
+        &self,
+        request: Request<RulesRequest>,
+    ) -> Result<Response<RulesResponse>, Status> {
+        self.gate.caller(&request, Role::Viewer)?;
+        let wish = rules::Wish::read(request.into_inner())?;
+        if let Some(node) = &wish.node {
+            self.member(node)?;
+        }
+        Ok(Response::new(rules::page(&self.fleet, wish).await))
     }
 
     async fn kick(&self, request: Request<KickRequest>) -> Result<Response<NodeAnswers>, Status> {
@@ -216,7 +230,9 @@ fn answer_of(node: &Name, answer: Result<Answer, String>) -> NodeAnswer {
     let node = node.as_str().to_owned();
     let (sessions, error) = match answer {
         Ok(Answer::Done(done)) => (done.sessions, answers::line(done.error)),
-        Ok(Answer::Sessions(_)) => (0, "the node answered something else".to_owned()),
+        Ok(Answer::Sessions(_) | Answer::Rules(_)) => {
+            (0, "the node answered something else".to_owned())
+        }
         Err(why) => (0, why),
     };
     NodeAnswer {

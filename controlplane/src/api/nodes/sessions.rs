@@ -158,7 +158,9 @@ async fn ask(fleet: &Fleet, node: &Name, question: Question) -> Result<SessionPa
     let pending = fleet.ask(node, Capability::Sessions, question)?;
     let page = match fleet.answer(pending).await? {
         Answer::Sessions(page) => page,
-        Answer::Done(_) => return Err("the node answered something else".to_owned()),
+        Answer::Done(_) | Answer::Rules(_) => {
+            return Err("the node answered something else".to_owned());
+        }
     };
     if !page.error.is_empty() {
         return Err(answers::line(page.error));

@@ -9,6 +9,7 @@ pub(crate) mod nodes;
 pub(crate) mod operations;
 pub(crate) mod policy;
 pub(crate) mod problems;
+pub(crate) mod rules;
 mod table;
 pub(crate) mod time;
 

@@ -283,6 +283,15 @@ fn sessions(snapshot: &Snapshot) -> Vec<Who<'static>> {
     ]
 }
 
+/// True exactly when every rule has the number of its row before where it says the same, else one that is new.
+fn numbers_follow(before: &Snapshot, after: &Snapshot) -> bool {
+    let rule = |name: &str| before.rules.iter().find(|(_, rule)| rule.name() == name);
+    after.rules.iter().all(|(_, new)| match rule(new.name()) {
+        Some((_, old)) if old.is_same_row(new) => old.row == new.row,
+        Some(_) | None => (before.rows_end()..after.rows_end()).contains(&new.row),
+    })
+}
+
 /// All answers, with the names of rules in place of their numbers.
 fn answers(snapshot: &Snapshot) -> Vec<String> {
     let mut out = vec![
@@ -374,6 +383,7 @@ proptest! {
                     prop_assert_eq!(answers(&next), answers(&expected));
                     prop_assert_eq!(next.digest(), &*hex(&rows.digest()));
                     prop_assert_eq!(follow(&snapshot, &rows, Generation(2)).is_some(), is_short);
+                    prop_assert!(numbers_follow(&snapshot, &next));
                     (at, snapshot) = (rows, next);
                 }
                 (Err(refused), Err(expected)) => prop_assert_eq!(refused, expected),

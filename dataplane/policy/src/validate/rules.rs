@@ -64,6 +64,7 @@ impl Checker<'_> {
             payload_bytes_max: row
                 .payload_bytes_max
                 .map(|located| u32::try_from(located.value).unwrap_or(u32::MAX)),
+            row: 0,
             on_deny: row.on_deny.map_or(on_deny, |located| located.value),
             mode: row.mode.map_or(Mode::Enforce, |located| located.value),
             enabled: row.enabled.is_none_or(|located| located.value),

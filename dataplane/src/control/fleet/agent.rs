@@ -12,17 +12,18 @@
 
 use std::collections::VecDeque;
 
-use sluice_policy::FEATURES;
 use sluice_policy::fleet::{Assembly, Delivered, Delivery, Inventory};
+use sluice_policy::{FEATURES, RulePlace};
 use sluice_proto::v1::{self, from_node, reject::Reason, to_node};
 
 use super::disk::Held;
 use crate::control::compile::Refusal;
+use crate::control::rules::RuleFilter;
 use crate::node::{KickWho, SessionFilter};
 
 /// Generations whose acknowledgements may be on their way; the control thread takes on fewer.
 const RELEASES_MAX: usize = 64;
-/// Sessions in one page.
+/// Sessions, and rules, in one page.
 const PAGE_MAX: u32 = 1000;
 
 /// What is to be done.
@@ -62,6 +63,17 @@ pub(super) enum Output {
         limit: u32,
         /// Which.
         filter: SessionFilter,
+    },
+    /// List rules, and answer.
+    Rules {
+        /// Names the answer.
+        request: u64,
+        /// Where to go on.
+        behind: Option<RulePlace>,
+        /// At most so many.
+        limit: u32,
+        /// Which.
+        filter: RuleFilter,
     },
 }
 
@@ -137,7 +149,9 @@ impl Agent {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             features: FEATURES.iter().map(ToString::to_string).collect(),
-            capabilities: ["kick", "drain", "sessions"].map(String::from).to_vec(),
+            capabilities: ["kick", "drain", "sessions", "rules"]
+                .map(String::from)
+                .to_vec(),
             shards: self.shards,
             held: self.held().cloned(),
         })
@@ -167,6 +181,20 @@ impl Agent {
                 filter: SessionFilter {
                     client_id: list.client_id.map(Into::into),
                     username: list.username.map(Into::into),
+                },
+            }),
+            to_node::Message::ListRules(list) => Some(Output::Rules {
+                request: list.request,
+                behind: list.behind.map(|place| RulePlace {
+                    priority: place.priority,
+                    order: place.order,
+                    tie: place.tie,
+                    name: place.name.into(),
+                }),
+                limit: list.limit.clamp(1, PAGE_MAX),
+                filter: RuleFilter {
+                    unused: false,
+                    shadow: list.only_shadow,
                 },
             }),
         }

@@ -308,6 +308,23 @@ impl Node {
                         from_node::Message::Sessions(page)
                     });
                 }
+                Output::Rules {
+                    request,
+                    behind,
+                    limit,
+                    filter,
+                } => {
+                    let control = self.control.clone();
+                    let busy = from_node::Message::Rules(report::no_rules(request, BUSY));
+                    self.command(busy, async move {
+                        let limit = usize::try_from(limit).unwrap_or(1);
+                        let page = control.rule_page(behind, limit, filter).await;
+                        from_node::Message::Rules(match page {
+                            Ok(page) => report::rules(request, &page.unwrap_or_default()),
+                            Err(error) => report::no_rules(request, &error.to_string()),
+                        })
+                    });
+                }
             }
         }
         Ok(())

@@ -1,13 +1,15 @@
-//! How the node is, in the words of the contract: heartbeats, pages of sessions, cursors.
+//! How the node is, in the words of the contract: heartbeats, pages of sessions and of rules, cursors.
 //!
 //! Pure: what is known comes in, a message comes out.
 
+use sluice_policy::{Effect, RulePlace};
 use sluice_proto::v1;
 use sluice_proto::v1::endpoint_trouble::Fault as Told;
 
 use super::agent::Agent;
 use crate::control::endpoints::{self, EndpointView};
 use crate::control::observe::Observed;
+use crate::control::rules::{RulePage, RuleTally};
 use crate::control::{SessionCursor, SessionPage};
 use crate::metrics::{Counter, Counters};
 use crate::node::{Fault, SessionInfo};
@@ -136,7 +138,46 @@ pub(super) fn page(request: u64, page: &SessionPage) -> v1::SessionPage {
     }
 }
 
-/// The same, when there is none.
+/// The answer to a question for rules. Their names are short, so as many as may be asked for fit.
+pub(super) fn rules(request: u64, page: &RulePage) -> v1::RulePage {
+    let rule = |rule: &RuleTally| v1::rule_page::Rule {
+        place: Some(place(&rule.place)),
+        is_shadow: rule.is_shadow,
+        denies: rule.effect == Effect::Deny,
+        decided: rule.count.decided,
+        otherwise: rule.count.otherwise,
+        since_unix_ms: rule.since_unix_ms,
+    };
+    v1::RulePage {
+        request,
+        rules: page.rules.iter().map(rule).collect(),
+        next: page.next.as_ref().map(place),
+        by_default: page.by_default,
+        left_off: page.left_off,
+        since_unix_ms: page.since_unix_ms,
+        error: String::new(),
+    }
+}
+
+fn place(place: &RulePlace) -> v1::RulePlace {
+    v1::RulePlace {
+        priority: place.priority,
+        order: place.order,
+        tie: place.tie,
+        name: place.name.as_ref().into(),
+    }
+}
+
+/// The same, when there are none.
+pub(super) fn no_rules(request: u64, error: &str) -> v1::RulePage {
+    v1::RulePage {
+        request,
+        error: error.into(),
+        ..v1::RulePage::default()
+    }
+}
+
+/// No page of sessions.
 pub(super) fn no_page(request: u64, error: &str) -> v1::SessionPage {
     v1::SessionPage {
         request,

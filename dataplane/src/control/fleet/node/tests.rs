@@ -148,6 +148,7 @@ fn control() -> (ControlHandle, PolicySource) {
                 Command::Observe { reply, .. } => drop(reply.send(observed())),
                 Command::Sessions { reply, .. } => drop(reply.send(page())),
                 Command::Denials { .. }
+                | Command::Rules { .. }
                 | Command::Kick { .. }
                 | Command::Drain { .. }
                 | Command::ServeAgain { .. } => {}
