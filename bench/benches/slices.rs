@@ -1,18 +1,25 @@
-//! How long is the longest step of the policy that a shard cannot interrupt? Judging a filter goes in slices of
-//! [`SLICE_NODES`], and who a client is, is asked in one. Both are to take 250 us at most, on the worst tables that can be
-//! written, hot and with nothing of them in a cache.
+//! How long is the longest step that a shard cannot interrupt? Judging a filter, finding out who a client is, and reading and
+//! writing a packet of many filters go in slices of [`SLICE_NODES`]. Each is to take 250 us at most, on the worst tables that
+//! can be written, hot and with nothing of them in a cache.
 
 // A bench that cannot set up its case ends.
 #![allow(clippy::expect_used)]
 
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use criterion::measurement::{Measurement, WallTime};
 use criterion::{Criterion, criterion_group, criterion_main};
+use sluice_bench::fixtures::{Level, connack, connect_anonymous};
+use sluice_dataplane::clock::Time;
+use sluice_dataplane::metrics::Counters;
+use sluice_dataplane::session::{
+    Context, Dialled, Output, Outputs, SUBSCRIBE_FILTERS_MAX, Session, Side,
+};
 use sluice_policy::{Classes, Effort, Generation, SLICE_NODES, Snapshot, Vars, Who, compile};
-use sluice_wire::mqtt::{QoS, Version};
+use sluice_wire::mqtt::{QoS, Version, encode_fixed_header};
 
 /// More than the caches of the machine hold.
 const CACHES_BYTES: usize = 64 << 20;
@@ -96,10 +103,7 @@ impl Bench {
         self.run(criterion, &format!("{name}/hot"), filter, || {});
         let mut other = vec![0_u8; CACHES_BYTES];
         self.run(criterion, &format!("{name}/cold"), filter, || {
-            for byte in other.iter_mut().step_by(64) {
-                *byte = byte.wrapping_add(1);
-            }
-            black_box(&mut other);
+            spoil(&mut other);
         });
     }
 }
@@ -221,10 +225,7 @@ fn client_id_patterns(criterion: &mut Criterion) {
                 bencher.iter_batched(
                     || {
                         if is_cold {
-                            for byte in other.iter_mut().step_by(64) {
-                                *byte = byte.wrapping_add(1);
-                            }
-                            black_box(&mut other);
+                            spoil(&mut other);
                         }
                         next_id(len)
                     },
@@ -236,12 +237,242 @@ fn client_id_patterns(criterion: &mut Criterion) {
     }
 }
 
+/// One slice of the answer to who a client is: the longest ids under the most patterns there may be, a pattern that no table
+/// can be made of, and very many who-parts that nearly match.
+fn who_in_slices(criterion: &mut Criterion) {
+    let rule = |number: u32, who: &str| {
+        format!(
+            "  - {{ name: r{number}, who: {{ {who} }}, actions: [connect], decision: allow }}\n"
+        )
+    };
+    let widest = (0..190).map(|n| rule(n, &format!("client_id_patterns: ['.*x{n}y.*z{n}']")));
+    let heavy = rule(0, "client_id_patterns: ['(?:.*a.{100})\\b']");
+    let crowd = (0..60_000).map(|n| {
+        rule(
+            n,
+            &format!(
+                "groups: [devices], addresses: ['127.0.0.0/8', '10.{}.{}.0/24']",
+                n / 250,
+                n % 250
+            ),
+        )
+    });
+    let long = FRAME.replace(
+        "anonymous:",
+        "client_id: { bytes_max: 65535 }\n    anonymous:",
+    );
+    let cases: [(&str, String, usize); 3] = [
+        ("widest", widest.collect(), 65_535),
+        ("heavy", heavy, 65_535),
+        ("crowd", crowd.collect(), 24),
+    ];
+    for (name, rules, id_bytes) in cases {
+        let snapshot = compiled(&format!("{long}{rules}"));
+        let id = "x1y-ab-".repeat(id_bytes / 7 + 1);
+        let id = id.get(..id_bytes).expect("an id of that length");
+        let mut other = vec![0_u8; CACHES_BYTES];
+        for is_cold in [false, true] {
+            let temperature = if is_cold { "cold" } else { "hot" };
+            criterion.bench_function(&format!("slice/who/{name}/{temperature}"), |bencher| {
+                bencher.iter_custom(|slices| {
+                    let clock = WallTime;
+                    let (mut time, mut half, mut done) = (clock.zero(), None, 0);
+                    while done < slices {
+                        if is_cold {
+                            spoil(&mut other);
+                        }
+                        let mut effort = Effort::new(SLICE_NODES);
+                        let begin = clock.start();
+                        let who = who(&snapshot, id);
+                        let admitted = snapshot.admit_within(&who, &mut effort, &mut half);
+                        let took = clock.end(begin);
+                        // Time is that of slices that used up their share.
+                        if black_box(admitted).is_none() {
+                            time = clock.add(&time, &took);
+                            done += 1;
+                        }
+                    }
+                    time
+                });
+            });
+        }
+    }
+}
+
+/// Fills all caches with something else.
+fn spoil(other: &mut [u8]) {
+    for byte in other.iter_mut().step_by(64) {
+        *byte = byte.wrapping_add(1);
+    }
+    black_box(other);
+}
+
+/// An open session that is sent packets of many filters.
+struct Client {
+    snapshot: Snapshot,
+    counters: Counters,
+    out: Outputs,
+    session: Session,
+    now: Time,
+}
+
+impl Client {
+    fn open() -> Self {
+        let text = format!(
+            "{FRAME}  - {{ name: low, actions: [subscribe], topics: ['#'], qos_max: 0, decision: allow }}\n"
+        );
+        let snapshot = compiled(&text);
+        let mut client = Self {
+            counters: Counters::default(),
+            out: Outputs::default(),
+            now: Time(1),
+            session: Self::accepted(&snapshot),
+            snapshot,
+        };
+        client.call(|session, context| {
+            let mut packet = connect_anonymous(Level::V311, "bench");
+            session.handle_bytes(context, Side::Downstream, &mut packet);
+            session.handle_dialled(
+                context,
+                Dialled::Connected {
+                    another_after: None,
+                },
+            );
+            session.handle_bytes(context, Side::Upstream, &mut connack(Level::V311));
+        });
+        assert!(client.session.is_open(), "the session of the bench opens");
+        client
+    }
+
+    fn accepted(snapshot: &Snapshot) -> Session {
+        let listener = snapshot.listener_by_name("devices");
+        let context = &mut Context {
+            now: Time(1),
+            snapshot,
+            effort: &mut Effort::new(SLICE_NODES),
+            out: &mut Outputs::default(),
+            counters: &Counters::default(),
+            random: &mut || 7,
+            decisions: None,
+            denials: None,
+        };
+        let listener = listener.expect("the listener of the bench").id;
+        Session::accepted(
+            context,
+            listener,
+            SocketAddr::from((Ipv4Addr::LOCALHOST, 1024)),
+        )
+    }
+
+    /// Makes a call with a slice of work; how long it took, and whether work is left.
+    fn call(&mut self, call: impl FnOnce(&mut Session, &mut Context<'_>)) -> (Duration, bool) {
+        self.out.list.clear();
+        self.out.bytes.clear();
+        // The allowance of the session is not what is asked about.
+        self.now = self.now.after(Duration::from_secs(1));
+        let mut context = Context {
+            now: self.now,
+            snapshot: &self.snapshot,
+            effort: &mut Effort::new(SLICE_NODES),
+            out: &mut self.out,
+            counters: &self.counters,
+            random: &mut || 7,
+            decisions: None,
+            denials: None,
+        };
+        let begin = WallTime.start();
+        call(&mut self.session, &mut context);
+        let took = WallTime.end(begin);
+        let is_left = self
+            .out
+            .list
+            .iter()
+            .any(|output| matches!(output, Output::Later));
+        (took, is_left)
+    }
+
+    /// The steps of one packet: when it arrives; the middle one of those between, since each of hundreds may be interrupted;
+    /// and the last, which writes it.
+    fn steps(&mut self, packet: &mut [u8]) -> [Duration; 3] {
+        let (arrives, mut is_left) =
+            self.call(|session, context| session.handle_bytes(context, Side::Downstream, packet));
+        let mut shares = Vec::new();
+        while is_left {
+            let (took, more) = self.call(|session, context| session.handle_share(context));
+            shares.push(took);
+            is_left = more;
+        }
+        assert!(
+            !self.session.is_ended() && !self.out.list.is_empty(),
+            "it goes on"
+        );
+        let last = shares.pop().unwrap_or(arrives);
+        shares.sort_unstable();
+        let between = shares.get(shares.len() / 2).copied();
+        [arrives, between.unwrap_or_default(), last]
+    }
+}
+
+/// A SUBSCRIBE or UNSUBSCRIBE of these filters, no longer than a listener lets it be.
+fn packet(is_subscribe: bool, filters: impl Iterator<Item = String>) -> Vec<u8> {
+    const BYTES_MAX: usize = (1 << 20) - 64;
+    let mut body = vec![0, 7];
+    for filter in filters {
+        if body.len() + filter.len() + 3 > BYTES_MAX {
+            break;
+        }
+        let length = u16::try_from(filter.len()).expect("a filter of MQTT");
+        body.extend_from_slice(&length.to_be_bytes());
+        body.extend_from_slice(filter.as_bytes());
+        if is_subscribe {
+            body.push(1);
+        }
+    }
+    let first = if is_subscribe { 0x82 } else { 0xa2 };
+    let mut packet = Vec::new();
+    let length = u32::try_from(body.len()).expect("a packet of MQTT");
+    encode_fixed_header(first, length, &mut packet).expect("a packet of MQTT");
+    packet.extend_from_slice(&body);
+    packet
+}
+
+/// Reading, judging and writing the filters of one packet: as many as may be, as long as may be, and more than may be.
+fn filters_of_a_packet(criterion: &mut Criterion) {
+    let short = |number: usize| format!("t/{number}");
+    let most = SUBSCRIBE_FILTERS_MAX;
+    let long = || std::iter::repeat_with(|| "t".repeat(60_000));
+    let letters = || std::iter::repeat_with(|| "t".to_owned());
+    let packets = [
+        ("subscribe/most", packet(true, (0..most).map(short))),
+        ("subscribe/longest", packet(true, long())),
+        ("subscribe/too_many", packet(true, letters())),
+        ("unsubscribe/most", packet(false, letters())),
+        ("unsubscribe/longest", packet(false, long())),
+    ];
+    let mut group = criterion.benchmark_group("slice");
+    group.sample_size(10);
+    for (name, packet) in packets {
+        let mut client = Client::open();
+        for (step, what) in ["arrives", "between", "last"].into_iter().enumerate() {
+            group.bench_function(format!("{name}/{what}"), |bencher| {
+                bencher.iter_custom(|packets| {
+                    let each = |_| client.steps(&mut packet.clone()).get(step).copied();
+                    (0..packets).filter_map(each).sum()
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 criterion_group!(
     benches,
     either_at_every_level,
     thirty_one_levels,
     denies_at_every_depth,
     a_large_table,
-    client_id_patterns
+    client_id_patterns,
+    who_in_slices,
+    filters_of_a_packet
 );
 criterion_main!(benches);

@@ -67,11 +67,11 @@ counters! {
     SubscribeForwarded => "sluice_subscribe_filters_total" { "result": "forwarded" };
     /// Filters of SUBSCRIBE that were refused.
     SubscribeDenied => "sluice_subscribe_filters_total" { "result": "denied" };
-    /// Work done in shares of turns, in nodes of the rule tables: sessions admitted and judged again, filters judged.
+    /// Work done in shares of turns, in nodes of the rule tables: sessions admitted and judged again, filters judged and read.
     WorkNodes => "sluice_work_nodes_total" {};
     /// Times a session waited for a later turn to be admitted, or to be judged again after a reload.
     AdmissionWaited => "sluice_admission_waited_total" {};
-    /// Times a SUBSCRIBE waited because its session had used up its allowance of such work.
+    /// Times a SUBSCRIBE or UNSUBSCRIBE waited because its session had used up its allowance of such work.
     SubscribePaused => "sluice_subscribe_paused_total" {};
     /// Messages, wills and filters whose QoS was lowered.
     QosLowered => "sluice_edits_total" { "edit": "qos_lowered" };

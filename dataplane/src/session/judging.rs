@@ -1,4 +1,5 @@
-//! A SUBSCRIBE is judged filter by filter, in slices: what is left when a share of work is used up is done in later turns.
+//! A SUBSCRIBE is judged filter by filter, in slices: what is left when a share of work is used up is done in later turns. An
+//! UNSUBSCRIBE, of which nothing is judged, is read in the same way: it may have even more filters.
 //!
 //! Owns the packet until then, and how much of such work a session may cause: an allowance that refills with time. A
 //! session that goes beyond it waits; it is not refused. Until all filters were judged nothing of the packet goes on;
@@ -8,8 +9,9 @@ use std::time::Duration;
 
 use sluice_policy::{Decision, Generation, HalfJudged, Verdict};
 use sluice_wire::mqtt::{
-    FixedHeader, QoS, ReasonCode, SubscribeFilter, SubscribeFilters, Version, Violation,
-    decode_subscribe_head, next_subscribe_filter, parse_filter,
+    FixedHeader, PacketKind, QoS, ReasonCode, SubscribeFilter, SubscribeFilters, Version,
+    Violation, decode_subscribe_head, decode_unsubscribe_head, next_subscribe_filter,
+    next_unsubscribe_filter, parse_filter,
 };
 
 use super::lane::Route;
@@ -35,8 +37,12 @@ const ALLOWANCE: Duration = Duration::from_secs(1);
 const PACKET_NODES: u32 = 16;
 /// What a filter costs besides its check, in nodes: it is decoded, and perhaps written.
 const FILTER_NODES: u32 = 2;
+/// The same for a filter that is only decoded.
+const FILTER_READ_NODES: u32 = 1;
 /// Bytes that are checked and copied at the cost of one node.
 const BYTES_A_NODE: usize = 128;
+/// Bytes of a packet that are kept, and later written, at the cost of one node.
+const PACKET_BYTES_A_NODE: usize = 2048;
 
 /// How much work a session may cause now. As a time: what was done so far would be paid for by then.
 #[derive(Clone, Copy)]
@@ -59,7 +65,7 @@ impl Allowance {
     }
 }
 
-/// A SUBSCRIBE that is being judged. Its memory is bounded by that of a packet: what goes on is part of it, and a code is
+/// A SUBSCRIBE that is being judged, or an UNSUBSCRIBE that is being read. Its memory is bounded by that of a packet: what goes on is part of it, and a code is
 /// shorter than its filter.
 pub(super) struct Judging {
     header: FixedHeader,
@@ -110,7 +116,13 @@ impl Judging {
         header: FixedHeader,
         bytes: &[u8],
     ) -> Result<Self, Violation> {
-        let filters = decode_subscribe_head(version, bytes)?.filters;
+        let is_subscribe = header.kind == PacketKind::Subscribe;
+        let head = if is_subscribe {
+            decode_subscribe_head(version, bytes)?
+        } else {
+            decode_unsubscribe_head(version, bytes)?
+        };
+        let filters = head.filters;
         let filters_at = bytes.len() - filters.len();
         Ok(Self {
             header,
@@ -119,7 +131,7 @@ impl Judging {
             filters_at,
             next_at: filters_at,
             half: None,
-            is_too_long: are_too_many(filters),
+            is_too_long: is_subscribe && are_too_many(filters),
             is_paused: false,
             judged: Judged::default(),
         })
@@ -161,8 +173,8 @@ fn are_too_many(filters: &[u8]) -> bool {
 }
 
 impl Session {
-    /// SUBSCRIBE from the client. One that can be judged at once leaves no trace here.
-    pub(super) fn subscribe(
+    /// SUBSCRIBE or UNSUBSCRIBE from the client. One that can be judged at once leaves no trace here.
+    pub(super) fn take_filters(
         &mut self,
         context: &mut Context<'_>,
         header: FixedHeader,
@@ -172,10 +184,13 @@ impl Session {
             Ok(judging) => judging,
             Err(violation) => return self.break_off(context, violation),
         };
-        context.effort.spend(PACKET_NODES);
-        self.allowance.spend(context.now, PACKET_NODES);
+        let before = context.effort.spent();
+        let copied = bytes.len() / PACKET_BYTES_A_NODE;
+        context.effort.spend_for(PACKET_NODES, copied);
+        let spent = context.effort.spent() - before;
+        self.allowance.spend(context.now, spent);
         match self.judge_on(context, &mut judging, bytes) {
-            Ok(()) => self.judged(context, judging.judged, bytes),
+            Ok(()) => self.all_judged(context, judging, bytes),
             Err(Stop::Broken(violation)) => self.break_off(context, violation),
             Err(Stop::Later) => {
                 judging.packet = bytes.into();
@@ -185,7 +200,7 @@ impl Session {
         }
     }
 
-    /// Goes on with a SUBSCRIBE that was kept.
+    /// Goes on with a packet that was kept.
     pub(super) fn go_on_judging(&mut self, context: &mut Context<'_>) {
         let Some(mut judging) = self.rare.as_mut().and_then(|rare| rare.judging.take()) else {
             return;
@@ -196,7 +211,7 @@ impl Session {
         let header = judging.header;
         let packet = std::mem::take(&mut judging.packet);
         let route = match self.judge_on(context, &mut judging, &packet) {
-            Ok(()) => self.judged(context, judging.judged, &packet),
+            Ok(()) => self.all_judged(context, *judging, &packet),
             Err(Stop::Broken(violation)) => self.break_off(context, violation),
             Err(Stop::Later) => {
                 judging.packet = packet;
@@ -204,6 +219,13 @@ impl Session {
             }
         };
         self.emit_copy(context, Side::Downstream, header, route, &packet);
+    }
+
+    fn all_judged(&mut self, context: &mut Context<'_>, judging: Judging, packet: &[u8]) -> Route {
+        if judging.header.kind == PacketKind::Unsubscribe {
+            return Route::Forward;
+        }
+        self.judged(context, judging.judged, packet)
     }
 
     fn break_off(&mut self, context: &mut Context<'_>, violation: Violation) -> Route {
@@ -221,7 +243,7 @@ impl Session {
         self.rare().judging = Some(judging);
     }
 
-    /// When a SUBSCRIBE that waits for the allowance is to be gone on with.
+    /// When a packet that waits for the allowance is to be gone on with.
     pub(super) fn judging_deadline(&self) -> Option<Time> {
         let judging = self.rare.as_ref()?.judging.as_ref()?;
         judging.is_paused.then(|| self.allowance.open_at())
@@ -240,19 +262,43 @@ impl Session {
                 return Err(Stop::Later);
             }
             let before = context.effort.spent();
-            let next = next_subscribe_filter(self.version, &mut rest)?;
-            let code = next.and_then(|filter| {
-                let code = self.judge_filter(context, judging, &filter);
-                // Counted last, so that each share brings the packet forward however small it is.
-                let bytes = filter.filter.len();
-                context.effort.spend_for(FILTER_NODES, bytes / BYTES_A_NODE);
-                code
-            });
+            let taken = if judging.header.kind == PacketKind::Subscribe {
+                self.take_filter(context, judging, &mut rest)
+            } else {
+                self.read_filter(context, &mut rest)
+            };
             let spent = context.effort.spent() - before;
             self.allowance.spend(context.now, spent);
-            judging.judged.codes.push(code.ok_or(Stop::Later)?);
+            taken?;
             judging.next_at = packet.len() - rest.len();
         }
+        Ok(())
+    }
+
+    /// The next filter of an UNSUBSCRIBE.
+    fn read_filter(&self, context: &mut Context<'_>, rest: &mut &[u8]) -> Result<(), Stop> {
+        let filter = next_unsubscribe_filter(self.version, rest)?;
+        let bytes = filter.map_or(0, str::len);
+        let nodes = FILTER_READ_NODES;
+        context.effort.spend_for(nodes, bytes / BYTES_A_NODE);
+        Ok(())
+    }
+
+    /// The next filter of a SUBSCRIBE.
+    fn take_filter(
+        &self,
+        context: &mut Context<'_>,
+        judging: &mut Judging,
+        rest: &mut &[u8],
+    ) -> Result<(), Stop> {
+        let Some(filter) = next_subscribe_filter(self.version, rest)? else {
+            return Ok(());
+        };
+        let code = self.judge_filter(context, judging, &filter);
+        // Counted last, so that each share brings the packet forward however small it is.
+        let bytes = filter.filter.len();
+        context.effort.spend_for(FILTER_NODES, bytes / BYTES_A_NODE);
+        judging.judged.codes.push(code.ok_or(Stop::Later)?);
         Ok(())
     }
 

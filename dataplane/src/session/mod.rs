@@ -32,7 +32,7 @@
 //! | `acks.rs`, `order.rs` | acknowledgements, those that the proxy owns, and the order in which a publisher hears them |
 //! | `record.rs` | what is told of an answer to a client, and the reasons of refusals |
 //! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
-//! | `judging.rs`, `subscribe.rs` | SUBSCRIBE, judged in slices; its merged SUBACK |
+//! | `judging.rs`, `subscribe.rs` | SUBSCRIBE and UNSUBSCRIBE, judged and read in slices; its merged SUBACK |
 //! | `waiting.rs` | why reading of the client waits, and what it had sent by then |
 //! | `deadlines.rs` | keep alive and every other timer |
 //! | `faults.rs` | what the broker does wrong, and what the client has no room for |
@@ -313,7 +313,7 @@ struct Rare {
     /// The same when they cannot, and flows that we see to.
     flows_up: order::Flows,
     flows_down: order::Flows,
-    /// A SUBSCRIBE that is not judged to its end.
+    /// A SUBSCRIBE that is not judged to its end, or an UNSUBSCRIBE that is not read to it.
     judging: Option<Box<judging::Judging>>,
     /// SUBSCRIBEs forwarded without some of their filters.
     subscribes: subscribe::Pending,
@@ -619,7 +619,7 @@ impl Session {
             && self.rare.as_ref().is_none_or(|rare| rare.held.is_empty())
     }
 
-    /// What becomes of a packet other than PUBLISH. A SUBSCRIBE is not decoded at once: there may be very many filters in it.
+    /// What becomes of a packet other than PUBLISH. One with filters is not decoded at once: there may be very many in it.
     fn route(
         &mut self,
         context: &mut Context<'_>,
@@ -630,11 +630,9 @@ impl Session {
         if self.phase == Phase::Connecting {
             return self.connect(context, bytes);
         }
-        if self.phase == Phase::Open
-            && from == Side::Downstream
-            && header.kind == PacketKind::Subscribe
-        {
-            return self.subscribe(context, header, bytes);
+        let has_filters = matches!(header.kind, PacketKind::Subscribe | PacketKind::Unsubscribe);
+        if has_filters && from == Side::Downstream && self.phase == Phase::Open {
+            return self.take_filters(context, header, bytes);
         }
         match decode(self.version, lane::speaker(from), bytes) {
             Ok(packet) => {
@@ -670,13 +668,9 @@ impl Session {
                 self.rest(context.now);
                 return Route::Forward;
             }
-            (
-                Phase::Open,
-                Packet::Pubcomp(_)
-                | Packet::Unsubscribe(_)
-                | Packet::Unsuback(_)
-                | Packet::Pingresp,
-            ) => return Route::Forward,
+            (Phase::Open, Packet::Pubcomp(_) | Packet::Unsuback(_) | Packet::Pingresp) => {
+                return Route::Forward;
+            }
             // A framer gives no PUBLISH as a whole packet, and CONNECT only as the first.
             (_, Packet::Connect(_) | Packet::Publish(_)) => Violation::SecondConnect,
             (

@@ -15,8 +15,8 @@ use sluice_dataplane::session::{
 use sluice_policy::{Effort, Generation, Snapshot, compile};
 use sluice_wire::mqtt::{
     Ack, Connack, Connect, Disconnect, Packet, PacketId, Properties, PropertiesBuf, Property,
-    Publish, QoS, Suback, Subscribe, SubscribeFilter, SubscribeFilters, Version, Violation, Will,
-    encode,
+    Publish, QoS, Suback, Subscribe, SubscribeFilter, SubscribeFilters, Unsubscribe,
+    UnsubscribeFilters, Version, Violation, Will, encode,
 };
 
 pub(crate) const VERSIONS: [Version; 3] = [Version::V31, Version::V311, Version::V5];
@@ -581,6 +581,19 @@ pub(crate) fn subscribe(version: Version, number: u16, filters: &[(&str, QoS)]) 
         version,
         &Packet::Subscribe(Subscribe::new(id(number), Properties::EMPTY, &buffer)),
     )
+}
+
+pub(crate) fn unsubscribe<'a>(
+    version: Version,
+    number: u16,
+    filters: impl Iterator<Item = &'a str>,
+) -> Vec<u8> {
+    let mut buffer = UnsubscribeFilters::new();
+    for filter in filters {
+        buffer.push(filter).unwrap();
+    }
+    let unsubscribe = Unsubscribe::new(id(number), Properties::EMPTY, &buffer);
+    bytes(version, &Packet::Unsubscribe(unsubscribe))
 }
 
 pub(crate) fn suback(version: Version, number: u16, codes: &[u8]) -> Vec<u8> {

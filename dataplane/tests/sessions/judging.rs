@@ -8,6 +8,7 @@ use sluice_wire::mqtt::{Packet, QoS, Version, Violation};
 
 use crate::harness::{
     Event, RULES, Rig, VERSIONS, connect, disconnect, document, publish, suback, subscribe,
+    unsubscribe,
 };
 
 const PINGREQ: [u8; 2] = [0xc0, 0];
@@ -299,5 +300,76 @@ fn a_broken_filter_behind_good_ones_ends_the_session_and_nothing_goes_on() {
         );
         assert!(rig.take_up().is_empty());
         assert_eq!(rig.count(Counter::SubscribeForwarded), 0);
+    }
+}
+
+/// As long as a packet may be, and no filter of it too many: a client leaves what it was let into.
+#[test]
+fn an_unsubscribe_is_read_in_shares_and_goes_on_as_it_came() {
+    for version in VERSIONS {
+        let mut rig = Rig::open(version);
+        let idle = rig.session.heap_bytes();
+        rig.share = 100;
+        let count = SUBSCRIBE_FILTERS_MAX + 1;
+        let sent = unsubscribe(version, 7, std::iter::repeat_n("a/b", count));
+        rig.client(&[&sent[..], &PINGREQ].concat());
+        assert!(rig.session.heap_bytes() >= idle + sent.len());
+        let mut shares = 1;
+        while rig.events.last() == Some(&Event::Later) {
+            assert!(
+                rig.spent <= 100 + sent.len() as u32 / 2048 + 20,
+                "{}",
+                rig.spent
+            );
+            rig.expect(&[], &[], "nothing half-read");
+            rig.goes_on();
+            shares += 1;
+        }
+        assert!(shares > count / 100, "{shares}");
+        rig.expect(
+            &[],
+            &[&sent[..], &PINGREQ].concat(),
+            "as it was sent, in order",
+        );
+        assert_eq!(rig.session.heap_bytes(), idle);
+        assert_eq!(rig.ended(), None);
+    }
+}
+
+/// Many of them use up the same allowance.
+#[test]
+fn unsubscribes_that_cause_much_work_pause_the_session() {
+    let mut rig = Rig::open(Version::V5);
+    let sent = unsubscribe(Version::V5, 7, std::iter::repeat_n("a", 200_000));
+    rig.client(&sent);
+    rig.client(&sent);
+    assert_eq!(rig.take_up().len(), sent.len(), "the second one waits");
+    assert_eq!(
+        rig.session.poll_timeout().map(|(_, why)| why),
+        Some(Deadline::Judging)
+    );
+    for _ in 0..20 {
+        rig.passes(Duration::from_millis(100));
+    }
+    rig.expect(&[], &sent, "and is read");
+    assert_eq!(rig.ended(), None);
+}
+
+#[test]
+fn a_broken_filter_of_an_unsubscribe_ends_the_session_and_nothing_goes_on() {
+    for share in [10, u32::MAX] {
+        let mut rig = Rig::open(Version::V5);
+        rig.share = share;
+        let mut sent = unsubscribe(Version::V5, 7, ["open/a"; 50].into_iter().chain(["open/+"]));
+        // The last filter: a wildcard that is not alone.
+        let last = sent.len() - 2;
+        sent[last] = b'+';
+        rig.client(&sent);
+        finish(&mut rig);
+        assert_eq!(
+            rig.ended(),
+            Some(Cause::Violation(Violation::FilterSingleLevel))
+        );
+        assert!(rig.take_up().is_empty());
     }
 }

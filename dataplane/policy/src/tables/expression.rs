@@ -18,7 +18,7 @@ use crate::validate::{PATTERN_COMPILED_BYTES_MAX, anchored};
 /// The largest automaton of an expression by itself, in bytes: a document has up to 4,096 of them.
 const TABLE_BYTES_MAX: usize = 32 << 10;
 /// Steps through states that take as long as a node: they stay in the cache nearest to the core.
-const STEPS_A_NODE: usize = 32;
+const STEPS_A_NODE: usize = 16;
 
 /// Where a walk through a text stands; of one expression or table, and one text.
 #[derive(Clone, Debug, Default)]

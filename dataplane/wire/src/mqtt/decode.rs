@@ -7,8 +7,8 @@ use super::codes;
 use super::framer::FixedHeader;
 use super::header::{self, DUP, RETAIN};
 use super::packet::{
-    Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, PacketKind, Publish, QoS, Side,
-    Suback, Subscribe, SubscribeFilter, SubscribeHead, Unsuback, Unsubscribe, Version, Will,
+    Ack, Auth, Connack, Connect, Disconnect, FiltersHead, Packet, PacketId, PacketKind, Publish,
+    QoS, Side, Suback, Subscribe, SubscribeFilter, Unsuback, Unsubscribe, Version, Will,
 };
 use super::properties::{Place, Properties, PropertyId, read_properties, text};
 use super::topic::{FilterError, check_levels, has_any, has_wildcard, parse_filter};
@@ -102,18 +102,30 @@ pub fn decode_publish_head<'a>(
 
 /// Decodes what stands before the filters of a SUBSCRIBE of a client, which are not looked at: there may be very many.
 /// [`next_subscribe_filter`] reads one after the other, and with the last of them everything was checked.
-pub fn decode_subscribe_head(
+pub fn decode_subscribe_head(version: Version, bytes: &[u8]) -> Result<FiltersHead<'_>, Violation> {
+    let mut body = open_whole(version, PacketKind::Subscribe, bytes)?;
+    subscribe_head(version, &mut body)
+}
+
+/// The same for an UNSUBSCRIBE, and [`next_unsubscribe_filter`].
+pub fn decode_unsubscribe_head(
     version: Version,
     bytes: &[u8],
-) -> Result<SubscribeHead<'_>, Violation> {
-    let (header, mut body) = open(version, Side::Client, bytes)?;
-    if header.kind != PacketKind::Subscribe {
+) -> Result<FiltersHead<'_>, Violation> {
+    let mut body = open_whole(version, PacketKind::Unsubscribe, bytes)?;
+    unsubscribe_head(version, &mut body)
+}
+
+/// The body of a whole packet of that kind of a client.
+fn open_whole(version: Version, kind: PacketKind, bytes: &[u8]) -> Result<Cursor<'_>, Violation> {
+    let (header, body) = open(version, Side::Client, bytes)?;
+    if header.kind != kind {
         return Err(Violation::KindReserved);
     }
     if body.rest().len() != header.remaining_bytes as usize {
         return Err(Violation::RemainingLengthMismatch);
     }
-    subscribe_head(version, &mut body)
+    Ok(body)
 }
 
 /// Takes a filter of a SUBSCRIBE off the front of those that are left; `None` when none is.
@@ -126,6 +138,20 @@ pub fn next_subscribe_filter<'a>(
     }
     let mut fields = Cursor::new(filters);
     let found = subscribe_filter(version, &mut fields)?;
+    *filters = fields.rest();
+    Ok(Some(found))
+}
+
+/// The same for an UNSUBSCRIBE.
+pub fn next_unsubscribe_filter<'a>(
+    version: Version,
+    filters: &mut &'a [u8],
+) -> Result<Option<&'a str>, Violation> {
+    if filters.is_empty() {
+        return Ok(None);
+    }
+    let mut fields = Cursor::new(filters);
+    let (found, _) = filter(version, &mut fields)?;
     *filters = fields.rest();
     Ok(Some(found))
 }
@@ -401,14 +427,14 @@ fn subscribe<'a>(version: Version, fields: &mut Cursor<'a>) -> Result<Subscribe<
 fn subscribe_head<'a>(
     version: Version,
     fields: &mut Cursor<'a>,
-) -> Result<SubscribeHead<'a>, Violation> {
+) -> Result<FiltersHead<'a>, Violation> {
     let packet_id = packet_id(fields)?;
     let properties = read_properties(fields, version, Place::Subscribe)?;
     let filters = fields.rest();
     if filters.is_empty() && version > Version::V31 {
         return Err(Violation::SubscribeNoFilter);
     }
-    Ok(SubscribeHead {
+    Ok(FiltersHead {
         packet_id,
         properties,
         filters,
@@ -458,19 +484,31 @@ fn unsubscribe<'a>(
     version: Version,
     fields: &mut Cursor<'a>,
 ) -> Result<Unsubscribe<'a>, Violation> {
-    let packet_id = packet_id(fields)?;
-    let properties = read_properties(fields, version, Place::Unsubscribe)?;
-    let body = fields.rest();
-    if body.is_empty() && version > Version::V31 {
-        return Err(Violation::UnsubscribeNoFilter);
-    }
+    let head = unsubscribe_head(version, fields)?;
     while !fields.is_empty() {
         filter(version, fields)?;
     }
     Ok(Unsubscribe {
+        packet_id: head.packet_id,
+        properties: head.properties,
+        body: head.filters,
+    })
+}
+
+fn unsubscribe_head<'a>(
+    version: Version,
+    fields: &mut Cursor<'a>,
+) -> Result<FiltersHead<'a>, Violation> {
+    let packet_id = packet_id(fields)?;
+    let properties = read_properties(fields, version, Place::Unsubscribe)?;
+    let filters = fields.rest();
+    if filters.is_empty() && version > Version::V31 {
+        return Err(Violation::UnsubscribeNoFilter);
+    }
+    Ok(FiltersHead {
         packet_id,
         properties,
-        body,
+        filters,
     })
 }
 

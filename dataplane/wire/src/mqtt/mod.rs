@@ -15,7 +15,8 @@ mod violation;
 
 pub use codes::connack_refusal;
 pub use decode::{
-    decode, decode_connect, decode_publish_head, decode_subscribe_head, next_subscribe_filter,
+    decode, decode_connect, decode_publish_head, decode_subscribe_head, decode_unsubscribe_head,
+    next_subscribe_filter, next_unsubscribe_filter,
 };
 pub use encode::{
     PropertyEdit, TooLong, encode, encode_connack, encode_connect, encode_fixed_header,
@@ -25,8 +26,8 @@ pub use framer::{At, FixedHeader, Framer, Step};
 pub use header::plain_first_byte;
 pub use mend::{PublishRemains, mend, publish_remains};
 pub use packet::{
-    Ack, Auth, Connack, Connect, Disconnect, Packet, PacketId, PacketKind, Publish, QoS, Side,
-    Suback, Subscribe, SubscribeFilter, SubscribeFilters, SubscribeHead, Unsuback, Unsubscribe,
+    Ack, Auth, Connack, Connect, Disconnect, FiltersHead, Packet, PacketId, PacketKind, Publish,
+    QoS, Side, Suback, Subscribe, SubscribeFilter, SubscribeFilters, Unsuback, Unsubscribe,
     UnsubscribeFilters, Version, Will,
 };
 pub use properties::{Properties, PropertiesBuf, Property, PropertyId};

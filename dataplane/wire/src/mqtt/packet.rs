@@ -191,9 +191,9 @@ pub struct Subscribe<'a> {
     pub(crate) body: &'a [u8],
 }
 
-/// A SUBSCRIBE whose filters were not looked at.
+/// A SUBSCRIBE or UNSUBSCRIBE whose filters were not looked at.
 #[derive(Clone, Debug, PartialEq)]
-pub struct SubscribeHead<'a> {
+pub struct FiltersHead<'a> {
     /// Packet identifier.
     pub packet_id: PacketId,
     /// Properties; empty below 5.
