@@ -84,6 +84,7 @@ impl Bench {
                         &VARS,
                         black_box(filter),
                         QoS::AtMostOnce,
+                        false,
                         &mut effort,
                         &mut half,
                     ));

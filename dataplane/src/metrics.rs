@@ -71,6 +71,8 @@ counters! {
     WorkNodes => "sluice_work_nodes_total" {};
     /// Times a session waited for a later turn to be admitted, or to be judged again after a reload.
     AdmissionWaited => "sluice_admission_waited_total" {};
+    /// Filters of SUBSCRIBE that went upstream although policy leaves out some of what they deliver.
+    SubscribeNarrowed => "sluice_subscribe_narrowed_total" {};
     /// Times a SUBSCRIBE or UNSUBSCRIBE waited because its session had used up its allowance of such work.
     SubscribePaused => "sluice_subscribe_paused_total" {};
     /// Messages, wills and filters whose QoS was lowered.

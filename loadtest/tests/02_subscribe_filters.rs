@@ -6,7 +6,7 @@ use sluice_loadtest::harness::{Gates, Visit};
 use sluice_loadtest::on_every_cell;
 use sluice_loadtest::packet::{self, Connect, Publish, VERSIONS};
 use sluice_loadtest::stub::Script;
-use sluice_wire::mqtt::{PacketKind, Version};
+use sluice_wire::mqtt::{Packet, PacketKind, PropertyId, Side, Version};
 
 static GATES: Gates = Gates::new("subscribe", POLICY, &[]);
 
@@ -22,6 +22,8 @@ on_every_cell!(GATES;
     filters_that_are_none_end_the_session,
     older_versions_are_held_to_their_own_rules,
     max_qos_of_a_rule_lowers_the_subscription,
+    a_narrowed_subscription_brings_everything_but_the_secrets,
+    a_refusal_is_told_in_words_where_the_listener_says_so,
     unsubscribe_is_always_allowed,
 );
 
@@ -32,6 +34,11 @@ listeners:
     address: 127.0.0.1:0
     upstream: broker
     anonymous: { group: guests }
+  - name: telling
+    address: 127.0.0.1:0
+    upstream: broker
+    anonymous: { group: guests }
+    reason_strings: rule
   - name: stub
     address: 127.0.0.1:0
     upstream: stub
@@ -63,6 +70,19 @@ rules:
     actions: [receive]
     topics: ["open/+/private"]
     decision: deny
+  # Everything of the sites but their secrets.
+  - name: no-secrets
+    priority: 10
+    who: { client_id_patterns: ["narrow.*"] }
+    actions: [subscribe]
+    topics: ["site/+/secret/#"]
+    decision: deny
+  - name: sites
+    who: { client_id_patterns: ["narrow.*"] }
+    actions: [subscribe]
+    topics: ["site/#"]
+    decision: allow
+    narrow: true
   - name: low
     who: { client_id_patterns: ["low.*"] }
     actions: [subscribe, publish]
@@ -302,6 +322,75 @@ fn s6_the_filter_part_of_a_shared_subscription_is_judged(gate: &Visit<'_>) {
         let mut writer = Client::open(gate.listener("main"), version, "writer-s6");
         writer.publish_acked(&topic, "shared", 1);
         client.expect_message(&topic, "shared");
+    }
+}
+
+/// Retained messages too; a share is refused as a whole.
+fn a_narrowed_subscription_brings_everything_but_the_secrets(gate: &Visit<'_>) {
+    for version in VERSIONS {
+        let site = format!("site/{}", version as u8);
+        let (secret, open) = (format!("{site}/secret/key"), format!("{site}/open"));
+        let mut writer = Client::open(gate.listener("main"), version, "writer-narrow");
+        for topic in [&secret, &open] {
+            let retained = Publish::new(version, topic.as_str(), "kept")
+                .qos(1, 9)
+                .retain();
+            writer.put(&retained.bytes());
+            writer.expect(PacketKind::Puback);
+        }
+        let mut client = Client::open(gate.listener("main"), version, "narrow");
+        assert_eq!(client.subscribe(&format!("{site}/#"), 1), 1);
+        client.expect_message(&open, "kept");
+        writer.publish_acked(&secret, "new", 10);
+        writer.publish_acked(&open, "new", 11);
+        client.expect_message(&open, "new");
+        let shared = client.subscribe(&format!("$share/g/{site}/#"), 0);
+        if version != Version::V31 {
+            assert_eq!(shared, refusal(version));
+        }
+        assert_eq!(
+            client.subscribe(&secret, 0),
+            match version {
+                Version::V31 => 0,
+                Version::V311 | Version::V5 => refusal(version),
+            }
+        );
+        client.ping();
+    }
+}
+
+fn a_refusal_is_told_in_words_where_the_listener_says_so(gate: &Visit<'_>) {
+    let version = Version::V5;
+    for (listener, subscribe_text, publish_text) in [
+        ("main", None, None),
+        (
+            "telling",
+            Some("denied by rule `internal-closed`"),
+            Some("no rule allows it"),
+        ),
+    ] {
+        let mut client = Client::open(gate.listener(listener), version, "m8-told");
+        client.put(&packet::subscribe(
+            version,
+            5,
+            &[("m8/a", 1), ("internal/x", 1)],
+        ));
+        let frame = client.expect(PacketKind::Suback);
+        let Ok(Packet::Suback(suback)) = frame.decode(version, Side::Server) else {
+            panic!("{frame:?}");
+        };
+        assert_eq!(suback.codes, [1, 0x87]);
+        let text = suback.properties.text(PropertyId::ReasonString);
+        assert_eq!(text, subscribe_text, "{listener}");
+
+        client.put(&Publish::new(version, "m8/a", "x").qos(1, 6).bytes());
+        let frame = client.expect(PacketKind::Puback);
+        let Ok(Packet::Puback(ack)) = frame.decode(version, Side::Server) else {
+            panic!("{frame:?}");
+        };
+        assert_eq!((ack.packet_id.get(), ack.code), (6, 0x87));
+        let text = ack.properties.text(PropertyId::ReasonString);
+        assert_eq!(text, publish_text, "{listener}");
     }
 }
 

@@ -15,8 +15,8 @@ use crate::snapshot::{Frame, Numbers, Outcome};
 use crate::users::Users;
 use crate::validate::{self, Source};
 use crate::{
-    Balance, Cancel, Generation, Listener, ListenerId, Snapshot, Upstream, UpstreamId, crowd,
-    digest, document,
+    Balance, Cancel, Effect, Generation, Listener, ListenerId, Snapshot, Upstream, UpstreamId,
+    crowd, digest, document,
 };
 
 /// Compiles a YAML document. `file` is only for the messages; `previous` is the snapshot in use, whose numbers of
@@ -151,6 +151,7 @@ pub(crate) fn assemble(
         retain: Retain::Allow,
         on_deny: model.on_deny,
         is_shadow: false,
+        narrows: model.narrow && model.default == Effect::Allow,
     };
     let known = previous.map(|snapshot| &snapshot.rules);
     let rules = Rulebook::new(model.rules, default, known, problems.cancel())
@@ -240,6 +241,7 @@ fn listener(row: ListenerModel, listeners: &Numbers, upstreams: &Numbers) -> Lis
         upstream_auth_pass: row.upstream_auth_pass,
         drain_publishes_wills: row.drain_publishes_wills,
         ignores_usernames: row.ignores_usernames,
+        reason_strings: row.reason_strings,
         limits: row.limits,
     }
 }

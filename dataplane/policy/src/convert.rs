@@ -27,7 +27,8 @@ use crate::rows::{
 use crate::users::LockedOut;
 use crate::validate::{self, Source};
 use crate::{
-    Action, Balance, Cancel, Effect, FEATURES, Generation, OnDeny, Position, Snapshot, changes,
+    Action, Balance, Cancel, Effect, FEATURES, Generation, OnDeny, Position, ReasonStrings,
+    Snapshot, changes,
 };
 
 use problems::Notes;
@@ -43,10 +44,11 @@ pub fn messages(rows: &Rows) -> impl Iterator<Item = v1::Row> {
     let settings = v1::Settings {
         default_effect: number_of(&rows.default),
         on_deny: number_of(&rows.on_deny),
+        narrow: plain(&rows.narrow),
     };
     let settings = v1::Row {
         name: String::new(),
-        features: strings(&rows.requires),
+        features: settings_features(rows),
         kind: Some(Kind::Settings(settings)),
     };
     let mut ties = HashMap::new();
@@ -216,6 +218,7 @@ choices! {
     Effect = v1::Effect { Allow, Deny }
     OnDeny = v1::OnDeny { Drop, Close }
     UpstreamAuth = v1::UpstreamAuth { Pass, Refuse }
+    ReasonStrings = v1::ReasonStrings { Off, Short, Rule }
     DrainWills = v1::DrainWills { Publish, Suppress }
     Usernames = v1::Usernames { Verify, Ignore }
     Balance = v1::Balance { ClientId, RoundRobin, LeastConnections }
@@ -239,6 +242,7 @@ fn write_listener(row: &ListenerRow) -> v1::Row {
         upstream_auth: number_of(&row.upstream_auth),
         drain_wills: number_of(&row.drain_wills),
         username: number_of(&row.username),
+        reason_strings: number_of(&row.reason_strings),
         limits: Some(v1::Limits {
             connections_max: plain(&limits.connections_max),
             connections_per_address_max: plain(&limits.connections_per_address_max),
@@ -260,6 +264,7 @@ fn write_listener(row: &ListenerRow) -> v1::Row {
         "mqtt",
         [
             ("listeners.username", row.username.is_some()),
+            ("listeners.reason_strings", row.reason_strings.is_some()),
             ("tcp_keep_alive", limits.tcp_keep_alive.is_some()),
         ],
     );
@@ -344,6 +349,7 @@ fn write_rule(row: &RuleRow, order: i64, tie: u64) -> v1::Row {
         retain: number_of(&row.retain),
         payload_bytes_max: plain(&row.payload_bytes_max),
         on_deny: number_of(&row.on_deny),
+        narrow: plain(&row.narrow),
         mode: number_of(&row.mode),
         enabled: plain(&row.enabled),
     };
@@ -354,9 +360,20 @@ fn write_rule(row: &RuleRow, order: i64, tie: u64) -> v1::Row {
             ("rules.qos", row.qos_max.is_some() || row.qos_over.is_some()),
             ("rules.retain", row.retain.is_some()),
             ("rules.payload", row.payload_bytes_max.is_some()),
+            ("rules.narrow", row.narrow.is_some()),
         ],
     );
     message(&row.name, features, Kind::Rule(rule))
+}
+
+/// What the document requires, and what its settings need besides.
+fn settings_features(rows: &Rows) -> Vec<String> {
+    const NARROW: &str = "rules.narrow";
+    let mut features = strings(&rows.requires);
+    if rows.narrow.is_some() && !features.iter().any(|feature| feature == NARROW) {
+        features.push(NARROW.into());
+    }
+    features
 }
 
 /// The feature of a kind of row, and those of the optional settings that the row uses.
@@ -466,6 +483,7 @@ impl Reader {
                 self.rows.requires = features;
                 self.rows.default = self.choice("default_effect", row.default_effect);
                 self.rows.on_deny = self.choice("on_deny", row.on_deny);
+                self.rows.narrow = self.value("narrow", row.narrow);
             }
             Kind::Listener(row) => {
                 let row = self.listener(at, name, row);
@@ -526,6 +544,7 @@ impl Reader {
             upstream_auth: self.choice("upstream_auth", row.upstream_auth),
             drain_wills: self.choice("drain_wills", row.drain_wills),
             username: self.choice("username", row.username),
+            reason_strings: self.choice("reason_strings", row.reason_strings),
             limits: LimitsRow {
                 connections_max: self.value("limits.connections_max", limits.connections_max),
                 connections_per_address_max: self.value(
@@ -586,6 +605,7 @@ impl Reader {
             qos_over: self.choice("qos_over", row.qos_over),
             retain: self.choice("retain", row.retain),
             payload_bytes_max: self.value("payload_bytes_max", row.payload_bytes_max),
+            narrow: self.value("narrow", row.narrow),
             on_deny: self.choice("on_deny", row.on_deny),
             mode: self.choice("mode", row.mode),
             enabled: self.value("enabled", row.enabled),

@@ -18,6 +18,7 @@ pub(crate) fn digest(model: &Model, problems: &Problems) -> Option<Box<str>> {
     let mut out = Writer(blake3::Hasher::new_derive_key("sluice policy rows 1"));
     out.tag(model.default as u8);
     out.tag(model.on_deny as u8);
+    out.tag(u8::from(model.narrow));
     let is_wanted = || !problems.is_cancelled();
     rows(
         &mut out,
@@ -111,6 +112,7 @@ fn listener(out: &mut Writer, row: &ListenerModel) {
     out.tag(u8::from(row.upstream_auth_pass));
     out.tag(u8::from(row.drain_publishes_wills));
     out.tag(u8::from(row.ignores_usernames));
+    out.tag(row.reason_strings as u8);
     let limits = &row.limits;
     out.number(limits.connections_max.into());
     out.number(limits.connections_per_address_max.into());
@@ -201,6 +203,7 @@ fn rule(out: &mut Writer, row: &RuleModel) {
     out.tag(row.qos_over as u8);
     out.tag(row.retain as u8);
     out.option(row.payload_bytes_max, |out, max| out.number(max.into()));
+    out.tag(u8::from(row.narrow));
     out.tag(row.on_deny as u8);
     out.tag(row.mode as u8);
     out.tag(u8::from(row.enabled));

@@ -14,7 +14,7 @@ use crate::rows::{
 pub(crate) use crate::wording::shown;
 use crate::wording::{nearest, quoted, suggestion};
 use crate::yaml::{DOCUMENT_BYTES_MAX, Key, Node, Reader, Stopped, Top, Value};
-use crate::{Action, Balance, Cancel, Effect, OnDeny, encoding, units};
+use crate::{Action, Balance, Cancel, Effect, OnDeny, ReasonStrings, encoding, units};
 
 /// Reads a document. `file` is only for the messages.
 pub fn parse(document: &str, file: &str) -> Result<Rows, Errors> {
@@ -53,6 +53,7 @@ const TOP_KEYS: &[&str] = &[
     "requires",
     "default",
     "on_deny",
+    "narrow",
     "listeners",
     "upstreams",
     "groups",
@@ -78,6 +79,7 @@ fn read_document(document: &str, problems: &mut Problems, rows: &mut Rows) -> Re
             }
             "default" => rows.default = word(&reader.value(problems)?, EFFECTS, problems),
             "on_deny" => rows.on_deny = word(&reader.value(problems)?, ON_DENY, problems),
+            "narrow" => rows.narrow = word(&reader.value(problems)?, BOOLS, problems),
             "listeners" => read_rows(
                 &mut reader,
                 problems,
@@ -150,6 +152,7 @@ fn listener(mut fields: Fields<'_>) -> ListenerRow {
         upstream_auth: fields.word("upstream_auth", UPSTREAM_AUTH),
         drain_wills: fields.word("drain_wills", DRAIN_WILLS),
         username: fields.word("username", USERNAMES),
+        reason_strings: fields.word("reason_strings", REASON_STRINGS),
         ..ListenerRow::default()
     };
     fields.map("anonymous", |anonymous| {
@@ -252,6 +255,7 @@ fn rule(mut fields: Fields<'_>) -> RuleRow {
         qos_over: fields.word("qos_over", QOS_OVER),
         retain: fields.word("retain", RETAIN),
         payload_bytes_max: fields.bytes("payload_bytes_max"),
+        narrow: fields.word("narrow", BOOLS),
         on_deny: fields.word("on_deny", ON_DENY),
         mode: fields.word("mode", MODES),
         enabled: fields.word("enabled", BOOLS),
@@ -285,6 +289,11 @@ const DRAIN_WILLS: &[(&str, DrainWills)] = &[
 ];
 const USERNAMES: &[(&str, Usernames)] =
     &[("verify", Usernames::Verify), ("ignore", Usernames::Ignore)];
+const REASON_STRINGS: &[(&str, ReasonStrings)] = &[
+    ("off", ReasonStrings::Off),
+    ("short", ReasonStrings::Short),
+    ("rule", ReasonStrings::Rule),
+];
 const BALANCES: &[(&str, Balance)] = &[
     ("client_id", Balance::ClientId),
     ("round_robin", Balance::RoundRobin),

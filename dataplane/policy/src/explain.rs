@@ -3,6 +3,8 @@
 //! The answer itself always comes from the tables that serve packets; only the reasons are found by walking the rules. Slow,
 //! allocates, evaluates expressions: for people, never for a shard.
 
+mod narrowed;
+
 use std::collections::HashMap;
 use std::fmt;
 
@@ -21,6 +23,8 @@ use crate::{
     Action, Decision, Denial, Effect, OnDeny, Refusal, Request, RuleId, SESSION_CLASSES_MAX,
     Snapshot, Vars, Verdict, Who, narrower,
 };
+
+pub use narrowed::Narrowed;
 
 /// How many rules that were passed over are listed.
 pub const PASSED_OVER_MAX: usize = 200;
@@ -66,6 +70,9 @@ pub struct Explanation {
     /// Of a refused subscription, filters inside it that would be granted.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub narrower: Vec<String>,
+    /// Of a subscription that goes on although some of it is refused: what takes it away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub narrowed: Option<Narrowed>,
     /// The shadow rule that would have decided otherwise.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shadow: Option<String>,
@@ -114,6 +121,7 @@ impl Snapshot {
             connect: "allow".into(),
             obligations: Vec::new(),
             narrower: Vec::new(),
+            narrowed: None,
             shadow: None,
             passed_over: Vec::new(),
             left_off: 0,
@@ -174,6 +182,16 @@ impl Snapshot {
                 ) {
                     explanation.narrower =
                         narrower::find(self, &admission.classes, &vars(who), filter, *qos);
+                }
+                if verdict.is_narrowed {
+                    explanation.reason = match verdict.rule {
+                        Some(rule) => format!(
+                            "rule `{}` allows a part of it, and narrows",
+                            self.rule_name(rule)
+                        ),
+                        None => "the default allows a part of it, and narrows".into(),
+                    };
+                    explanation.narrowed = Some(self.narrowed(who, &admission.classes, filter));
                 }
             }
         }
@@ -620,6 +638,9 @@ impl fmt::Display for Explanation {
                 "  narrower filters that would pass: {}",
                 filters.join(", ")
             )?;
+        }
+        if let Some(narrowed) = &self.narrowed {
+            writeln!(f, "  {narrowed}")?;
         }
         if let Some(shadow) = &self.shadow {
             writeln!(f, "  shadow rule `{shadow}` would have decided otherwise")?;

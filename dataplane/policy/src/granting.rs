@@ -1,7 +1,8 @@
 //! May a filter be subscribed to: which questions are put to the tables, and what their answers come to.
 //!
-//! Up to four checks make a verdict: what may be subscribed to and what may be delivered, by the rules that are enforced,
-//! and both again with those that are only tried. Owns where a verdict stands when its share of work is used up.
+//! Up to six checks make a verdict: what may be subscribed to, what may be delivered, and where that is not all of it, whether
+//! some of it may be, so that the subscription is narrowed; by the rules that are enforced, and again with those that are only
+//! tried. Owns where a verdict stands when its share of work is used up.
 
 use sluice_wire::mqtt::QoS;
 
@@ -10,8 +11,8 @@ use crate::rows::QosOver;
 use crate::ruling::rule;
 use crate::tables::NO_RANK;
 use crate::tables::class::{ClassTable, Tries};
-use crate::tables::subscription::{Check, Grant, Walk};
-use crate::tables::topic_trie::{Bound, TopicTrie};
+use crate::tables::subscription::{Check, First, Grant, Walk};
+use crate::tables::topic_trie::{Bound, Mark, TopicTrie};
 use crate::verdict::bound;
 use crate::{Classes, Decision, Denial, Effect, OnDeny, Snapshot, Vars, Verdict};
 
@@ -21,6 +22,8 @@ pub struct HalfJudged {
     check: Tally,
     /// The verdict on subscribing, while that on delivery is being found.
     subscribe: Option<Verdict>,
+    /// The verdict on all of the filter, while a part of it is looked for that is allowed.
+    refused: Option<Verdict>,
     /// The verdict of the enforced rules, while those that are tried are asked too.
     enforced: Option<Verdict>,
     /// The lowest rank of a tried rule that decided anything.
@@ -44,6 +47,7 @@ impl Default for Tally {
                 rule: None,
                 qos_max: QoS::ExactlyOnce,
                 strip_retain: false,
+                is_narrowed: false,
                 on_deny: OnDeny::Drop,
                 shadow: None,
                 shadow_first: None,
@@ -58,6 +62,7 @@ impl HalfJudged {
         Self {
             check: Tally::default(),
             subscribe: None,
+            refused: None,
             enforced: None,
             shadow: NO_RANK,
         }
@@ -90,6 +95,7 @@ pub(crate) struct Subscription<'a> {
     bound: Bound<'a>,
     filter: &'a str,
     qos: QoS,
+    is_shared: bool,
 }
 
 impl<'a> Subscription<'a> {
@@ -99,6 +105,7 @@ impl<'a> Subscription<'a> {
         vars: &Vars<'a>,
         filter: &'a str,
         qos: QoS,
+        is_shared: bool,
     ) -> Self {
         Self {
             snapshot,
@@ -106,6 +113,7 @@ impl<'a> Subscription<'a> {
             bound: bound(vars),
             filter,
             qos,
+            is_shared,
         }
     }
 
@@ -115,6 +123,13 @@ impl<'a> Subscription<'a> {
             .ids
             .iter()
             .filter_map(move |id| snapshot.rules.table(*id))
+    }
+
+    fn tries(&self, with_shadow: bool) -> impl Iterator<Item = &'a Tries> {
+        self.tables().flat_map(move |table| {
+            let shadow = table.shadow.as_deref().filter(|_| with_shadow);
+            [Some(&table.enforce), shadow].into_iter().flatten()
+        })
     }
 
     fn judge(&self, half: &mut HalfJudged, effort: &mut Effort) -> Option<Verdict> {
@@ -131,6 +146,7 @@ impl<'a> Subscription<'a> {
         };
         let tried = self.judge_by(true, half, effort)?;
         let is_same = tried.decision == enforced.decision
+            && tried.is_narrowed == enforced.is_narrowed
             && tried.qos_max.min(self.qos) == enforced.qos_max.min(self.qos);
         let shadow_first = rule(half.shadow);
         let shadow = if is_same { None } else { shadow_first };
@@ -141,27 +157,47 @@ impl<'a> Subscription<'a> {
         })
     }
 
-    /// Both what may be subscribed to and what may be delivered must cover the filter: `subscribe` implies `receive`, and
-    /// `receive` by itself only takes away.
+    /// All of the filter is judged, and where some of it is refused, whether the rest may be had.
     fn judge_by(
         &self,
         with_shadow: bool,
         half: &mut HalfJudged,
         effort: &mut Effort,
     ) -> Option<Verdict> {
-        let tries = |table: &'a ClassTable| {
-            let shadow = table.shadow.as_deref().filter(|_| with_shadow);
-            [Some(&table.enforce), shadow].into_iter().flatten()
+        let refused = match half.refused {
+            Some(refused) => refused,
+            None => {
+                let verdict = self.judge_all(with_shadow, half, effort)?;
+                let is_refused = verdict.decision == Decision::Deny(Denial::NotAuthorized);
+                // A member of a share group that drops a message takes it from the others.
+                if !is_refused || self.is_shared || !self.snapshot.rules.may_narrow() {
+                    return Some(verdict);
+                }
+                *half.refused.insert(verdict)
+            }
         };
+        let narrowed = self.narrow(with_shadow, half, effort)?;
+        half.refused = None;
+        Some(narrowed.unwrap_or(refused))
+    }
+
+    /// Both what may be subscribed to and what may be delivered must cover the filter: `subscribe` implies `receive`, and
+    /// `receive` by itself only takes away.
+    fn judge_all(
+        &self,
+        with_shadow: bool,
+        half: &mut HalfJudged,
+        effort: &mut Effort,
+    ) -> Option<Verdict> {
         let qos_refused = Decision::Deny(Denial::QosRefused);
         let verdict = match half.subscribe {
             Some(verdict) => verdict,
             None => {
-                let asked = self.tables().flat_map(tries);
+                let asked = self.tries(with_shadow);
                 let asked = asked.filter_map(|tries| tries.subscribe.as_ref());
                 let verdict = self.check(asked, half, effort)?;
                 let is_apart = |tries: &Tries| tries.receive_alone.is_some();
-                let is_apart = self.tables().flat_map(tries).any(is_apart);
+                let is_apart = self.tries(with_shadow).any(is_apart);
                 let is_open =
                     verdict.decision == Decision::Allow || verdict.decision == qos_refused;
                 if !(is_apart && is_open) {
@@ -170,7 +206,7 @@ impl<'a> Subscription<'a> {
                 *half.subscribe.insert(verdict)
             }
         };
-        let delivered = self.tables().flat_map(tries).flat_map(Tries::receive);
+        let delivered = self.tries(with_shadow).flat_map(Tries::receive);
         let delivered = self.check(delivered, half, effort)?;
         half.subscribe = None;
         // That it is not allowed at all is said before that it is not allowed at this QoS.
@@ -188,47 +224,104 @@ impl<'a> Subscription<'a> {
         })
     }
 
-    /// One check of the tables. When it is over, the next one begins from the start.
+    /// The verdict on a filter of which not all may be had: it goes on when a rule that narrows allows a topic in it, and the
+    /// rules let that be delivered. The inner `None`: there is no such topic, or none was found within the bound.
+    fn narrow(
+        &self,
+        with_shadow: bool,
+        half: &mut HalfJudged,
+        effort: &mut Effort,
+    ) -> Option<Option<Verdict>> {
+        let tries = || self.tries(with_shadow);
+        let asked = tries().filter_map(|tries| tries.subscribe.as_ref());
+        let for_deliveries = tries().filter_map(|tries| tries.receive_alone.as_ref());
+        let (grant, tally) = self.run(Mark::Narrow, asked, for_deliveries, half, effort)?;
+        let Grant::Found(rank) = grant else {
+            return Some(None);
+        };
+        if tally.qos_refused_by != NO_RANK {
+            return Some(Some(
+                tally.refused(Denial::QosRefused, tally.qos_refused_by),
+            ));
+        }
+        Some(Some(Verdict {
+            rule: rule(rank),
+            is_narrowed: true,
+            ..tally.verdict
+        }))
+    }
+
+    /// Looks for a topic that is refused.
     fn check(
         &self,
         tries: impl Iterator<Item = &'a TopicTrie>,
         half: &mut HalfJudged,
         effort: &mut Effort,
     ) -> Option<Verdict> {
+        let nothing_apart = std::iter::empty();
+        let (grant, tally) = self.run(Mark::Deny, tries, nothing_apart, half, effort)?;
+        let (denial, rank) = match grant {
+            Grant::None if tally.qos_refused_by == NO_RANK => return Some(tally.verdict),
+            Grant::None => (Denial::QosRefused, tally.qos_refused_by),
+            Grant::Found(rank) => (Denial::NotAuthorized, rank),
+            Grant::TooComplex => (Denial::TooComplex, NO_RANK),
+        };
+        Some(tally.refused(denial, rank))
+    }
+
+    /// One check of the tables. When it is over, the next one begins from the start.
+    fn run(
+        &self,
+        sought: Mark,
+        tries: impl Iterator<Item = &'a TopicTrie>,
+        for_deliveries: impl Iterator<Item = &'a TopicTrie>,
+        half: &mut HalfJudged,
+        effort: &mut Effort,
+    ) -> Option<(Grant, Tally)> {
         let snapshot = self.snapshot;
         let (tally, shadow) = (&mut half.check, &mut half.shadow);
-        let is_deny = |rank: u32| snapshot.effect(rank) == Effect::Deny;
+        let mark = |rank: u32| snapshot.outcome(rank).mark();
         let mut decided = |rank: u32| {
             if rank < *shadow && snapshot.outcome(rank).is_shadow {
                 *shadow = rank;
             }
         };
-        let check = Check::new(tries, self.bound, &is_deny, &mut decided, effort);
+        let check = Check::new(
+            sought,
+            tries,
+            for_deliveries,
+            self.bound,
+            &mark,
+            &mut decided,
+            effort,
+        );
         let (verdict, qos_refused_by) = (&mut tally.verdict, &mut tally.qos_refused_by);
-        let grant = check.run(&mut tally.walk, self.filter, |rank| {
+        let mut covered = |rank: u32| {
             let outcome = snapshot.outcome(rank);
+            if outcome.effect == Effect::Deny {
+                return;
+            }
             verdict.rule = verdict.rule.or(rule(rank));
             verdict.qos_max = verdict.qos_max.min(outcome.qos_max);
             if self.qos > outcome.qos_max && outcome.qos_over == QosOver::Refuse {
                 *qos_refused_by = (*qos_refused_by).min(rank);
             }
-        })?;
-        let Tally {
-            verdict,
-            qos_refused_by,
-            ..
-        } = std::mem::take(&mut half.check);
-        let (denial, rank) = match grant {
-            Grant::Granted if qos_refused_by == NO_RANK => return Some(verdict),
-            Grant::Granted => (Denial::QosRefused, qos_refused_by),
-            Grant::Refused(rank) => (Denial::NotAuthorized, rank),
-            Grant::TooComplex => (Denial::TooComplex, NO_RANK),
         };
-        Some(Verdict {
+        let grant = check.run(&mut tally.walk, self.filter, |first: First| {
+            covered(first.asked);
+            covered(first.delivered);
+        })?;
+        Some((grant, std::mem::take(&mut half.check)))
+    }
+}
+
+impl Tally {
+    fn refused(&self, denial: Denial, rank: u32) -> Verdict {
+        Verdict {
             decision: Decision::Deny(denial),
             rule: rule(rank),
             qos_max: QoS::ExactlyOnce,
-            ..verdict
-        })
+            ..self.verdict
+        }
     }
 }

@@ -44,7 +44,7 @@ pub use compile::{compile, compile_rows, compile_rows_until, compile_until};
 pub use document::{parse, parse_until};
 pub use effort::{Effort, SLICE_NODES};
 pub use encoding::text_of;
-pub use explain::{Explanation, PASSED_OVER_MAX, PassedOver, Question, version_name};
+pub use explain::{Explanation, Narrowed, PASSED_OVER_MAX, PassedOver, Question, version_name};
 pub use filter::{FILTER_LEVELS_MAX, Level, TopicFilter, Variable};
 pub use granting::HalfJudged;
 pub use live::{PolicyCache, PolicyHandle};
@@ -72,6 +72,7 @@ pub const FEATURES: &[&str] = &[
     "client_id_binding",
     "users.networks",
     "listeners.username",
+    "listeners.reason_strings",
     "tcp_keep_alive",
     "upstreams.connack_timeout",
     "rules",
@@ -79,4 +80,5 @@ pub const FEATURES: &[&str] = &[
     "rules.qos",
     "rules.retain",
     "rules.payload",
+    "rules.narrow",
 ];

@@ -12,7 +12,7 @@ use crate::filter::TopicFilter;
 use crate::password::{HashError, Verifier};
 use crate::rows::{Mode, QosOver, Retain};
 use crate::tables::expression::Expression;
-use crate::{Balance, Effect, Endpoint, Limits, OnDeny};
+use crate::{Balance, Effect, Endpoint, Limits, OnDeny, ReasonStrings};
 
 /// A whole validated document.
 #[derive(Clone, Debug)]
@@ -21,6 +21,8 @@ pub struct Model {
     pub default: Effect,
     /// What is done about a PUBLISH that the default decision refuses.
     pub on_deny: OnDeny,
+    /// Whether the default, where it allows, narrows subscriptions.
+    pub narrow: bool,
     /// Listeners by name.
     pub listeners: Vec<ListenerModel>,
     /// Upstreams.
@@ -47,6 +49,7 @@ pub struct ListenerModel {
     pub upstream_auth_pass: bool,
     pub drain_publishes_wills: bool,
     pub ignores_usernames: bool,
+    pub reason_strings: ReasonStrings,
     pub limits: Limits,
 }
 
@@ -164,6 +167,7 @@ pub struct RuleModel {
     pub qos_max: QoS,
     pub qos_over: QosOver,
     pub retain: Retain,
+    pub narrow: bool,
     pub on_deny: OnDeny,
     pub mode: Mode,
     pub enabled: bool,
@@ -195,6 +199,7 @@ impl RuleModel {
     /// True exactly when it says the same about topics as another, so that a table of one serves the other.
     pub(crate) fn is_same_in_tables(&self, other: &Self) -> bool {
         self.effect == other.effect
+            && self.narrow == other.narrow
             && self.mode == other.mode
             && self.actions == other.actions
             && self.topics().eq(other.topics())
@@ -214,6 +219,7 @@ impl RuleModel {
             row: _,
             actions,
             effect,
+            narrow,
             qos_max,
             qos_over,
             retain,
@@ -227,6 +233,7 @@ impl RuleModel {
             && *payload_bytes_max == other.payload_bytes_max
             && *actions == other.actions
             && *effect == other.effect
+            && *narrow == other.narrow
             && *qos_max == other.qos_max
             && *qos_over == other.qos_over
             && *retain == other.retain

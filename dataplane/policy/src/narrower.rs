@@ -45,11 +45,20 @@ pub(crate) fn find(
             continue;
         }
         let mut half = None;
-        let verdict =
-            snapshot.subscribe_within(classes, vars, &candidate, qos, &mut effort, &mut half);
-        match verdict.map(|verdict| verdict.decision) {
-            Some(Decision::Allow) => found.push(candidate),
-            Some(Decision::Deny(_)) => {}
+        let verdict = snapshot.subscribe_within(
+            classes,
+            vars,
+            &candidate,
+            qos,
+            false,
+            &mut effort,
+            &mut half,
+        );
+        match verdict {
+            Some(verdict) if verdict.decision == Decision::Allow && !verdict.is_narrowed => {
+                found.push(candidate);
+            }
+            Some(_) => {}
             None => break,
         }
     }

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::problem::Position;
-use crate::{Action, Balance, Effect, OnDeny};
+use crate::{Action, Balance, Effect, OnDeny, ReasonStrings};
 
 /// A value and where it was written.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -27,6 +27,7 @@ pub struct Rows {
     pub requires: Vec<Text>,
     pub default: Option<Located<Effect>>,
     pub on_deny: Option<Located<OnDeny>>,
+    pub narrow: Option<Located<bool>>,
     pub listeners: Vec<ListenerRow>,
     pub upstreams: Vec<UpstreamRow>,
     pub groups: Vec<GroupRow>,
@@ -49,6 +50,7 @@ pub struct ListenerRow {
     pub upstream_auth: Option<Located<UpstreamAuth>>,
     pub drain_wills: Option<Located<DrainWills>>,
     pub username: Option<Located<Usernames>>,
+    pub reason_strings: Option<Located<ReasonStrings>>,
     pub limits: LimitsRow,
 }
 
@@ -170,6 +172,7 @@ pub struct RuleRow {
     pub qos_over: Option<Located<QosOver>>,
     pub retain: Option<Located<Retain>>,
     pub payload_bytes_max: Option<Located<u64>>,
+    pub narrow: Option<Located<bool>>,
     pub on_deny: Option<Located<OnDeny>>,
     pub mode: Option<Located<Mode>>,
     pub enabled: Option<Located<bool>>,

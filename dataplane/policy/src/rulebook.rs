@@ -56,6 +56,8 @@ pub(crate) struct Rulebook {
     connects: Sorted<(u32, bool, u32)>,
     /// Enabled shadow rules with topics.
     shadow_rules: usize,
+    /// Enabled rules that narrow subscriptions.
+    narrow_rules: usize,
     /// Enabled rules that ask for the client id, by listener; under no name those for all listeners.
     by_client_id: BTreeMap<Option<Box<str>>, usize>,
     /// Classes with topics that depend on the user alone.
@@ -99,6 +101,7 @@ impl Rulebook {
             members: Sorted::default(),
             connects: Sorted::default(),
             shadow_rules: 0,
+            narrow_rules: 0,
             by_client_id: BTreeMap::new(),
             certain: 0,
             rows_end,
@@ -141,6 +144,7 @@ impl Rulebook {
             .collect();
         let rules = book.rules.iter().flatten();
         for rule in rules.take_while(|_| is_wanted()) {
+            book.narrow_rules += usize::from(rule.enabled && rule.narrow);
             count_rule(&mut book.shadow_rules, &mut book.by_client_id, rule, true);
         }
         let is_certain = |(part, class): &(&Arc<WhoPart>, &Class)| {
@@ -262,6 +266,11 @@ impl Rulebook {
     #[inline]
     pub(crate) fn has_shadow(&self) -> bool {
         self.shadow_rules > 0
+    }
+
+    /// True exactly when some rule, or the default, narrows subscriptions.
+    pub(crate) fn may_narrow(&self) -> bool {
+        self.narrow_rules > 0 || self.default.narrows
     }
 
     /// True exactly when a rule for sessions of this listener asks for the client id.
@@ -413,6 +422,9 @@ impl Rulebook {
     fn count(&mut self, rule: &RuleModel, rank: u32, is_added: bool) {
         if !rule.enabled {
             return;
+        }
+        if rule.narrow {
+            step(&mut self.narrow_rules, is_added);
         }
         count_rule(
             &mut self.shadow_rules,

@@ -74,6 +74,7 @@ impl Ranked {
             strip_retain: decision == Decision::Allow
                 && message.retain
                 && outcome.retain == Retain::Strip,
+            is_narrowed: false,
             on_deny: outcome.on_deny,
             shadow: None,
             shadow_first: None,

@@ -17,6 +17,7 @@ use crate::rows::{Mode, QosOver, Retain};
 use crate::rulebook::Rulebook;
 use crate::ruling::Ruling;
 use crate::tables::NO_RANK;
+use crate::tables::topic_trie::Mark;
 use crate::users::Users;
 use crate::validate::Ground;
 use crate::verdict;
@@ -159,6 +160,17 @@ pub enum OnDeny {
     Close,
 }
 
+/// Which Reason Strings clients of version 5 are sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ReasonStrings {
+    /// None.
+    Off,
+    /// Words that say no more than the code.
+    Short,
+    /// The same, and in an open session the name of the rule.
+    Rule,
+}
+
 /// The answer, with what must be changed when it is an allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verdict {
@@ -170,6 +182,8 @@ pub struct Verdict {
     pub qos_max: QoS,
     /// Clear the RETAIN flag.
     pub strip_retain: bool,
+    /// Of a subscription: some of what it can deliver is refused, and is left out by the check of deliveries.
+    pub is_narrowed: bool,
     /// What to do about a deny.
     pub on_deny: OnDeny,
     /// The shadow rule that would have decided otherwise, when there is one.
@@ -257,6 +271,8 @@ pub struct Listener {
     pub drain_publishes_wills: bool,
     /// True exactly when every session is anonymous, whatever name it claims.
     pub ignores_usernames: bool,
+    /// What clients of version 5 are told besides reason codes.
+    pub reason_strings: ReasonStrings,
     /// Limits and deadlines.
     pub limits: Limits,
 }
@@ -444,9 +460,19 @@ pub(crate) struct Outcome {
     pub(crate) retain: Retain,
     pub(crate) on_deny: OnDeny,
     pub(crate) is_shadow: bool,
+    /// Of an allow: a subscription of which it allows a part is narrowed to what may be delivered.
+    pub(crate) narrows: bool,
 }
 
 impl Outcome {
+    /// What the check of subscriptions knows it by.
+    pub(crate) fn mark(&self) -> Option<Mark> {
+        match self.effect {
+            Effect::Deny => Some(Mark::Deny),
+            Effect::Allow => self.narrows.then_some(Mark::Narrow),
+        }
+    }
+
     pub(crate) fn of(rule: &RuleModel) -> Self {
         Self {
             payload_bytes_max: rule.payload_bytes_max.unwrap_or(u32::MAX),
@@ -456,6 +482,7 @@ impl Outcome {
             retain: rule.retain,
             on_deny: rule.on_deny,
             is_shadow: rule.mode == Mode::Shadow,
+            narrows: rule.narrow,
         }
     }
 }
@@ -697,7 +724,8 @@ impl Snapshot {
         verdict::ruling(self, classes, vars, action, topic)
     }
 
-    /// Judges one filter, share group taken off by the caller: granted exactly when every topic it can deliver is allowed.
+    /// Judges one filter, share group taken off by the caller: granted exactly when every topic it can deliver is allowed, or
+    /// when it may be narrowed to those that are.
     pub fn subscribe(
         &self,
         classes: &Classes,
@@ -706,8 +734,7 @@ impl Snapshot {
         qos: QoS,
         shared: bool,
     ) -> Verdict {
-        let _ = shared;
-        let asked = Subscription::new(self, classes, vars, filter, qos);
+        let asked = Subscription::new(self, classes, vars, filter, qos, shared);
         let mut half = None;
         loop {
             let mut effort = Effort::new(u32::MAX);
@@ -719,16 +746,18 @@ impl Snapshot {
 
     /// The same within a share of work. `None` when it is used up before the answer is known: then the same is asked again,
     /// with another share and with what was left in `half`, which is empty in the beginning and whenever there is an answer.
+    #[allow(clippy::too_many_arguments)] // a question in its parts, and what is left of work and of an earlier call
     pub fn subscribe_within(
         &self,
         classes: &Classes,
         vars: &Vars<'_>,
         filter: &str,
         qos: QoS,
+        shared: bool,
         effort: &mut Effort,
         half: &mut Option<Box<HalfJudged>>,
     ) -> Option<Verdict> {
-        let asked = Subscription::new(self, classes, vars, filter, qos);
+        let asked = Subscription::new(self, classes, vars, filter, qos, shared);
         granting::subscribe(&asked, effort, half)
     }
 }

@@ -200,6 +200,10 @@ fn what_this_build_does_not_know_or_cannot_mean_is_refused() {
             "listener l: drain_wills: ",
         ),
         (
+            |rows| listener(rows).reason_strings = 77,
+            "listener l: reason_strings: ",
+        ),
+        (
             |rows| listener(rows).username = 77,
             "listener l: username: ",
         ),
@@ -499,6 +503,7 @@ fn document() -> impl Strategy<Value = String> {
         "requires: [rules, mqtt]",
         "default: allow",
         "on_deny: close",
+        "narrow: true",
     ]);
     let users = prop::collection::vec(user_of_document(), 0..3);
     let rules = prop::collection::vec(one_rule(), 0..7);
@@ -537,6 +542,7 @@ const LISTENER: &[&str] = &[
     "upstream_auth: pass",
     "drain_wills: suppress",
     "username: verify",
+    "reason_strings: rule",
 ];
 
 const UPSTREAM: &[&str] = &[
@@ -607,6 +613,8 @@ fn one_rule() -> impl Strategy<Value = String> {
             "{row} actions: [publish, receive], topics: ['a/+', '${{username}}/#'], decision: allow"
         )),
         Just("actions: [subscribe], topics: b, decision: deny".into()),
+        row_of(&["narrow: true", "qos_max: 1"])
+            .prop_map(|row| format!("{row} actions: [subscribe], topics: c, decision: allow")),
         Just("actions: [connect], decision: allow".into()),
     ];
     let keys = (

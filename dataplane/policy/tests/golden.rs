@@ -729,6 +729,174 @@ fn shadow_rules_that_match_too_many_prefixes_change_nothing() {
 }
 
 /// Each deny has an allow before it, so all of them must be looked at to grant the whole.
+/// Where nothing is allowed that the filter asks for, where the group would lose what is left out, and where no rule says so,
+/// a subscription is refused as it is without `narrow`.
+#[test]
+fn a_subscription_is_narrowed_when_something_in_it_is_allowed() {
+    let snapshot = with_rules(
+        r##"- {name: no secrets, priority: 20, actions: [subscribe], topics: ["site/+/secret/#"], decision: deny}
+- {name: no news, priority: 20, actions: [receive], topics: ["news/#"], decision: deny}
+- {name: sites, actions: [subscribe], topics: ["site/#"], qos_max: 1, decision: allow, narrow: true}
+- {name: news, actions: [subscribe], topics: ["news/#"], decision: allow, narrow: true}
+- {name: whole, actions: [subscribe], topics: ["whole/#"], decision: allow}
+- {name: own, actions: [subscribe], topics: ["own/${client_id}/#"], decision: allow, narrow: true}
+- {name: strict, actions: [subscribe], topics: ["strict/+/x"], qos_max: 0, qos_over: refuse, decision: allow, narrow: true}
+- {name: wall, priority: -1, actions: [subscribe], topics: ["strict/a/#"], decision: deny}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c1");
+    let classes = admit(&snapshot, &admin).classes;
+    let ask = |filter: &str, shared| {
+        let verdict = snapshot.subscribe(&classes, &vars(&admin), filter, QoS::ExactlyOnce, shared);
+        let rule = verdict.rule.map(|rule| snapshot.rule_name(rule));
+        (
+            verdict.decision,
+            rule,
+            verdict.is_narrowed,
+            verdict.qos_max as u8,
+        )
+    };
+    let narrowed = |rule, qos_max| (Decision::Allow, Some(rule), true, qos_max);
+    let granted = |rule, qos_max| (Decision::Allow, Some(rule), false, qos_max);
+    let refused = |rule| (DENIED, rule, false, 2);
+    for (filter, expected) in [
+        ("site/#", narrowed("sites", 1)),
+        ("site/+/open", granted("sites", 1)),
+        ("site/+/+", narrowed("sites", 1)),
+        // Each delivery is lowered by its own rule: none contains the filter.
+        ("#", narrowed("sites", 2)),
+        ("+/1/#", narrowed("sites", 2)),
+        ("site/1/secret/#", refused(Some("no secrets"))),
+        ("site/+/secret/+", refused(Some("no secrets"))),
+        // It may be subscribed to, but nothing of it is delivered.
+        ("news/#", refused(Some("no news"))),
+        ("whole/#", granted("whole", 2)),
+        // Only a rule without `narrow` allows a part.
+        ("+/y/z", narrowed("sites", 2)),
+        ("own/+/x", narrowed("own", 2)),
+        ("own/c2/x", refused(None)),
+        ("own/+", narrowed("own", 2)),
+        ("other/#", refused(None)),
+        ("$SYS/#", refused(None)),
+        (
+            "strict/+/x",
+            (Decision::Deny(Denial::QosRefused), Some("strict"), false, 2),
+        ),
+        ("strict/a/+", (Decision::Allow, Some("strict"), true, 2)),
+    ] {
+        assert_eq!(ask(filter, false), expected, "{filter}");
+    }
+    // A member of a group that drops a message takes it from the others.
+    assert_eq!(ask("site/#", true), refused(Some("no secrets")));
+    assert_eq!(ask("whole/#", true), granted("whole", 2));
+}
+
+#[test]
+fn the_document_says_narrow_for_rules_that_do_not_and_for_the_default() {
+    let text = |settings: &str, key: &str| {
+        compiled(&format!(
+            "{settings}\nlisteners: [{{name: l, address: 127.0.0.1:0, upstream: up, anonymous: {{group: g}}}}]\n\
+             upstreams: [{{name: up, endpoints: [tcp://127.0.0.1:1]}}]\ngroups: [{{name: g}}]\n\
+             rules:\n- {{name: connect, actions: [connect], decision: allow}}\n\
+             - {{name: secret, actions: [subscribe], topics: [a/secret], decision: deny}}\n\
+             - {{name: some, actions: [subscribe], topics: [\"a/#\"], decision: allow{key}}}\n"
+        ))
+    };
+    for (settings, key, filter, is_narrowed) in [
+        ("", "", "a/#", false),
+        ("", ", narrow: true", "a/#", true),
+        ("narrow: true", "", "a/#", true),
+        ("narrow: true", ", narrow: false", "a/#", false),
+        ("narrow: true", ", narrow: false", "+/#", false),
+        (
+            "default: allow\nnarrow: true",
+            ", narrow: false",
+            "+/#",
+            true,
+        ),
+        ("default: allow", ", narrow: true", "+/#", true),
+        ("default: allow", "", "+/#", false),
+    ] {
+        let snapshot = text(settings, key);
+        let guest = who(&snapshot, "", "c");
+        let classes = admit(&snapshot, &guest).classes;
+        let verdict = snapshot.subscribe(&classes, &vars(&guest), filter, QoS::AtMostOnce, false);
+        assert_eq!(
+            (verdict.is_narrowed, verdict.decision == Decision::Allow),
+            (is_narrowed, is_narrowed),
+            "{settings} {key} {filter}"
+        );
+    }
+}
+
+#[test]
+fn an_explanation_names_what_a_narrowed_subscription_loses_and_to_whom() {
+    let snapshot = with_rules(
+        r##"- {name: hole, priority: 30, actions: [subscribe], topics: ["site/1/secret/open"], decision: allow}
+- {name: no secrets, priority: 20, actions: [subscribe], topics: ["site/+/secret/#"], decision: deny}
+- {name: no open, priority: 20, actions: [subscribe], topics: ["site/1/secret/open"], decision: deny}
+- {name: no tmp, priority: 20, actions: [receive], topics: ["site/+/tmp"], decision: deny}
+- {name: not ours, priority: 20, who: {users: [bound]}, actions: [subscribe], topics: ["site/x"], decision: deny}
+- {name: elsewhere, priority: 20, actions: [subscribe], topics: ["else/#"], decision: deny}
+- {name: too late, priority: -1, actions: [subscribe], topics: ["site/#"], decision: deny}
+- {name: sites, actions: [subscribe], topics: ["site/#"], decision: allow, narrow: true}
+"##,
+    );
+    let admin = who(&snapshot, "admin", "c1");
+    let explain = |filter| {
+        let question = Question::Subscribe {
+            filter,
+            qos: QoS::AtMostOnce,
+            shared: false,
+        };
+        snapshot.explain(&admin, &question)
+    };
+    let explained = explain("site/#");
+    assert_eq!(explained.decision, "allow");
+    assert_eq!(
+        explained.reason,
+        "rule `sites` allows a part of it, and narrows"
+    );
+    let narrowed = explained.narrowed.clone().unwrap();
+    assert_eq!(narrowed.by, ["no secrets", "no tmp"]);
+    assert!(!narrowed.by_default);
+    let said = "narrowed: what is refused by `no secrets`, `no tmp` is not delivered";
+    assert!(explained.to_string().contains(said), "{explained}");
+
+    let narrowed = explain("#").narrowed.unwrap();
+    assert_eq!(narrowed.by, ["no secrets", "no tmp", "elsewhere"]);
+    assert!(narrowed.by_default);
+    assert_eq!(explain("site/1/x").narrowed, None);
+}
+
+/// Rules that narrow are looked at from the one asked first; here none comes first by itself but the last, or one before all.
+#[test]
+fn a_part_that_is_not_found_within_the_bound_is_no_part() {
+    let decision = |count: usize, last: &str| {
+        let mut rules: String = (0..count)
+            .map(|index| {
+                format!(
+                    "- {{name: d{index}, priority: 1, actions: [subscribe], topics: [t/{index}/x], decision: deny}}\n\
+                     - {{name: a{index}, who: {{users: [admin]}}, actions: [subscribe], topics: [t/{index}/x], narrow: true, decision: allow}}\n"
+                )
+            })
+            .collect();
+        rules += last;
+        let snapshot = with_rules(&rules);
+        subscribe(&snapshot, &who(&snapshot, "admin", "c"), "t/+/x").0
+    };
+    let behind = "- {name: one, priority: -1, who: {users: [admin]}, actions: [subscribe], topics: [t/77/x, t/y/x], narrow: true, decision: allow}\n";
+    let before = behind.replace("priority: -1", "priority: 2");
+    for (count, last, expected) in [
+        (100, "", DENIED),
+        (100, behind, Decision::Allow),
+        (10_000, behind, DENIED),
+        (10_000, &before, Decision::Allow),
+    ] {
+        assert_eq!(decision(count, last), expected, "{count} {last}");
+    }
+}
+
 #[test]
 fn a_subscription_too_complex_to_judge_is_refused() {
     let rules = |denies: usize| -> String {

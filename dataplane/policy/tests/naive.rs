@@ -30,11 +30,20 @@ struct Row {
     allow: bool,
     qos_max: Option<u8>,
     qos_refuse: bool,
+    narrow: Option<bool>,
     retain: usize,
     payload_bytes_max: Option<u32>,
     close: bool,
     shadow: bool,
     enabled: bool,
+}
+
+/// What stands at the top of a document.
+#[derive(Clone, Copy, Debug)]
+struct Settings {
+    default_allow: bool,
+    close: bool,
+    narrow: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -87,11 +96,16 @@ const ADDRESSES: [&str; 4] = ["10.0.0.1", "10.1.2.3", "2001:db8::1", "::ffff:192
 
 // --- the document
 
-fn document(rows: &[Row], default_allow: bool, close: bool) -> String {
+fn document(rows: &[Row], settings: Settings) -> String {
     let mut out = String::new();
-    let word = if default_allow { "allow" } else { "deny" };
-    let on_deny = if close { "close" } else { "drop" };
+    let word = if settings.default_allow {
+        "allow"
+    } else {
+        "deny"
+    };
+    let on_deny = if settings.close { "close" } else { "drop" };
     let _ = writeln!(out, "default: {word}\non_deny: {on_deny}");
+    let _ = writeln!(out, "narrow: {}", settings.narrow);
     out.push_str(
         "upstreams: [{name: up, endpoints: [tcp://127.0.0.1:1]}]\n\
          listeners:\n- {name: open, address: 127.0.0.1:0, upstream: up, anonymous: {group: guests}}\n\
@@ -195,6 +209,9 @@ fn write_rule(out: &mut String, row: &Row) {
             out.push_str("  qos_over: refuse\n");
         }
     }
+    if let Some(narrow) = row.narrow() {
+        let _ = writeln!(out, "  narrow: {narrow}");
+    }
     if row.has_obligations() {
         let _ = writeln!(out, "  retain: {}", RETAIN[row.retain]);
     }
@@ -232,6 +249,10 @@ impl Row {
 
     fn qos_refuse(&self) -> bool {
         self.qos_refuse && self.qos_max().is_some_and(|max| max < 2)
+    }
+
+    fn narrow(&self) -> Option<bool> {
+        self.narrow.filter(|_| self.allow && self.subscribe)
     }
 
     fn retain(&self) -> &'static str {
@@ -273,8 +294,15 @@ struct Oracle<'r> {
     rows: &'r [Row],
     /// Places of the rows in the order of decision.
     ranked: Vec<usize>,
-    default_allow: bool,
-    close: bool,
+    settings: Settings,
+}
+
+/// What the interpreter says to a filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Subscribed {
+    denial: Option<Denial>,
+    qos_max: QoS,
+    is_narrowed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -286,7 +314,7 @@ enum Asks {
 }
 
 impl<'r> Oracle<'r> {
-    fn new(rows: &'r [Row], default_allow: bool, close: bool) -> Self {
+    fn new(rows: &'r [Row], settings: Settings) -> Self {
         let mut ranked: Vec<usize> = (0..rows.len()).collect();
         ranked.sort_by_key(|index| {
             (
@@ -297,8 +325,7 @@ impl<'r> Oracle<'r> {
         Self {
             rows,
             ranked,
-            default_allow,
-            close,
+            settings,
         }
     }
 
@@ -363,7 +390,12 @@ impl<'r> Oracle<'r> {
     }
 
     fn allows(&self, rule: Option<usize>) -> bool {
-        rule.map_or(self.default_allow, |index| self.rows[index].allow)
+        rule.map_or(self.settings.default_allow, |index| self.rows[index].allow)
+    }
+
+    fn narrows(&self, rule: Option<usize>) -> bool {
+        let narrow = rule.and_then(|index| self.rows[index].narrow);
+        self.allows(rule) && narrow.unwrap_or(self.settings.narrow)
     }
 
     fn admit(&self, session: &Session) -> Result<(Rules, Option<usize>, Option<usize>), Refusal> {
@@ -439,7 +471,8 @@ impl<'r> Oracle<'r> {
             rule: None,
             qos_max: QoS::ExactlyOnce,
             strip_retain: false,
-            on_deny: if self.close {
+            is_narrowed: false,
+            on_deny: if self.settings.close {
                 OnDeny::Close
             } else {
                 OnDeny::Drop
@@ -479,14 +512,17 @@ impl<'r> Oracle<'r> {
     }
 
     /// Granted exactly when no topic that the filter can deliver is denied, whether asked as a subscription or as a
-    /// delivery; with the highest QoS of the rules that cover the filter as such.
+    /// delivery; with the highest QoS of the allows that cover the filter as such. Else narrowed, unless it is shared, exactly
+    /// when the rule that decides about subscribing to some topic narrows, that may be delivered, and all of the topic is
+    /// fresh where neither the filter nor one of the rule's names a value.
     fn subscribe(
         &self,
         rules: &Rules,
         filter: &str,
         asked: QoS,
+        is_shared: bool,
         with_shadow: bool,
-    ) -> (Option<Denial>, QoS) {
+    ) -> Subscribed {
         let all = rules.iter().flat_map(|(_, filters)| filters);
         let deepest = all
             .map(String::as_str)
@@ -522,15 +558,34 @@ impl<'r> Oracle<'r> {
                 is_granted &= self.allows(self.first(rules, asks, topic, with_shadow));
             }
         }
-        if !is_granted {
-            return (Some(Denial::NotAuthorized), QoS::ExactlyOnce);
+        let is_witness = |topic: &String| {
+            let first = self.first(rules, Asks::Subscribe, topic, with_shadow);
+            let is_fresh_for_it = || match rules.iter().find(|(index, _)| Some(*index) == first) {
+                Some((_, filters)) => filters
+                    .iter()
+                    .any(|own| matches(own, topic) && is_fresh(&[filter, own], topic)),
+                None => is_fresh(&[filter], topic),
+            };
+            self.narrows(first)
+                && is_fresh_for_it()
+                && self.allows(self.first(rules, Asks::Receive, topic, with_shadow))
+        };
+        let is_narrowed = !is_granted && !is_shared && topics.iter().any(is_witness);
+        let refused = |denial| Subscribed {
+            denial: Some(denial),
+            qos_max: QoS::ExactlyOnce,
+            is_narrowed: false,
+        };
+        if !is_granted && !is_narrowed {
+            return refused(Denial::NotAuthorized);
         }
         // A topic of fresh values is decided by the rules that cover the filter itself.
         let mut qos_max = QoS::ExactlyOnce;
         let mut is_refused = false;
-        for topic in topics.iter().filter(|topic| is_fresh(filter, topic)) {
+        for topic in topics.iter().filter(|topic| is_fresh(&[filter], topic)) {
             for asks in [Asks::Subscribe, Asks::Receive] {
-                if let Some(index) = self.first(rules, asks, topic, with_shadow) {
+                let first = self.first(rules, asks, topic, with_shadow);
+                if let Some(index) = first.filter(|_| self.allows(first)) {
                     let row = &self.rows[index];
                     let max = qos(row.qos_max().unwrap_or(2));
                     qos_max = qos_max.min(max);
@@ -539,9 +594,12 @@ impl<'r> Oracle<'r> {
             }
         }
         if is_refused {
-            (Some(Denial::QosRefused), QoS::ExactlyOnce)
-        } else {
-            (None, qos_max)
+            return refused(Denial::QosRefused);
+        }
+        Subscribed {
+            denial: None,
+            qos_max,
+            is_narrowed,
         }
     }
 }
@@ -603,14 +661,16 @@ fn every_topic(
     }
 }
 
-fn is_fresh(filter: &str, topic: &str) -> bool {
-    let levels: Vec<&str> = filter.split('/').collect();
-    topic.split('/').enumerate().all(|(index, value)| {
-        match levels.get(index).copied().unwrap_or("#") {
-            "+" | "#" => value == "fresh",
-            literal => value == literal,
-        }
-    })
+/// True exactly when the value of each level that none of the filters, all of which match the topic, names is fresh.
+fn is_fresh(filters: &[&str], topic: &str) -> bool {
+    let names = |filter: &str, index: usize| {
+        let level = filter.split('/').nth(index);
+        level.is_some_and(|level| !["+", "#"].contains(&level))
+    };
+    topic
+        .split('/')
+        .enumerate()
+        .all(|(index, value)| value == "fresh" || filters.iter().any(|filter| names(filter, index)))
 }
 
 fn qos(value: u8) -> QoS {
@@ -732,6 +792,7 @@ fn row() -> impl Strategy<Value = Row> {
         prop_oneof![3 => Just(0_usize), 1 => Just(1), 1 => Just(2)],
         prop::option::weighted(0.2, 0_u32..20),
         any::<bool>(),
+        prop::option::weighted(0.5, any::<bool>()),
     );
     let switches = (
         prop::bool::weighted(0.6),
@@ -743,7 +804,7 @@ fn row() -> impl Strategy<Value = Row> {
             (priority, order, who),
             [connect, publish, subscribe, receive],
             topics,
-            (qos_max, qos_refuse, retain, payload_bytes_max, close),
+            (qos_max, qos_refuse, retain, payload_bytes_max, close, narrow),
             (allow, shadow, enabled),
         )| Row {
             priority,
@@ -757,6 +818,7 @@ fn row() -> impl Strategy<Value = Row> {
             allow,
             qos_max,
             qos_refuse,
+            narrow,
             retain,
             payload_bytes_max,
             close,
@@ -785,8 +847,8 @@ fn session() -> impl Strategy<Value = Session> {
 
 // --- the comparison
 
-fn compiled(rows: &[Row], default_allow: bool, close: bool) -> Snapshot {
-    let text = document(rows, default_allow, close);
+fn compiled(rows: &[Row], settings: Settings) -> Snapshot {
+    let text = document(rows, settings);
     compile(&text, "generated.yaml", Generation(1), None)
         .unwrap_or_else(|errors| panic!("{errors}\n{text}"))
 }
@@ -839,7 +901,7 @@ fn subscribe_in_slices(
     classes: &Classes,
     session: &Session,
     filter: &str,
-    qos: QoS,
+    (qos, shared): (QoS, bool),
     slice: u32,
 ) -> Verdict {
     let mut half = None;
@@ -847,7 +909,7 @@ fn subscribe_in_slices(
         let mut effort = Effort::new(slice);
         let vars = vars(session);
         if let Some(verdict) =
-            snapshot.subscribe_within(classes, &vars, filter, qos, &mut effort, &mut half)
+            snapshot.subscribe_within(classes, &vars, filter, qos, shared, &mut effort, &mut half)
         {
             assert!(half.is_none());
             return verdict;
@@ -866,16 +928,16 @@ proptest! {
     #[test]
     fn compiled_answers_are_the_naive_ones(
         rows in prop::collection::vec(row(), 0..14),
-        default_allow: bool,
-        close: bool,
+        (default_allow, close, narrow) in any::<(bool, bool, bool)>(),
         sessions in prop::collection::vec(session(), 6),
         topics in prop::collection::vec(topic(), 12),
         filters in prop::collection::vec(filter(), 4),
-        (asked_qos, retain, payload_bytes) in (0_u8..3, any::<bool>(), 0_u32..25),
+        (asked_qos, retain, payload_bytes, shared) in (0_u8..3, any::<bool>(), 0_u32..25, prop::bool::weighted(0.2)),
         slice in 1_u32..30,
     ) {
-        let snapshot = compiled(&rows, default_allow, close);
-        let oracle = Oracle::new(&rows, default_allow, close);
+        let settings = Settings { default_allow, close, narrow };
+        let snapshot = compiled(&rows, settings);
+        let oracle = Oracle::new(&rows, settings);
         let name = |rule| snapshot.rule_name(rule).to_owned();
         for session in &sessions {
             let expected = oracle.admit(session);
@@ -902,15 +964,17 @@ proptest! {
                 }
             }
             for filter in &filters {
-                let found = snapshot.subscribe(&classes, &vars(session), filter, qos(asked_qos), false);
-                let (denial, qos_max) = oracle.subscribe(&rules, filter, qos(asked_qos), false);
-                prop_assert_eq!(found.decision, denial.map_or(Decision::Allow, Decision::Deny), "{:?} {} {:?}", session, filter, found);
-                prop_assert_eq!(found.qos_max, qos_max, "{:?} {}", session, filter);
-                let with_shadow = oracle.subscribe(&rules, filter, qos(asked_qos), true);
-                let is_otherwise = with_shadow.0 != denial || with_shadow.1.min(qos(asked_qos)) != qos_max.min(qos(asked_qos));
-                prop_assert_eq!(found.shadow.is_some(), is_otherwise, "{:?} {}", session, filter);
+                let qos = qos(asked_qos);
+                let found = snapshot.subscribe(&classes, &vars(session), filter, qos, shared);
+                let expected = oracle.subscribe(&rules, filter, qos, shared, false);
+                prop_assert_eq!(found.decision, expected.denial.map_or(Decision::Allow, Decision::Deny), "{:?} {} {:?}", session, filter, found);
+                prop_assert_eq!(found.qos_max, expected.qos_max, "{:?} {}", session, filter);
+                prop_assert_eq!(found.is_narrowed, expected.is_narrowed, "{:?} {}", session, filter);
+                let with_shadow = oracle.subscribe(&rules, filter, qos, shared, true);
+                let what = |it: Subscribed| (it.denial, it.qos_max.min(qos), it.is_narrowed);
+                prop_assert_eq!(found.shadow.is_some(), what(with_shadow) != what(expected), "{:?} {}", session, filter);
                 prop_assert!(found.shadow.is_none() || found.shadow == found.shadow_first, "{:?} {}", session, filter);
-                let in_slices = subscribe_in_slices(&snapshot, &classes, session, filter, qos(asked_qos), slice);
+                let in_slices = subscribe_in_slices(&snapshot, &classes, session, filter, (qos, shared), slice);
                 prop_assert_eq!(in_slices, found, "{:?} {} {} nodes at a time", session, filter, slice);
             }
         }

@@ -26,6 +26,7 @@ const SETTINGS: &[Setting] = &[
     ("", "requires", "[rules, what_no_node_has]", &[]),
     ("", "default", "allow", &[]),
     ("", "on_deny", "close", &[]),
+    ("", "narrow", "true", &[("rules", "order", "100")]),
     ("", "listeners", "[]", &[]),
     (
         "",
@@ -44,6 +45,7 @@ const SETTINGS: &[Setting] = &[
     ("listeners", "client_id", "{bytes_max: 1}", &[]),
     ("listeners", "upstream_auth", "pass", &[]),
     ("listeners", "drain_wills", "suppress", &[]),
+    ("listeners", "reason_strings", "short", &[]),
     (
         "listeners",
         "username",
@@ -118,6 +120,7 @@ const SETTINGS: &[Setting] = &[
         "close",
         &[("rules", "payload_bytes_max", "7")],
     ),
+    ("rules", "narrow", "true", &[("rules", "order", "100")]),
     ("rules", "mode", "shadow", &[]),
     ("rules", "enabled", "false", &[]),
     ("rules.who", "users", "[v]", &[]),
@@ -156,7 +159,7 @@ const FIXED: &[(&str, &str)] = &[
     ("groups", "{name: g2}, {name: h}"),
     (
         "rules",
-        "{name: rival, order: 50, actions: [publish], topics: [\"t/x\"], decision: deny}, {name: connect, order: 60, actions: [connect], decision: allow}",
+        "{name: rival, order: 50, actions: [publish, subscribe], topics: [\"t/x\"], decision: deny}, {name: connect, order: 60, actions: [connect], decision: allow}",
     ),
 ];
 
@@ -191,7 +194,7 @@ fn document(settings: &[(&str, &str, &str)]) -> String {
             .join(", ")
     };
     let mut out = String::new();
-    for key in ["requires", "default", "on_deny"] {
+    for key in ["requires", "default", "on_deny", "narrow"] {
         if let Some((.., value)) = find("", key) {
             let _ = writeln!(out, "{key}: {value}");
         }

@@ -24,6 +24,7 @@ use sluice_wire::mqtt::{Ack, PacketId, PacketKind, Publish, ReasonCode, Version}
 
 use super::lane::Route;
 use super::order::{Answer, Flow, Flows, Run};
+use super::reason_string::Why;
 use super::{Cause, Context, Session, Side, packets};
 use crate::clock::Time;
 use crate::metrics::Counter;
@@ -71,6 +72,10 @@ impl Session {
     fn put_flow(&mut self, now: Time, publisher: Side, id: PacketId, answer: Answer, flow: Flow) {
         self.unroll(now, publisher);
         self.flows_mut(publisher).put(now, id, answer, flow);
+        if publisher == Side::Downstream {
+            // What was kept belonged to an earlier message with that identifier.
+            self.take_reason(id);
+        }
     }
 
     /// True exactly when one more message of `publisher` may be in flight. Version 5 was told how many; before it, only
@@ -88,7 +93,7 @@ impl Session {
         match publisher {
             Side::Downstream => {
                 let reason = ReasonCode::ReceiveMaximumExceeded;
-                self.end_telling(context, Cause::Overload, reason);
+                self.end_telling(context, Cause::Overload, reason, None);
             }
             Side::Upstream => self.end(context, Cause::Overload),
         }
@@ -146,7 +151,7 @@ impl Session {
         match self.flow(publisher, id) {
             Some((Flow::AwaitPuback | Flow::Answered(_), of)) => of == answer,
             Some((Flow::AwaitPubrel, of)) if of == answer => {
-                self.acknowledge(context, publisher, PacketKind::Pubrec, id, 0);
+                self.acknowledge(context, publisher, PacketKind::Pubrec, id, 0, None);
                 true
             }
             Some(_) | None => false,
@@ -173,6 +178,7 @@ impl Session {
         publisher: Side,
         publish: &Publish<'_>,
         code: u8,
+        why: Option<Why>,
     ) {
         let (Some(answer), Some(id)) = (Answer::to(publish.qos), publish.packet_id) else {
             return;
@@ -188,7 +194,7 @@ impl Session {
             if answer == Answer::Pubrec && code < 0x80 {
                 self.put_flow(context.now, publisher, id, answer, Flow::AwaitPubrel);
             }
-            return self.acknowledge(context, publisher, answer.kind(), id, code);
+            return self.acknowledge(context, publisher, answer.kind(), id, code, why);
         }
         self.unroll(context.now, publisher);
         match self.flow(publisher, id) {
@@ -197,6 +203,9 @@ impl Session {
             Some(_) | None => {
                 let flow = Flow::Answered(code);
                 self.put_flow(context.now, publisher, id, answer, flow);
+                if let Some(why) = why {
+                    self.keep_reason(context, id, why);
+                }
             }
         }
         self.answer_in_order(context, publisher);
@@ -217,7 +226,11 @@ impl Session {
         for answer in Answer::ALL {
             while let Some((id, code)) = self.flows_mut(publisher).next_answer(context.now, answer)
             {
-                self.acknowledge(context, publisher, answer.kind(), id, code);
+                let why = match publisher {
+                    Side::Downstream => self.take_reason(id),
+                    Side::Upstream => None,
+                };
+                self.acknowledge(context, publisher, answer.kind(), id, code, why);
             }
         }
     }
@@ -230,8 +243,13 @@ impl Session {
         kind: PacketKind,
         packet_id: PacketId,
         code: u8,
+        why: Option<Why>,
     ) {
         context.counters.add(Counter::AcknowledgementsOwned, 1);
+        let saying = why.and_then(|why| self.refusal_saying(context, kind, packet_id, code, why));
+        if let Some(saying) = saying {
+            return self.originate(context, publisher, &saying);
+        }
         let packet = packets::ack(self.version, kind, packet_id, code);
         self.originate(context, publisher, &packet);
     }
@@ -333,7 +351,7 @@ impl Session {
                 self.put_flow(now, from, id, answer, Flow::SwallowPuback);
             }
         }
-        self.acknowledge(context, from, PacketKind::Pubcomp, id, 0);
+        self.acknowledge(context, from, PacketKind::Pubcomp, id, 0, None);
         Route::Absorb
     }
 }

@@ -5,9 +5,12 @@
 //! when the current generation would refuse the will as a message, and when a drain is set to suppress wills.
 
 use sluice_policy::{Decision, Refusal};
-use sluice_wire::mqtt::{Disconnect, Packet, PropertyId, ReasonCode, Version, Violation, encode};
+use sluice_wire::mqtt::{
+    Connack, Disconnect, Packet, Properties, PropertyId, ReasonCode, Version, Violation, encode,
+};
 
 use super::lane::Route;
+use super::reason_string::Why;
 use super::{Context, Output, Phase, Reason, Session, Side, Unanswered, packets};
 use crate::metrics::Counter;
 
@@ -73,6 +76,8 @@ struct Farewell {
     connack_5: Option<ReasonCode>,
     /// DISCONNECT of 5.
     disconnect_5: Option<ReasonCode>,
+    /// The message that was to blame.
+    why: Option<Why>,
 }
 
 impl Farewell {
@@ -80,6 +85,7 @@ impl Farewell {
         connack_3: None,
         connack_5: None,
         disconnect_5: None,
+        why: None,
     };
 
     const fn new(connack_3: u8, connack_5: ReasonCode, disconnect_5: ReasonCode) -> Self {
@@ -87,6 +93,7 @@ impl Farewell {
             connack_3: Some(connack_3),
             connack_5: Some(connack_5),
             disconnect_5: Some(disconnect_5),
+            why: None,
         }
     }
 }
@@ -107,6 +114,7 @@ impl Cause {
                 connack_3: None,
                 connack_5: Some(R::UnspecifiedError),
                 disconnect_5: Some(R::UnspecifiedError),
+                why: None,
             },
             Self::UpstreamGone
             | Self::UpstreamUnavailable
@@ -118,6 +126,7 @@ impl Cause {
                 connack_3: None,
                 connack_5: Some(violation.reason_code()),
                 disconnect_5: Some(violation.reason_code()),
+                why: None,
             },
             Self::Unauthenticated => Farewell::new(4, R::BadUserNameOrPassword, R::NotAuthorized),
             Self::Denied => Farewell::new(5, R::NotAuthorized, R::NotAuthorized),
@@ -242,15 +251,17 @@ impl Session {
         self.end_for(context, cause, cause.farewell(), reason);
     }
 
-    /// Ends the session with another DISCONNECT reason than the cause has by itself.
+    /// Ends the session with another DISCONNECT reason than the cause has by itself, and the message that was to blame.
     pub(super) fn end_telling(
         &mut self,
         context: &mut Context<'_>,
         cause: Cause,
         reason: ReasonCode,
+        why: Option<Why>,
     ) {
         let farewell = Farewell {
             disconnect_5: Some(reason),
+            why,
             ..cause.farewell()
         };
         let reason = if reason == ReasonCode::ReceiveMaximumExceeded {
@@ -391,7 +402,7 @@ impl Session {
             context.counters.add(Counter::WillSuppressed, 1);
         }
         if self.is_at_boundary(Side::Downstream)
-            && let Some(packet) = self.last_words(farewell)
+            && let Some(packet) = self.last_words(context, cause, farewell)
             && self.is_taken(packet.len())
         {
             context.out.write(Side::Downstream, &packet);
@@ -405,23 +416,61 @@ impl Session {
         self.up.clear();
     }
 
-    fn last_words(&self, farewell: Farewell) -> Option<packets::Small> {
-        let is_v5 = self.version == Version::V5;
-        match self.phase {
-            Phase::Connecting | Phase::Ended => None,
-            Phase::Authenticating | Phase::Dialling | Phase::Connack => {
-                let code = if is_v5 {
-                    farewell.connack_5.map(ReasonCode::byte)
+    fn last_words(
+        &self,
+        context: &Context<'_>,
+        cause: Cause,
+        farewell: Farewell,
+    ) -> Option<packets::Small> {
+        if self.version == Version::V5 {
+            let (is_open, code) = match self.phase {
+                Phase::Connecting | Phase::Ended => return None,
+                Phase::Authenticating | Phase::Dialling | Phase::Connack => {
+                    (false, farewell.connack_5?)
+                }
+                Phase::Open => (true, farewell.disconnect_5?),
+            };
+            let saying = self.last_words_saying(context, cause, code, farewell.why);
+            return Some(saying.unwrap_or_else(|| {
+                if is_open {
+                    packets::disconnect(self.version, code.byte())
                 } else {
-                    farewell.connack_3
-                };
-                code.map(|code| packets::connack_refusal(self.version, code))
-            }
-            Phase::Open => farewell
-                .disconnect_5
-                .filter(|_| is_v5)
-                .map(|reason| packets::disconnect(self.version, reason.byte())),
+                    packets::connack_refusal(self.version, code.byte())
+                }
+            }));
         }
+        match self.phase {
+            Phase::Connecting | Phase::Open | Phase::Ended => None,
+            Phase::Authenticating | Phase::Dialling | Phase::Connack => {
+                let code = farewell.connack_3?;
+                Some(packets::connack_refusal(self.version, code))
+            }
+        }
+    }
+
+    /// The same with a Reason String, which both packets may have whatever the client wants [MQTT-3.1.2-29].
+    fn last_words_saying(
+        &self,
+        context: &Context<'_>,
+        cause: Cause,
+        code: ReasonCode,
+        why: Option<Why>,
+    ) -> Option<packets::Small> {
+        let text = self.end_text(context, cause, code, why)?;
+        let code = code.byte();
+        let packet = self.fitting(Properties::EMPTY, &text, |properties, out| {
+            let packet = if self.phase == Phase::Open {
+                Packet::Disconnect(Disconnect { code, properties })
+            } else {
+                Packet::Connack(Connack {
+                    session_present: false,
+                    code,
+                    properties,
+                })
+            };
+            encode(self.version, &packet, out)
+        })?;
+        Some(packet.into())
     }
 
     /// True exactly when the upstream would publish a will that it must not.

@@ -196,6 +196,7 @@ impl Session {
         if let Some(bytes) = number(PropertyId::MaximumPacketSize) {
             self.client_bytes_max = bytes;
         }
+        self.wants_problems = number(PropertyId::RequestProblemInformation) != Some(0);
         self.expires_at_close = connect.version == Version::V5
             && number(PropertyId::SessionExpiryInterval).unwrap_or(0) == 0;
     }

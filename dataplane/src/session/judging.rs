@@ -15,6 +15,7 @@ use sluice_wire::mqtt::{
 };
 
 use super::lane::Route;
+use super::reason_string::{FilterReasons, Refused, Why};
 use super::subscribe::FROM_BROKER;
 use super::{Context, Reason, Session, Side, Wanted};
 use crate::clock::Time;
@@ -93,8 +94,11 @@ pub(super) struct Judged {
     pub(super) granted: SubscribeFilters,
     pub(super) refused: usize,
     pub(super) lowered: usize,
+    /// Of those that go on: some of what they can deliver is refused.
+    pub(super) narrowed: usize,
     /// True exactly when a filter goes on with other options than it came with.
     pub(super) is_changed: bool,
+    pub(super) reasons: FilterReasons,
 }
 
 /// Why judging does not go on.
@@ -151,6 +155,7 @@ impl Judging {
             + half
             + self.judged.codes.capacity()
             + self.judged.granted.heap_bytes()
+            + self.judged.reasons.heap_bytes()
     }
 }
 
@@ -325,11 +330,15 @@ impl Session {
             &self.identity.vars(),
             parsed.filter,
             filter.qos,
+            parsed.share_group.is_some(),
             context.effort,
             &mut judging.half,
         )?;
         let wanted = Wanted::filter(filter.filter, filter.qos);
         self.note(context, wanted, &verdict);
+        if let Decision::Deny(denial) = verdict.decision {
+            self.note_filter(context, judged, Why::denied(denial, verdict.rule));
+        }
         Some(self.take_down(judged, filter, &verdict))
     }
 
@@ -347,11 +356,12 @@ impl Session {
             let wanted = Wanted::filter(filter.filter, filter.qos);
             self.note_denial(context, wanted, reason);
         }
-        let code = if reason == Reason::FiltersTooMany {
-            ReasonCode::QuotaExceeded
+        let (code, what) = if reason == Reason::FiltersTooMany {
+            (ReasonCode::QuotaExceeded, Refused::TooMany)
         } else {
-            ReasonCode::NotAuthorized
+            (ReasonCode::NotAuthorized, Refused::Malformed)
         };
+        self.note_filter(context, judged, Why::alone(what));
         self.refusal_code(filter.qos, code)
     }
 
@@ -376,6 +386,7 @@ impl Session {
         // What was decoded is never too long to be written.
         if verdict.decision == Decision::Allow && judged.granted.push(&granted).is_ok() {
             judged.lowered += usize::from(qos != filter.qos);
+            judged.narrowed += usize::from(verdict.is_narrowed);
             judged.is_changed |= granted.options_with_qos() != filter.options;
             FROM_BROKER | filter.qos.bits()
         } else {

@@ -30,6 +30,7 @@
 //! | `identity.rs` | client id and verified user name |
 //! | `publish.rs`, `alias.rs` | messages and their topic aliases |
 //! | `acks.rs`, `order.rs` | acknowledgements, those that the proxy owns, and the order in which a publisher hears them |
+//! | `reason_string.rs` | what a client of version 5 is told in words |
 //! | `record.rs` | what is told of an answer to a client, and the reasons of refusals |
 //! | `rights.rs` | what the policy lets the session do, and the last topic it asked about |
 //! | `judging.rs`, `subscribe.rs` | SUBSCRIBE and UNSUBSCRIBE, judged and read in slices; its merged SUBACK |
@@ -54,6 +55,7 @@ mod lane;
 mod order;
 mod packets;
 mod publish;
+mod reason_string;
 mod record;
 mod rights;
 mod subscribe;
@@ -276,6 +278,8 @@ pub struct Session {
     run_down: order::Run,
     /// True exactly when authentication is left to the upstream, so that AUTH packets pass.
     upstream_auth: bool,
+    /// False when CONNECT said that problem information is not wanted (version 5).
+    wants_problems: bool,
     /// True exactly when CONNECT said that the MQTT session ends with the connection (version 5).
     expires_at_close: bool,
     /// True exactly when the client id was assigned here, so that a client of version 5 is to be told.
@@ -313,6 +317,8 @@ struct Rare {
     /// The same when they cannot, and flows that we see to.
     flows_up: order::Flows,
     flows_down: order::Flows,
+    /// Why messages of the client were refused whose answers wait.
+    reasons: Option<Box<reason_string::Waiting>>,
     /// A SUBSCRIBE that is not judged to its end, or an UNSUBSCRIBE that is not read to it.
     judging: Option<Box<judging::Judging>>,
     /// SUBSCRIBEs forwarded without some of their filters.
@@ -338,6 +344,10 @@ impl Rare {
             + self.queue_up.capacity()
             + self.flows_up.heap_bytes()
             + self.flows_down.heap_bytes()
+            + self
+                .reasons
+                .as_ref()
+                .map_or(0, |reasons| reasons.heap_bytes())
             + judging.map_or(0, judging::Judging::heap_bytes)
             + self.subscribes.heap_bytes()
             + aliases.map(|aliases| aliases.heap_bytes()).sum::<usize>()
@@ -403,6 +413,7 @@ impl Session {
             run_up: order::Run::default(),
             run_down: order::Run::default(),
             upstream_auth: false,
+            wants_problems: true,
             expires_at_close: false,
             assigned_client_id: false,
             is_proven_by_address: false,

@@ -15,6 +15,7 @@ use sluice_wire::mqtt::{
 use super::alias::Aliases;
 use super::connect::{BARE, denial_reason};
 use super::lane::{Route, speaker};
+use super::reason_string::{Refused, Why};
 use super::{
     Act, Cause, Context, Message, Output, Phase, Reason, Session, Side, Wanted, faults, packets,
 };
@@ -141,7 +142,8 @@ impl Session {
         }
         let verdict = self.judge_message(context, from, publish, hints, topic);
         if let Decision::Deny(denial) = verdict.decision {
-            return self.refuse(context, from, publish, denial, verdict.on_deny);
+            let why = Why::denied(denial, verdict.rule);
+            return self.refuse(context, from, publish, denial, verdict.on_deny, why);
         }
         let passage = Passage {
             topic: if must_tell { topic } else { publish.topic },
@@ -314,7 +316,7 @@ impl Session {
             Some(packet_id) if qos == QoS::AtLeastOnce => {
                 self.own_lowered(context.now, from, packet_id);
             }
-            Some(_) | None => self.answer(context, from, publish, 0),
+            Some(_) | None => self.answer(context, from, publish, 0, None),
         }
     }
 
@@ -341,7 +343,8 @@ impl Session {
         match from {
             Side::Downstream => {
                 let denial = Denial::PayloadTooLarge;
-                self.refuse(context, from, publish, denial, OnDeny::Drop)
+                let why = Why::alone(Refused::TooLarge);
+                self.refuse(context, from, publish, denial, OnDeny::Drop, why)
             }
             Side::Upstream => {
                 context.counters.add(Counter::DeliveryTooLarge, 1);
@@ -362,15 +365,17 @@ impl Session {
         publish: &Publish<'_>,
         denial: Denial,
         on_deny: OnDeny,
+        why: Why,
     ) -> Route {
         match from {
             Side::Downstream => {
                 context.counters.add(Counter::PublishDenied, 1);
                 context.counters.add(denied_counter(denial), 1);
                 match on_deny {
-                    OnDeny::Drop => self.answer_refused(context, publish),
+                    OnDeny::Drop => self.answer_refused(context, publish, why),
                     OnDeny::Close => {
-                        self.end_telling(context, Cause::Denied, denial_reason(denial));
+                        let reason = denial_reason(denial);
+                        self.end_telling(context, Cause::Denied, reason, Some(why));
                     }
                 }
                 Route::Absorb
@@ -383,12 +388,12 @@ impl Session {
     }
 
     /// What a client hears whose message was dropped: in version 5 the reason; before, there is none to be had.
-    fn answer_refused(&mut self, context: &mut Context<'_>, publish: &Publish<'_>) {
+    fn answer_refused(&mut self, context: &mut Context<'_>, publish: &Publish<'_>, why: Why) {
         let code = match self.version {
             Version::V5 => ReasonCode::NotAuthorized.byte(),
             Version::V31 | Version::V311 => 0,
         };
-        self.answer_dropped(context, Side::Downstream, publish, code);
+        self.answer_dropped(context, Side::Downstream, publish, code, Some(why));
     }
 
     /// A delivery does not reach the client: the broker is told that it did, to the end of the handshake, so that it
@@ -398,7 +403,7 @@ impl Session {
         context: &mut Context<'_>,
         publish: &Publish<'_>,
     ) -> Route {
-        self.answer_dropped(context, Side::Upstream, publish, 0);
+        self.answer_dropped(context, Side::Upstream, publish, 0, None);
         Route::Absorb
     }
 
@@ -408,9 +413,10 @@ impl Session {
         from: Side,
         publish: &Publish<'_>,
         code: u8,
+        why: Option<Why>,
     ) {
         if publish.qos == QoS::AtMostOnce || self.has_room_for_flow(from) {
-            self.answer(context, from, publish, code);
+            self.answer(context, from, publish, code, why);
         } else {
             self.too_many_flows(context, from);
         }

@@ -30,12 +30,16 @@ pub(super) struct Pending {
     list: Vec<PendingSubscribe>,
     /// Filters in all of them.
     codes_len: usize,
+    /// Bytes of the texts of all.
+    text_bytes: usize,
 }
 
 struct PendingSubscribe {
     packet_id: PacketId,
     /// One for each filter of the client; [`FROM_BROKER`] and the QoS where the broker decides.
     codes: Box<[u8]>,
+    /// Why filters were refused, in words.
+    text: Option<Box<str>>,
 }
 
 impl Pending {
@@ -44,7 +48,7 @@ impl Pending {
     }
 
     pub(super) fn heap_bytes(&self) -> usize {
-        self.list.capacity() * size_of::<PendingSubscribe>() + self.codes_len
+        self.list.capacity() * size_of::<PendingSubscribe>() + self.codes_len + self.text_bytes
     }
 
     /// True exactly when the next packet of the client must wait.
@@ -52,11 +56,13 @@ impl Pending {
         self.list.len() >= PENDING_MAX || self.codes_len >= PENDING_CODES_MAX
     }
 
-    fn push(&mut self, packet_id: PacketId, codes: Vec<u8>) {
+    fn push(&mut self, packet_id: PacketId, codes: Vec<u8>, text: Option<Box<str>>) {
         self.codes_len += codes.len();
+        self.text_bytes += text.as_ref().map_or(0, |text| text.len());
         self.list.push(PendingSubscribe {
             packet_id,
             codes: codes.into_boxed_slice(),
+            text,
         });
     }
 
@@ -65,14 +71,15 @@ impl Pending {
         Some(&list.find(|entry| entry.packet_id == packet_id)?.codes)
     }
 
-    fn take(&mut self, packet_id: PacketId) -> Option<Box<[u8]>> {
+    fn take(&mut self, packet_id: PacketId) -> Option<PendingSubscribe> {
         let index = self
             .list
             .iter()
             .position(|entry| entry.packet_id == packet_id)?;
-        let codes = self.list.remove(index).codes;
-        self.codes_len -= codes.len();
-        Some(codes)
+        let taken = self.list.remove(index);
+        self.codes_len -= taken.codes.len();
+        self.text_bytes -= taken.text.as_ref().map_or(0, |text| text.len());
+        Some(taken)
     }
 }
 
@@ -88,6 +95,7 @@ impl Session {
         for (counter, count) in [
             (Counter::SubscribeForwarded, forwarded),
             (Counter::SubscribeDenied, judged.refused),
+            (Counter::SubscribeNarrowed, judged.narrowed),
             (Counter::QosLowered, judged.lowered),
         ] {
             context.counters.add(counter, count as u64);
@@ -104,14 +112,15 @@ impl Session {
                 return Route::Absorb;
             }
         };
+        let text = self.filters_text(context, &judged.reasons);
         if forwarded == 0 && !is_whole {
-            self.answer_subscribe(context, head.packet_id, &judged.codes);
+            self.answer_subscribe(context, head.packet_id, &judged.codes, text.as_deref());
             return Route::Absorb;
         }
         // In 3.1 for the answer's sake: see `requested_qos`.
         if !is_whole || self.version == Version::V31 {
             let subscribes = &mut self.rare().subscribes;
-            subscribes.push(head.packet_id, judged.codes);
+            subscribes.push(head.packet_id, judged.codes, text);
         }
         if is_whole && !judged.is_changed {
             return Route::Forward;
@@ -146,7 +155,8 @@ impl Session {
         let Some(rare) = self.rare.as_mut() else {
             return Route::Forward;
         };
-        let Some(codes) = rare.subscribes.take(suback.packet_id) else {
+        let Some(PendingSubscribe { codes, text, .. }) = rare.subscribes.take(suback.packet_id)
+        else {
             return Route::Forward;
         };
         let asked = codes.iter().filter(|code| **code >= FROM_BROKER).count();
@@ -169,10 +179,16 @@ impl Session {
                 ours => ours,
             })
             .collect();
-        let answer = Packet::Suback(Suback {
+        let answer = Suback {
             codes: &merged,
             ..suback.clone()
-        });
+        };
+        let saying = text.and_then(|text| self.suback_saying(&answer, &text));
+        if let Some(saying) = saying {
+            context.out.write(Side::Downstream, &saying);
+            return Route::Replaced;
+        }
+        let answer = Packet::Suback(answer);
         if self.encode_to(context, Side::Downstream, |version, buffer| {
             encode(version, &answer, buffer)
         }) {
@@ -191,14 +207,23 @@ impl Session {
     }
 
     /// Answers a SUBSCRIBE of which nothing goes upstream.
-    fn answer_subscribe(&mut self, context: &mut Context<'_>, packet_id: PacketId, codes: &[u8]) {
-        let answer = Packet::Suback(Suback {
+    fn answer_subscribe(
+        &mut self,
+        context: &mut Context<'_>,
+        packet_id: PacketId,
+        codes: &[u8],
+        text: Option<&str>,
+    ) {
+        let answer = Suback {
             packet_id,
             properties: Properties::EMPTY,
             codes,
-        });
+        };
+        if let Some(saying) = text.and_then(|text| self.suback_saying(&answer, text)) {
+            return self.originate(context, Side::Downstream, &saying);
+        }
         let mut packet = Vec::new();
-        match encode(self.version, &answer, &mut packet) {
+        match encode(self.version, &Packet::Suback(answer), &mut packet) {
             Ok(()) => self.originate(context, Side::Downstream, &packet),
             Err(_) => self.end(context, Cause::Overload),
         }

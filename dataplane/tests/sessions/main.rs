@@ -20,6 +20,7 @@ mod faults;
 mod messages;
 mod opening;
 mod order;
+mod reason_strings;
 mod regressions;
 mod room;
 mod rules;

@@ -5,12 +5,12 @@ use std::time::Duration;
 use sluice_dataplane::metrics::Counter;
 use sluice_dataplane::session::{Cause, Deadline, Side};
 use sluice_wire::mqtt::{
-    Packet, Properties, Property, PropertyId, QoS, Suback, Subscribe, SubscribeFilter,
+    Packet, Properties, Property, PropertyId, Publish, QoS, Suback, Subscribe, SubscribeFilter,
     SubscribeFilters, Unsubscribe, UnsubscribeFilters, Version, Violation,
 };
 
 use crate::harness::{
-    Event, RULES, Rig, VERSIONS, bytes, connect, document, id, properties, publish, suback,
+    Event, RULES, Rig, VERSIONS, ack, bytes, connect, document, id, properties, publish, suback,
     subscribe,
 };
 
@@ -374,4 +374,84 @@ fn a_subscription_no_longer_permitted_stops_delivering() {
         rig.expect(&[], &[], "taken away");
         assert_eq!(rig.ended(), None);
     }
+}
+
+/// Everything but what `secret` denies, and `hidden` by no rule at all.
+const NARROWED: &str = r##"rules:
+  - {name: connect, actions: [connect], decision: allow}
+  - {name: secret, priority: 1, actions: [subscribe], topics: ["site/+/secret/#"], decision: deny}
+  - {name: site, actions: [subscribe], topics: ["site/#"], decision: allow, narrow: true}
+"##;
+
+#[test]
+fn a_narrowed_subscription_goes_on_and_what_is_refused_is_left_out() {
+    for version in VERSIONS {
+        let connect = connect(version, "dev");
+        let mut rig = Rig::open_with(version, &document("", NARROWED), &connect);
+        let sent = subscribe(version, 5, &[("#", QoS::AtLeastOnce)]);
+        rig.client(&sent);
+        rig.expect(&[], &sent, "it goes on as it came");
+        assert_eq!(rig.count(Counter::SubscribeNarrowed), 1);
+        assert_eq!(rig.count(Counter::SubscribeForwarded), 1);
+        let answer = suback(version, 5, &[1]);
+        rig.broker(&answer);
+        rig.expect(&answer, &[], "the broker's answer");
+
+        let message = |topic, number, retain| {
+            let message = publish(topic, QoS::AtLeastOnce, number, b"x");
+            bytes(version, &Packet::Publish(Publish { retain, ..message }))
+        };
+        let allowed = message("site/1/open", 7, false);
+        rig.broker(&allowed);
+        rig.expect(&allowed, &[], "allowed");
+        rig.client(&bytes(version, &Packet::Puback(ack(7, 0))));
+        rig.clear();
+        for (topic, number) in [("site/1/secret/x", 8), ("site/1/secret", 9), ("other", 10)] {
+            rig.broker(&message(topic, number, true));
+            let acknowledged = bytes(version, &Packet::Puback(ack(number, 0)));
+            rig.expect(&[], &acknowledged, topic);
+        }
+        assert_eq!(rig.count(Counter::DeliveryDenied), 3);
+        assert_eq!(rig.ended(), None);
+    }
+}
+
+#[test]
+fn a_share_is_not_narrowed_and_its_refusal_stands_beside_what_is() {
+    for (version, code) in [
+        (Version::V31, 0),
+        (Version::V311, 0x80),
+        (Version::V5, 0x87),
+    ] {
+        let connect = connect(version, "dev");
+        let mut rig = Rig::open_with(version, &document("", NARROWED), &connect);
+        let qos = QoS::AtMostOnce;
+        let filters = [("$share/g/site/#", qos), ("site/#", qos), ("other/#", qos)];
+        rig.client(&subscribe(version, 5, &filters));
+        rig.expect(&[], &subscribe(version, 5, &filters[1..2]), "the one alone");
+        rig.broker(&suback(version, 5, &[0]));
+        rig.expect(&suback(version, 5, &[code, 0, code]), &[], "the others");
+        assert_eq!(rig.count(Counter::SubscribeNarrowed), 1);
+    }
+}
+
+/// The broker has the subscription; a later policy judges what it delivers.
+#[test]
+fn a_later_policy_judges_deliveries_of_a_narrowed_subscription() {
+    let connect = connect(Version::V5, "dev");
+    let mut rig = Rig::open_with(Version::V5, &document("", NARROWED), &connect);
+    rig.client(&subscribe(Version::V5, 5, &[("site/#", QoS::AtMostOnce)]));
+    rig.clear();
+    let whole = document("", &NARROWED.replace(", narrow: true", ""));
+    rig.applies(&whole);
+    let message = |topic| {
+        let message = publish(topic, QoS::AtMostOnce, 0, b"x");
+        bytes(Version::V5, &Packet::Publish(message))
+    };
+    rig.broker(&message("site/1/secret/x"));
+    rig.expect(&[], &[], "refused as before");
+    rig.broker(&message("site/1/open"));
+    rig.expect(&message("site/1/open"), &[], "allowed as before");
+    rig.client(&subscribe(Version::V5, 6, &[("site/#", QoS::AtMostOnce)]));
+    rig.expect(&suback(Version::V5, 6, &[0x87]), &[], "not narrowed again");
 }

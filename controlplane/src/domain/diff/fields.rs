@@ -68,6 +68,7 @@ fn fields(kind: &Kind, features: &[String]) -> Vec<Field> {
             ("requires", list(features)),
             ("default", word(effect, row.default_effect)),
             ("on_deny", word(on_deny, row.on_deny)),
+            ("narrow", text(row.narrow.as_ref())),
         ],
         Kind::Listener(row) => listener(row),
         Kind::Upstream(row) => upstream(row),
@@ -99,6 +100,7 @@ fn listener(row: &v1::Listener) -> Vec<Field> {
         ("upstream_auth", word(upstream_auth, row.upstream_auth)),
         ("drain_wills", word(drain_wills, row.drain_wills)),
         ("username", word(username, row.username)),
+        ("reason_strings", word(reason_strings, row.reason_strings)),
         ("limits.connections_max", count(limits.connections_max)),
         (
             "limits.connections_per_address_max",
@@ -171,6 +173,7 @@ fn rule(row: &v1::Rule) -> Vec<Field> {
         ("qos_over", word(qos_over, row.qos_over)),
         ("retain", word(retain, row.retain)),
         ("payload_bytes_max", bytes(row.payload_bytes_max)),
+        ("narrow", text(row.narrow.as_ref())),
         ("on_deny", word(on_deny, row.on_deny)),
         ("mode", word(mode, row.mode)),
         ("enabled", text(row.enabled.as_ref())),
@@ -245,6 +248,7 @@ words! {
     upstream_auth = UpstreamAuth { Pass = "pass", Refuse = "refuse" }
     drain_wills = DrainWills { Publish = "publish", Suppress = "suppress" }
     username = Usernames { Verify = "verify", Ignore = "ignore" }
+    reason_strings = ReasonStrings { Off = "off", Short = "short", Rule = "rule" }
     balance = Balance {
         ClientId = "client_id", RoundRobin = "round_robin", LeastConnections = "least_connections"
     }

@@ -143,9 +143,11 @@ fn rule() -> impl Strategy<Value = v1::Rule> {
         prop::option::weighted(0.2, 0_u64..20),
         prop::bool::weighted(0.2),
         prop::bool::weighted(0.9),
+        prop::option::weighted(0.3, prop::bool::ANY),
     );
     (place, who, actions, topics, more).prop_map(|(place, who, actions, topics, more)| {
-        let (allow, qos_max, payload, is_shadow, enabled) = more;
+        let (allow, qos_max, payload, is_shadow, enabled, narrow) = more;
+        let may_narrow = allow && actions.contains(&3);
         let has_topics = actions != [1];
         let mode = if is_shadow {
             v1::Mode::Shadow
@@ -170,6 +172,7 @@ fn rule() -> impl Strategy<Value = v1::Rule> {
             payload_bytes_max: payload.filter(|_| allow && has_topics),
             mode: mode.into(),
             enabled: Some(enabled),
+            narrow: narrow.filter(|_| may_narrow),
             ..v1::Rule::default()
         }
     })
@@ -346,6 +349,7 @@ fn answers(snapshot: &Snapshot) -> Vec<String> {
                 "{filter} {:?} {rules:?} {:?}",
                 verdict.decision, verdict.qos_max
             ));
+            out.push(format!("narrowed: {}", verdict.is_narrowed));
         }
         let question = Question::Subscribe {
             filter: "a/#",

@@ -1,6 +1,6 @@
 //! What the rules of one class say about topics: one trie for each question, shadow rules apart.
 
-use super::topic_trie::{Builder, TopicTrie};
+use super::topic_trie::{Builder, Mark, TopicTrie};
 use crate::Effect;
 use crate::model::RuleModel;
 use crate::rows::Mode;
@@ -61,6 +61,14 @@ fn tries_of(rule: &RuleModel) -> [bool; 3] {
     ]
 }
 
+/// What the check of subscriptions knows a rule by.
+fn mark_of(rule: &RuleModel) -> Option<Mark> {
+    match rule.effect {
+        Effect::Deny => Some(Mark::Deny),
+        Effect::Allow => rule.narrow.then_some(Mark::Narrow),
+    }
+}
+
 impl ClassTable {
     /// Compiles the rules of one class, given with their ranks.
     pub(crate) fn new<'r>(rules: impl Iterator<Item = (u32, &'r RuleModel)>) -> Self {
@@ -72,12 +80,12 @@ impl ClassTable {
                 Mode::Enforce => &mut *enforce,
                 Mode::Shadow => &mut *shadow,
             };
-            let is_deny = rule.effect == Effect::Deny;
+            let mark = mark_of(rule);
             for topic in rule.topics() {
                 filters += 1;
                 for (trie, is_in) in tries.iter_mut().zip(tries_of(rule)) {
                     if is_in {
-                        trie.add(topic, rank, is_deny);
+                        trie.add(topic, rank, mark);
                     }
                 }
             }
@@ -123,14 +131,14 @@ impl ClassTable {
             Mode::Enforce => &mut self.enforce,
             Mode::Shadow => self.shadow.get_or_insert_default(),
         };
-        let is_deny = rule.effect == Effect::Deny;
+        let mark = mark_of(rule);
         for slot in tries.of_rule(rule) {
             let trie = slot.get_or_insert_with(TopicTrie::editable);
             let is_done = rule.topics().all(|topic| {
                 if is_added {
-                    trie.add(topic, rank, is_deny)
+                    trie.add(topic, rank, mark)
                 } else {
-                    trie.remove(topic, rank, is_deny)
+                    trie.remove(topic, rank, mark)
                 }
             });
             if !is_done || trie.is_wasteful() {

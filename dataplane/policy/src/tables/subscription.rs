@@ -10,6 +10,11 @@
 //! A deny behind the rule of (1) cannot come first anywhere in F, so only denies before it are looked at: nodes carry the
 //! lowest rank of a deny below them, and children are listed by it.
 //!
+//! A filter that may not be subscribed to as a whole may still deliver something: asked for [`Mark::Narrow`], a check looks for a
+//! topic in F that a rule allows which narrows subscriptions, and that may be delivered. Where a rule comes first for a topic, it also comes first for what its filter and F
+//! have in common at that depth, since fewer rules contain that. So the same walk finds it: over what overlaps F, before the
+//! rule of (1), but for rules that narrow.
+//!
 //! A check goes on node by node and may stop before any of them, when the share of work it was given is used up: a table
 //! can be so large that no more than a few thousand nodes can be visited before others must have their turn. [`Walk`] is
 //! where it stands then: numbers of nodes, nothing borrowed, so that it outlives the call; what it says holds for the same
@@ -19,7 +24,7 @@ use smallvec::SmallVec;
 
 use super::NO_RANK;
 use super::level::{LEVELS_MAX, Level, split};
-use super::topic_trie::{Bound, Edge, Node, Place, TopicTrie};
+use super::topic_trie::{Bound, Edge, Mark, Node, Place, TopicTrie};
 use crate::effort::Effort;
 
 /// How many nodes one check may visit; beyond it the subscription is refused, and the caller counts that.
@@ -31,7 +36,7 @@ const BEGIN_NODES: u32 = 4;
 const BYTES_A_NODE: usize = 256;
 /// What one search costs besides nodes: its pattern is put together.
 const SEARCH_NODES: u32 = 2;
-/// What it costs to find the next child below which a deny lies: it is looked for in an ordered list.
+/// What it costs to find the next child below which such a rule lies: it is looked for in an ordered list.
 const CHILD_NODES: u32 = 8;
 /// Roots that are passed by, because nothing below can matter, at the cost of one node.
 const ROOTS_A_NODE: usize = 8;
@@ -54,10 +59,10 @@ struct Filter<'a> {
 /// What was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grant {
-    /// Every topic would be allowed.
-    Granted,
-    /// Topics that this rank decides ([`NO_RANK`]: the default) would be refused.
-    Refused(u32),
+    /// No topic of those that were looked for.
+    None,
+    /// Topics that this rank decides ([`NO_RANK`]: the default).
+    Found(u32),
     /// Not known within the bound.
     TooComplex,
 }
@@ -77,6 +82,8 @@ pub(crate) struct Walk {
     search: Search,
     /// Condition 1: the rank that contains the filter at each depth so far.
     containing: SmallVec<[u32; 4]>,
+    /// A rank that was found while the others of condition 1 are still wanted.
+    found: Option<u32>,
     /// Condition 2: the trie that is being looked at, and the way from its root to the node that is.
     trie: usize,
     frames: SmallVec<[Frame; 4]>,
@@ -87,12 +94,14 @@ pub(crate) struct Walk {
 struct Search {
     is_under_way: bool,
     best: u32,
+    /// The lowest rank of the tries before those for deliveries alone.
+    asked: u32,
     trie: usize,
     /// Nodes to visit, the last one first.
     ahead: SmallVec<[(Place, u8); 16]>,
 }
 
-/// A node with denies at or below it.
+/// A node with rules that are looked for at or below it.
 #[derive(Clone, Copy, Debug)]
 struct Frame {
     place: Place,
@@ -102,13 +111,35 @@ struct Frame {
     next: (u32, u32),
 }
 
+/// The first rank that does not matter where `containing` contains all of the filter. A rule that narrows may contain the
+/// filter and have another one inside it, of which another rule says that it is delivered.
+fn behind(sought: Mark, containing: u32) -> u32 {
+    match sought {
+        Mark::Deny => containing,
+        Mark::Narrow => containing.saturating_add(1),
+    }
+}
+
+/// The ranks that decide about all topics of a pattern.
+#[derive(Clone, Copy)]
+pub(crate) struct First {
+    /// Of the tries that are asked about.
+    pub(crate) asked: u32,
+    /// Of those and the ones for deliveries alone.
+    pub(crate) delivered: u32,
+}
+
 /// Asks about one filter. The tries of all the session's classes take part together.
 pub(crate) struct Check<'a, 'r> {
+    /// Topics that such a rule decides are looked for.
+    sought: Mark,
+    /// Those that are asked about, then those that only decide about deliveries.
     tries: SmallVec<[&'a TopicTrie; 16]>,
+    asked: usize,
     client_id: Level<'a>,
     username: Level<'a>,
-    /// The outcome behind a rank.
-    is_deny: &'r dyn Fn(u32) -> bool,
+    /// What a rank is listed as.
+    mark: &'r dyn Fn(u32) -> Option<Mark>,
     /// Called with the rank that decides each question asked of the tables.
     decided: &'r mut dyn FnMut(u32),
     effort: &'r mut Effort,
@@ -116,39 +147,45 @@ pub(crate) struct Check<'a, 'r> {
 
 impl<'a, 'r> Check<'a, 'r> {
     pub(crate) fn new(
+        sought: Mark,
         tries: impl Iterator<Item = &'a TopicTrie>,
+        for_deliveries: impl Iterator<Item = &'a TopicTrie>,
         bound: Bound<'a>,
-        is_deny: &'r dyn Fn(u32) -> bool,
+        mark: &'r dyn Fn(u32) -> Option<Mark>,
         decided: &'r mut dyn FnMut(u32),
         effort: &'r mut Effort,
     ) -> Self {
         let mut tries: SmallVec<[&TopicTrie; 16]> = tries.collect();
-        // Classes are numbered as they come. By what they deny first, the same rules always name the same one in a refusal.
-        tries.sort_unstable_by_key(|trie| trie.deny(trie.root()));
+        // Classes are numbered as they come. By what is looked for first, the same rules always give the same answer.
+        tries.sort_unstable_by_key(|trie| trie.marked(trie.root(), sought));
+        let asked = tries.len();
+        tries.extend(for_deliveries);
         Self {
+            sought,
             tries,
+            asked,
             client_id: Level::new(bound.client_id),
             username: Level::new(bound.username),
-            is_deny,
+            mark,
             decided,
             effort,
         }
     }
 
     /// Judges the filter, or goes on judging it; `None` when the effort is used up before the answer is known. `covered`
-    /// is called with the rank that contains it at each depth, the shallowest first.
+    /// is called with the ranks that contain it at each depth, the shallowest first.
     pub(crate) fn run(
         mut self,
         walk: &mut Walk,
         filter: &'a str,
-        covered: impl FnMut(u32),
+        covered: impl FnMut(First),
     ) -> Option<Grant> {
         let stop = self.judge(walk, &Filter::new(filter), covered);
         // Counted last, so that each call comes at least one node further however small its share is.
         self.effort
             .spend_for(BEGIN_NODES, filter.len() / BYTES_A_NODE + self.tries.len());
         match stop {
-            Ok(()) => Some(Grant::Granted),
+            Ok(()) => Some(Grant::None),
             Err(Stop::Settled(grant)) => Some(grant),
             Err(Stop::Later) => None,
         }
@@ -162,7 +199,10 @@ impl<'a, 'r> Check<'a, 'r> {
         let (from, to) = filter.depths(deepest.unwrap_or(0));
         let (mut walk, mut first) = (Walk::default(), None);
         for depth in from..=to {
-            let found = self.first_containing(&mut walk, &filter.at(depth)).ok()?;
+            let found = self
+                .first_containing(&mut walk, &filter.at(depth))
+                .ok()?
+                .asked;
             if found >= rank {
                 return None;
             }
@@ -175,7 +215,7 @@ impl<'a, 'r> Check<'a, 'r> {
         &mut self,
         walk: &mut Walk,
         filter: &Filter<'a>,
-        mut covered: impl FnMut(u32),
+        mut covered: impl FnMut(First),
     ) -> Result<(), Stop> {
         let deepest = self
             .tries
@@ -187,29 +227,45 @@ impl<'a, 'r> Check<'a, 'r> {
         // Condition 1; what contains the filter at each depth is kept for condition 2.
         while walk.containing.len() <= to - from {
             let pattern = filter.at(from + walk.containing.len());
-            let rank = self.first_containing(walk, &pattern)?;
-            if (self.is_deny)(rank) {
-                return Err(Stop::Settled(Grant::Refused(rank)));
+            let first = self.first_containing(walk, &pattern)?;
+            covered(first);
+            walk.containing.push(first.asked);
+            match (self.is_sought(first), self.sought) {
+                (false, _) => {}
+                (true, Mark::Deny) => return Err(Stop::Settled(Grant::Found(first.asked))),
+                // What contains it at other depths is wanted all the same, for the QoS.
+                (true, Mark::Narrow) => walk.found = walk.found.or(Some(first.asked)),
             }
-            covered(rank);
-            walk.containing.push(rank);
         }
+        if let Some(rank) = walk.found {
+            return Err(Stop::Settled(Grant::Found(rank)));
+        }
+        let last = walk.containing.iter().copied().max().unwrap_or(NO_RANK);
         let asked = Overlaps {
             filter,
             from,
             to,
-            // Behind all of them no deny matters at any depth.
-            bound: walk.containing.iter().copied().max().unwrap_or(NO_RANK),
+            // Behind all of them no rule matters at any depth.
+            bound: behind(self.sought, last),
         };
-        while let Some(trie) = self.tries.get(walk.trie).copied() {
+        while walk.trie < self.asked
+            && let Some(trie) = self.tries.get(walk.trie).copied()
+        {
             self.overlaps(trie, walk, &asked)?;
             walk.trie += 1;
         }
         Ok(())
     }
 
-    /// The lowest rank of a rule that contains the pattern.
-    fn first_containing(&mut self, walk: &mut Walk, pattern: &[Asked<'a>]) -> Result<u32, Stop> {
+    /// True exactly when topics that these ranks decide are looked for.
+    fn is_sought(&self, first: First) -> bool {
+        let is_delivered = || (self.mark)(first.delivered) != Some(Mark::Deny);
+        (self.mark)(first.asked) == Some(self.sought)
+            && (self.sought == Mark::Deny || is_delivered())
+    }
+
+    /// The lowest ranks of rules that contain the pattern.
+    fn first_containing(&mut self, walk: &mut Walk, pattern: &[Asked<'a>]) -> Result<First, Stop> {
         if !walk.search.is_under_way {
             self.effort
                 .spend_for(SEARCH_NODES, self.tries.len() / ROOTS_A_NODE);
@@ -218,10 +274,20 @@ impl<'a, 'r> Check<'a, 'r> {
         while let Some(trie) = self.tries.get(walk.search.trie).copied() {
             self.contains(trie, walk, pattern)?;
             walk.search.enter(walk.search.trie + 1);
+            if walk.search.trie == self.asked {
+                walk.search.asked = walk.search.best;
+            }
         }
         walk.search.is_under_way = false;
-        (self.decided)(walk.search.best);
-        Ok(walk.search.best)
+        let first = First {
+            asked: walk.search.asked,
+            delivered: walk.search.best,
+        };
+        (self.decided)(first.asked);
+        if first.delivered != first.asked {
+            (self.decided)(first.delivered);
+        }
+        Ok(first)
     }
 
     /// The same in one trie.
@@ -271,7 +337,7 @@ impl<'a, 'r> Check<'a, 'r> {
         Ok(())
     }
 
-    /// Condition 2 for the denies of one trie.
+    /// Condition 2 for the rules of one trie.
     fn overlaps(
         &mut self,
         trie: &'a TopicTrie,
@@ -319,7 +385,7 @@ impl<'a, 'r> Check<'a, 'r> {
         Ok(())
     }
 
-    /// Steps onto a node, unless no deny at or below it matters.
+    /// Steps onto a node, unless nothing at or below it matters.
     fn enter(
         &mut self,
         trie: &'a TopicTrie,
@@ -327,7 +393,7 @@ impl<'a, 'r> Check<'a, 'r> {
         walk: &mut Walk,
         asked: &Overlaps<'a, '_>,
     ) -> Result<bool, Stop> {
-        if trie.deny(node) >= asked.bound {
+        if trie.marked(node, self.sought) >= asked.bound {
             return Ok(false);
         }
         self.visit(&mut walk.visited)?;
@@ -368,7 +434,7 @@ impl<'a, 'r> Check<'a, 'r> {
         }
     }
 
-    /// The next child of a node below which an overlapping deny may lie, from `next` on, and what is next then. It is left
+    /// The next child of a node below which what is looked for may lie, from `next` on, and what is next then. It is left
     /// out where it does not overlap.
     #[allow(clippy::type_complexity)] // said in the sentence above
     fn next_child(
@@ -392,19 +458,19 @@ impl<'a, 'r> Check<'a, 'r> {
                 Some(((next.0 + 1, 0), child))
             }
             Asked::Any => {
-                let (deny, child) = trie.child_with_deny(node, next)?;
-                if deny >= asked.bound {
+                let (rank, child) = trie.child_with(self.sought, node, next)?;
+                if rank >= asked.bound {
                     return None;
                 }
                 // A leading wildcard of the filter does not deliver `$` topics.
                 let is_apart = depth == 0
                     && matches!(self.level_into(trie, child, depth, asked.filter), Asked::Exactly(level) if level.is_reserved());
-                Some(((deny, child.id + 1), Some(child).filter(|_| !is_apart)))
+                Some(((rank, child.id + 1), Some(child).filter(|_| !is_apart)))
             }
         }
     }
 
-    /// The denies that end at a node, at each depth that the filter can deliver.
+    /// The rules that end at a node, at each depth that the filter can deliver.
     fn judge_node(
         &mut self,
         node: Node<'a>,
@@ -431,7 +497,7 @@ impl<'a, 'r> Check<'a, 'r> {
         Ok(())
     }
 
-    /// Is the deny of that rank, which overlaps the filter in `path` at a depth, behind an allow that contains the overlap?
+    /// Does a rule that is looked for, of that rank or before it, decide about what overlaps the filter in `path` at a depth?
     fn judge_overlap(
         &mut self,
         rank: u32,
@@ -440,8 +506,9 @@ impl<'a, 'r> Check<'a, 'r> {
         depth: usize,
         asked: &Overlaps<'a, '_>,
     ) -> Result<(), Stop> {
-        let containing = walk.containing.get(depth - asked.from);
-        if rank >= containing.copied().unwrap_or(NO_RANK) || !(self.is_deny)(rank) {
+        let containing = walk.containing.get(depth - asked.from).copied();
+        let is_sought = || (self.mark)(rank) == Some(self.sought);
+        if rank >= behind(self.sought, containing.unwrap_or(NO_RANK)) || !is_sought() {
             return Ok(());
         }
         let mut pattern: Pattern<'a> = SmallVec::from_slice(path);
@@ -451,8 +518,10 @@ impl<'a, 'r> Check<'a, 'r> {
             return Ok(());
         }
         let first = self.first_containing(walk, &pattern)?;
-        if (self.is_deny)(first) {
-            return Err(Stop::Settled(Grant::Refused(first)));
+        // A rule that narrows must come first by itself: then nothing else is asked about the topics in question.
+        let is_itself = self.sought == Mark::Deny || first.asked == rank;
+        if is_itself && self.is_sought(first) {
+            return Err(Stop::Settled(Grant::Found(first.asked)));
         }
         Ok(())
     }
@@ -479,7 +548,9 @@ impl<'a, 'r> Check<'a, 'r> {
 impl Search {
     fn begin(&mut self) {
         self.is_under_way = true;
+        self.ahead.clear();
         self.best = NO_RANK;
+        self.asked = NO_RANK;
         self.enter(0);
     }
 

@@ -5,12 +5,12 @@
 //! A node is one 32-byte slot of an open-addressing table; an edge is found by hashing the path (not the parent's place),
 //! so the loads of the levels of a topic do not wait for one another. The slot holds the parent and the level, which decide
 //! whether it is the right one, and all that the walk needs at the node. `+` and the variables are edges like others, behind
-//! a flag, so a node without them costs no look-up. Children are listed apart, and only where a deny lies below: that is
-//! what the check of subscriptions walks.
+//! a flag, so a node without them costs no look-up. Children are listed apart, and only where a deny (or a rule that narrows) lies at
+//! or below them: that is what the check of subscriptions walks.
 //!
 //! # Invariants
 //!
-//! - A parent's `best` (`deny`) is at most its children's: a walk leaves a node whose `best` cannot improve the answer.
+//! - A parent's `best` (and what is listed of it) is at most its children's: a walk leaves a node whose `best` cannot improve the answer.
 //! - The table has at least one empty slot, so every search ends.
 //! - A topic visits a node at most once, and only nodes whose path generalises the topic: no more than the rules of the
 //!   class have prefixes that match it, whatever the number of other rules.
@@ -44,16 +44,62 @@ const HAS_ANY: u8 = 2;
 const HAS_CLIENT_ID: u8 = 4;
 const HAS_USERNAME: u8 = 8;
 const HAS_SPECIAL: u8 = HAS_ANY | HAS_CLIENT_ID | HAS_USERNAME;
-/// The rule that ends here denies.
+/// What the rule that ends here is listed as, and what the one that ends here with `#` is.
 const EXACT_DENIES: u8 = 16;
-/// The rule that ends here with `#` denies.
 const MULTI_DENIES: u8 = 32;
+const EXACT_NARROWS: u8 = 64;
+const MULTI_NARROWS: u8 = 128;
 
 /// The parent of the root's children.
 pub(crate) const ROOT: u32 = u32::MAX - 1;
 /// The parent in a slot that is empty.
 const EMPTY: u32 = u32::MAX;
 const ROOT_PATH: u64 = 0x243F_6A88_85A3_08D3;
+
+/// What the check of subscriptions looks for. Nodes know the lowest rank of each at or below them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Mark {
+    /// The rule denies.
+    Deny,
+    /// The rule allows, and narrows subscriptions.
+    Narrow,
+}
+
+impl Mark {
+    const ALL: [Self; 2] = [Self::Deny, Self::Narrow];
+
+    fn flag(self, is_multi: bool) -> u8 {
+        match (self, is_multi) {
+            (Self::Deny, false) => EXACT_DENIES,
+            (Self::Deny, true) => MULTI_DENIES,
+            (Self::Narrow, false) => EXACT_NARROWS,
+            (Self::Narrow, true) => MULTI_NARROWS,
+        }
+    }
+}
+
+/// One thing for each mark.
+#[derive(Clone, Debug, Default)]
+struct ByMark<T> {
+    deny: T,
+    narrow: T,
+}
+
+impl<T> ByMark<T> {
+    fn of(&self, mark: Mark) -> &T {
+        match mark {
+            Mark::Deny => &self.deny,
+            Mark::Narrow => &self.narrow,
+        }
+    }
+
+    fn of_mut(&mut self, mark: Mark) -> &mut T {
+        match mark {
+            Mark::Deny => &mut self.deny,
+            Mark::Narrow => &mut self.narrow,
+        }
+    }
+}
 
 /// A node. `exact`, `multi` and `best` are ranks or [`NO_RANK`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,28 +155,31 @@ pub(crate) struct TopicTrie {
     slots: Paged<Slot, PAGE_BITS>,
     root: Slot,
     text: Text,
-    denies: Option<Box<Denies>>,
+    /// Absent where no rule has the mark.
+    listed: ByMark<Option<Box<Listed>>>,
     depth_max: u32,
     edits: Option<Box<Edits>>,
 }
 
-/// Where denies lie; absent where there is none. Only the check of subscriptions looks here.
+/// Where rules with one mark lie. Only the check of subscriptions looks here.
 #[derive(Clone, Debug)]
-struct Denies {
-    /// For each slot: the lowest rank of a deny here and below.
+struct Listed {
+    /// For each slot: the lowest rank of one here and below.
     best: Paged<u32, PAGE_BITS>,
     root: u32,
-    /// The children with a deny below: parent, lowest rank of one, place.
+    /// The children with one at or below them: parent, lowest rank of one, place.
     children: Sorted<(u32, u32, u32)>,
 }
+
+/// A rule behind another with the same filter: place, whether it ends with `#`, rank, mark.
+type Behind = (u32, bool, u32, Option<Mark>);
 
 /// What changing a trie needs beside it. No question is answered from here.
 #[derive(Clone, Debug, Default)]
 struct Edits {
     /// Every node with a rank here or below: parent, `best`, place.
     children: Sorted<(u32, u32, u32)>,
-    /// Rules behind another with the same filter: place, whether it ends with `#`, rank, whether it denies.
-    behind: Sorted<(u32, bool, u32, bool)>,
+    behind: Sorted<Behind>,
     /// How many filters there are of each depth.
     depths: Depths,
     /// Slots in use, those of nodes that no filter leads through any more included.
@@ -395,11 +444,10 @@ impl TopicTrie {
         }
     }
 
-    /// The lowest rank of a deny at or below a node.
-    pub(crate) fn deny(&self, node: Node<'_>) -> u32 {
-        self.denies
-            .as_ref()
-            .map_or(NO_RANK, |denies| denies.of(node.id))
+    /// The lowest rank with that mark at or below a node.
+    pub(crate) fn marked(&self, node: Node<'_>, mark: Mark) -> u32 {
+        let listed = self.listed.of(mark).as_ref();
+        listed.map_or(NO_RANK, |listed| listed.of(node.id))
     }
 
     /// The node that stands at a place of this trie.
@@ -416,15 +464,16 @@ impl TopicTrie {
         })
     }
 
-    /// Of the children of a node below which a deny lies, in the order of the lowest rank of one and of their numbers, the
-    /// first from this rank and number on, with its rank.
-    pub(crate) fn child_with_deny(
+    /// Of the children of a node with such a rule at or below them, in the order of the lowest rank of one and of their
+    /// numbers, the first from this rank and number on, with its rank.
+    pub(crate) fn child_with(
         &self,
+        mark: Mark,
         node: Node<'_>,
-        (deny, id): (u32, u32),
+        (rank, id): (u32, u32),
     ) -> Option<(u32, Node<'_>)> {
-        let mut listed = self.denies.as_ref()?.children.from((node.id, deny, id));
-        let (parent, deny, id) = listed.next()?;
+        let listed = self.listed.of(mark).as_ref()?;
+        let (parent, rank, id) = listed.children.from((node.id, rank, id)).next()?;
         if parent != node.id {
             return None;
         }
@@ -434,7 +483,7 @@ impl TopicTrie {
             _ => self.level_of(slot).hash,
         };
         let path = fold(node.path, hash);
-        Some((deny, Node { id, path, slot }))
+        Some((rank, Node { id, path, slot }))
     }
 
     /// What leads to a node that is not the root.
@@ -455,7 +504,7 @@ impl TopicTrie {
     }
 }
 
-impl Denies {
+impl Listed {
     fn new(slots: usize) -> Self {
         Self {
             best: Paged::filled(&NO_RANK, slots),
@@ -471,11 +520,11 @@ impl Denies {
         self.best.get(id as usize).copied().unwrap_or(NO_RANK)
     }
 
-    fn set(&mut self, id: u32, deny: u32) {
+    fn set(&mut self, id: u32, rank: u32) {
         if id == ROOT {
-            self.root = deny;
+            self.root = rank;
         } else if let Some(best) = self.best.get_mut(id as usize) {
-            *best = deny;
+            *best = rank;
         }
     }
 }

@@ -8,6 +8,7 @@ mod places;
 mod rules;
 
 pub use places::ENDPOINTS_MAX;
+use rules::Defaults;
 
 use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
@@ -82,7 +83,7 @@ pub(crate) struct Ground {
     groups: Arc<Names>,
     /// The groups that group rows name for each user.
     members: Arc<HashMap<Box<str>, Vec<Box<str>>>>,
-    on_deny: Option<OnDeny>,
+    defaults: Defaults,
     patterns: PatternBook,
 }
 
@@ -141,7 +142,10 @@ impl Ground {
             listeners: checker.listeners,
             groups: checker.groups,
             members,
-            on_deny: Some(model.on_deny),
+            defaults: Defaults {
+                on_deny: model.on_deny,
+                narrow: model.narrow,
+            },
             patterns: PatternBook::default(),
         };
         for listener in &model.listeners {
@@ -185,8 +189,7 @@ impl Ground {
     /// Checks one rule by itself.
     pub(crate) fn rule(&self, row: RuleRow, problems: &mut Problems) -> RuleModel {
         rule_names(std::iter::once(&row.name), Source::Stored, problems);
-        let on_deny = self.on_deny.unwrap_or(OnDeny::Drop);
-        self.checker(problems).rule(row, 0, on_deny)
+        self.checker(problems).rule(row, 0, self.defaults)
     }
 
     /// The same for many, which share their who-parts. `None`: one of them is not there, or it was cancelled.
@@ -195,12 +198,11 @@ impl Ground {
         rows: impl Iterator<Item = Option<(RuleRow, u64)>>,
         problems: &mut Problems,
     ) -> Option<Vec<RuleModel>> {
-        let on_deny = self.on_deny.unwrap_or(OnDeny::Drop);
         let mut checker = self.checker(problems);
         rows.map(|row| {
             let (row, tie) = row.filter(|_| !checker.problems.is_cancelled())?;
             rule_names(std::iter::once(&row.name), Source::Stored, checker.problems);
-            let rule = checker.rule(row, 0, on_deny);
+            let rule = checker.rule(row, 0, self.defaults);
             Some(RuleModel { tie, ..rule })
         })
         .collect()
@@ -318,7 +320,10 @@ impl Checker<'_> {
                 );
             }
         }
-        let on_deny = rows.on_deny.map_or(OnDeny::Drop, |located| located.value);
+        let defaults = Defaults {
+            on_deny: rows.on_deny.map_or(OnDeny::Drop, |located| located.value),
+            narrow: rows.narrow.is_some_and(|located| located.value),
+        };
         let members = self.members(&rows.groups);
         let listeners = rows
             .listeners
@@ -331,13 +336,14 @@ impl Checker<'_> {
             if self.problems.is_cancelled() {
                 break;
             }
-            rules.push(self.rule(row, position, on_deny));
+            rules.push(self.rule(row, position, defaults));
         }
         // Stable: rows that tie in both keep their document order.
         rules.sort_by_key(|rule| (std::cmp::Reverse(rule.priority), rule.order));
         Model {
             default: rows.default.map_or(Effect::Deny, |located| located.value),
-            on_deny,
+            on_deny: defaults.on_deny,
+            narrow: defaults.narrow,
             listeners,
             upstreams: rows
                 .upstreams

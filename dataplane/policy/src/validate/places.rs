@@ -12,7 +12,7 @@ use crate::rows::{
     DrainWills, LimitsRow, ListenerRow, Located, UpstreamAuth, UpstreamRow, Usernames,
 };
 use crate::wording::quoted;
-use crate::{Balance, Endpoint, Limits};
+use crate::{Balance, Endpoint, Limits, ReasonStrings};
 
 /// Most endpoints of one upstream.
 pub const ENDPOINTS_MAX: usize = 64;
@@ -75,6 +75,10 @@ impl Checker<'_> {
                 })
             ),
             ignores_usernames: ignored.is_some(),
+            reason_strings: row
+                .reason_strings
+                .as_ref()
+                .map_or(ReasonStrings::Off, |located| located.value),
             limits: self.limits(&row.limits),
         }
     }

@@ -13,8 +13,24 @@ use crate::problem::Position;
 use crate::rows::{Mode, QosOver, Retain, RuleRow, Text, WhoRow};
 use crate::{Action, Effect, OnDeny};
 
+/// What the document says where a rule does not.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Defaults {
+    pub(super) on_deny: OnDeny,
+    pub(super) narrow: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            on_deny: OnDeny::Drop,
+            narrow: false,
+        }
+    }
+}
+
 impl Checker<'_> {
-    pub(super) fn rule(&mut self, row: RuleRow, position: usize, on_deny: OnDeny) -> RuleModel {
+    pub(super) fn rule(&mut self, row: RuleRow, position: usize, defaults: Defaults) -> RuleModel {
         let actions = self.actions(&row);
         let effect = match &row.decision {
             Some(decision) => decision.value,
@@ -65,7 +81,12 @@ impl Checker<'_> {
                 .payload_bytes_max
                 .map(|located| u32::try_from(located.value).unwrap_or(u32::MAX)),
             row: 0,
-            on_deny: row.on_deny.map_or(on_deny, |located| located.value),
+            narrow: actions.subscribe
+                && effect == Effect::Allow
+                && row.narrow.map_or(defaults.narrow, |located| located.value),
+            on_deny: row
+                .on_deny
+                .map_or(defaults.on_deny, |located| located.value),
             mode: row.mode.map_or(Mode::Enforce, |located| located.value),
             enabled: row.enabled.is_none_or(|located| located.value),
         }
@@ -141,6 +162,14 @@ impl Checker<'_> {
                     format!("`{key}` has no effect on a rule for `connect` alone"),
                 );
             }
+        }
+        if let Some(narrow) = &row.narrow
+            && !(effect == Effect::Allow && actions.subscribe)
+        {
+            self.problem(
+                narrow,
+                "`narrow` has no effect on a rule that does not allow to `subscribe`",
+            );
         }
         let can_refuse = effect == Effect::Deny
             || row.payload_bytes_max.is_some()

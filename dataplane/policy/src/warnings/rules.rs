@@ -20,7 +20,7 @@ use crate::snapshot::Class;
 use crate::tables::NO_RANK;
 use crate::tables::class::{ClassTable, Tries};
 use crate::tables::subscription::Check;
-use crate::tables::topic_trie::{Bound, TopicTrie};
+use crate::tables::topic_trie::{Bound, Mark, TopicTrie};
 use crate::tables::who::Facts;
 use crate::wording::{shown, suggestion};
 
@@ -453,9 +453,11 @@ fn decided_before(
     };
     let mut effort = Effort::new(u32::MAX);
     let found = Check::new(
+        Mark::Deny,
         tries.iter().copied(),
+        std::iter::empty(),
         bound,
-        &|_| false,
+        &|_| None,
         &mut |_| {},
         &mut effort,
     )

@@ -7,9 +7,9 @@ pub(crate) struct Builder {
     trie: TopicTrie,
     /// In the order in which they were made, so every parent before its children.
     nodes: Vec<(u32, u64)>,
-    behind: Vec<(u32, bool, u32, bool)>,
+    behind: Vec<Behind>,
     depths: Depths,
-    has_deny: bool,
+    has: ByMark<bool>,
 }
 
 impl Default for Builder {
@@ -19,14 +19,14 @@ impl Default for Builder {
             nodes: Vec::new(),
             behind: Vec::new(),
             depths: Depths::default(),
-            has_deny: false,
+            has: ByMark::default(),
         }
     }
 }
 
 impl Builder {
     /// Adds a filter of the rule of that rank.
-    pub(crate) fn add(&mut self, filter: TopicFilter<'_>, rank: u32, is_deny: bool) {
+    pub(crate) fn add(&mut self, filter: TopicFilter<'_>, rank: u32, mark: Option<Mark>) {
         let levels = filter.levels().count();
         if (self.nodes.len() + levels) * 4 >= self.trie.slots.len() * 3 {
             self.widen(levels);
@@ -36,17 +36,16 @@ impl Builder {
             .trie
             .enter(filter, |place, path| nodes.push((place, path)));
         let (place, _) = places.last().copied().unwrap_or((ROOT, ROOT_PATH));
-        let loser = self
-            .trie
-            .slot_mut(place)
-            .end(filter.is_multi(), rank, is_deny);
-        if let Some((rank, is_deny)) = loser {
-            self.behind.push((place, filter.is_multi(), rank, is_deny));
+        let loser = self.trie.slot_mut(place).end(filter.is_multi(), rank, mark);
+        if let Some((rank, mark)) = loser {
+            self.behind.push((place, filter.is_multi(), rank, mark));
         }
         if let Some(count) = self.depths.at(levels) {
             *count += 1;
         }
-        self.has_deny |= is_deny;
+        if let Some(mark) = mark {
+            *self.has.of_mut(mark) = true;
+        }
     }
 
     /// A larger table: every node finds a new place.
@@ -79,7 +78,7 @@ impl Builder {
             nodes,
             behind,
             depths,
-            has_deny,
+            has,
         } = self;
         if depths.is_empty() {
             return None;
@@ -90,43 +89,51 @@ impl Builder {
                 nodes,
                 behind,
                 depths,
-                has_deny,
+                has,
             };
             wider.widen(SLOTS_MIN / 2);
             return wider.build(true);
         }
         let mut listed = Vec::with_capacity(if is_editable { nodes.len() } else { 0 });
-        let mut denies = has_deny.then(|| Denies::new(trie.slots.len()));
-        let mut denying = Vec::new();
+        let mut marked = Mark::ALL.map(|mark| {
+            let listed = has.of(mark).then(|| Listed::new(trie.slots.len()));
+            (mark, listed, Vec::new())
+        });
         // Children stand behind their parents, so one pass from the end fills everything in.
         let places = nodes.iter().rev().map(|(place, _)| *place).chain([ROOT]);
         for place in places {
             let slot = trie.slot_mut(place);
             slot.best = slot.best.min(slot.exact).min(slot.multi);
-            let (best, deny, parent) = (slot.best, slot.deny(), slot.parent);
+            let slot = *slot;
             if place != ROOT {
-                let above = trie.slot_mut(parent);
-                above.best = above.best.min(best);
+                let above = trie.slot_mut(slot.parent);
+                above.best = above.best.min(slot.best);
                 if is_editable {
-                    listed.push((parent, best, place));
+                    listed.push((slot.parent, slot.best, place));
                 }
             }
-            let Some(denies) = &mut denies else {
-                continue;
-            };
-            let deny = deny.min(denies.of(place));
-            if deny != NO_RANK {
-                denies.set(place, deny);
-                if place != ROOT {
-                    denies.set(parent, deny.min(denies.of(parent)));
-                    denying.push((parent, deny, place));
+            for (mark, listed, children) in &mut marked {
+                let Some(listed) = listed else {
+                    continue;
+                };
+                let rank = slot.marked(*mark).min(listed.of(place));
+                if rank != NO_RANK {
+                    listed.set(place, rank);
+                    if place != ROOT {
+                        listed.set(slot.parent, rank.min(listed.of(slot.parent)));
+                        children.push((slot.parent, rank, place));
+                    }
                 }
             }
         }
-        if let Some(denies) = &mut denies {
-            denies.children = Sorted::new(denying);
+        for (mark, listed, children) in marked {
+            *trie.listed.of_mut(mark) = listed.map(|listed| {
+                Box::new(Listed {
+                    children: Sorted::new(children),
+                    ..listed
+                })
+            });
         }
-        trie.denies = denies.map(Box::new);
         trie.depth_max = depths.max();
         trie.text.built = trie.text.added.as_slice().into();
         trie.text.added = Arc::default();

@@ -50,7 +50,7 @@ impl TopicTrie {
             slots: Paged::filled(&VACANT, slots),
             root: VACANT,
             text: Text::default(),
-            denies: None,
+            listed: ByMark::default(),
             depth_max: 0,
             edits: None,
         }
@@ -155,7 +155,7 @@ impl TopicTrie {
     }
 
     /// Adds a filter of the rule of that rank. False: there is no room; the trie is as before.
-    pub(crate) fn add(&mut self, filter: TopicFilter<'_>, rank: u32, is_deny: bool) -> bool {
+    pub(crate) fn add(&mut self, filter: TopicFilter<'_>, rank: u32, mark: Option<Mark>) -> bool {
         let len = self.slots.len();
         let has_room = |edits: &Edits| edits.used + FILTER_LEVELS_MAX < room(len);
         // Long levels of nodes that are gone stay until then.
@@ -170,17 +170,16 @@ impl TopicTrie {
             edits.dead += 1;
         });
         let (place, _) = places.last().copied().unwrap_or((ROOT, ROOT_PATH));
-        if let Some(loser) = self.slot_mut(place).end(filter.is_multi(), rank, is_deny) {
-            let (rank, is_deny) = loser;
-            edits
-                .behind
-                .insert((place, filter.is_multi(), rank, is_deny));
+        let loser = self.slot_mut(place).end(filter.is_multi(), rank, mark);
+        if let Some((rank, mark)) = loser {
+            edits.behind.insert((place, filter.is_multi(), rank, mark));
         }
         if let Some(count) = edits.depths.at(places.len() - 1) {
             *count += 1;
         }
-        if is_deny && self.denies.is_none() {
-            self.denies = Some(Box::new(Denies::new(len)));
+        if let Some(mark) = mark {
+            let listed = self.listed.of_mut(mark);
+            listed.get_or_insert_with(|| Box::new(Listed::new(len)));
         }
         self.refresh(&places, &mut edits);
         self.edits = Some(edits);
@@ -188,7 +187,12 @@ impl TopicTrie {
     }
 
     /// Takes a filter of a rule out. False: it is not there.
-    pub(crate) fn remove(&mut self, filter: TopicFilter<'_>, rank: u32, is_deny: bool) -> bool {
+    pub(crate) fn remove(
+        &mut self,
+        filter: TopicFilter<'_>,
+        rank: u32,
+        mark: Option<Mark>,
+    ) -> bool {
         let Some(places) = self.path_of(filter) else {
             return false;
         };
@@ -199,15 +203,15 @@ impl TopicTrie {
         let (place, _) = places.last().copied().unwrap_or((ROOT, ROOT_PATH));
         let mut was_there = true;
         if self.slot(place).terminal(is_multi) == rank {
-            let next = edits.behind.from((place, is_multi, 0, false)).next();
+            let next = edits.behind.from((place, is_multi, 0, None)).next();
             let next = next.filter(|next| (next.0, next.1) == (place, is_multi));
-            let (rank, is_deny) = next.map_or((NO_RANK, false), |next| (next.2, next.3));
+            let (rank, mark) = next.map_or((NO_RANK, None), |next| (next.2, next.3));
             if let Some(next) = next {
                 edits.behind.remove(&next);
             }
-            self.slot_mut(place).set_terminal(is_multi, rank, is_deny);
+            self.slot_mut(place).set_terminal(is_multi, rank, mark);
         } else {
-            was_there = edits.behind.remove(&(place, is_multi, rank, is_deny));
+            was_there = edits.behind.remove(&(place, is_multi, rank, mark));
         }
         if was_there && let Some(count) = edits.depths.at(places.len() - 1) {
             *count = count.saturating_sub(1);
@@ -217,7 +221,7 @@ impl TopicTrie {
         was_there
     }
 
-    /// Makes `best` and the denies right along a path whose last node has changed.
+    /// Makes `best` and what is listed right along a path whose last node has changed.
     fn refresh(&mut self, places: &Path, edits: &mut Edits) {
         self.depth_max = edits.depths.max();
         for (place, _) in places.iter().rev() {
@@ -233,24 +237,23 @@ impl TopicTrie {
                 }
                 self.slot_mut(place).best = best;
             }
-            let Some(denies) = &mut self.denies else {
-                continue;
-            };
-            let before = denies.of(place);
-            let deny = slot.deny().min(first_below(&denies.children, place));
-            if deny != before {
-                if place != ROOT {
-                    list(&mut denies.children, slot.parent, place, before, deny);
+            for mark in Mark::ALL {
+                let Some(listed) = self.listed.of_mut(mark) else {
+                    continue;
+                };
+                let before = listed.of(place);
+                let rank = slot.marked(mark).min(first_below(&listed.children, place));
+                if rank != before {
+                    if place != ROOT {
+                        list(&mut listed.children, slot.parent, place, before, rank);
+                    }
+                    listed.set(place, rank);
                 }
-                denies.set(place, deny);
             }
         }
-        if self
-            .denies
-            .as_ref()
-            .is_some_and(|denies| denies.root == NO_RANK)
-        {
-            self.denies = None;
+        for mark in Mark::ALL {
+            let listed = self.listed.of_mut(mark);
+            listed.take_if(|listed| listed.root == NO_RANK);
         }
     }
 
@@ -298,42 +301,43 @@ impl Slot {
         if is_multi { self.multi } else { self.exact }
     }
 
-    fn set_terminal(&mut self, is_multi: bool, rank: u32, is_deny: bool) {
-        let (slot, flag) = if is_multi {
-            (&mut self.multi, MULTI_DENIES)
+    fn set_terminal(&mut self, is_multi: bool, rank: u32, mark: Option<Mark>) {
+        if is_multi {
+            self.multi = rank;
         } else {
-            (&mut self.exact, EXACT_DENIES)
-        };
-        *slot = rank;
-        let flag = u64::from(flag) << FLAGS_SHIFT;
-        self.rest = if is_deny {
-            self.rest | flag
-        } else {
-            self.rest & !flag
-        };
+            self.exact = rank;
+        }
+        let bits = |mark: Mark| u64::from(mark.flag(is_multi)) << FLAGS_SHIFT;
+        self.rest &= !(bits(Mark::Deny) | bits(Mark::Narrow));
+        self.rest |= mark.map_or(0, bits);
     }
 
-    fn is_deny(&self, is_multi: bool) -> bool {
-        let flag = if is_multi { MULTI_DENIES } else { EXACT_DENIES };
-        self.flags() & flag != 0
+    fn mark(&self, is_multi: bool) -> Option<Mark> {
+        let has = |mark: &Mark| self.flags() & mark.flag(is_multi) != 0;
+        Mark::ALL.into_iter().find(has)
     }
 
     /// Lets a rule end here. Of two equal filters the lower rank stays: it decides wherever the other could. The answer is
     /// the rule that does not stay.
-    pub(super) fn end(&mut self, is_multi: bool, rank: u32, is_deny: bool) -> Option<(u32, bool)> {
+    pub(super) fn end(
+        &mut self,
+        is_multi: bool,
+        rank: u32,
+        mark: Option<Mark>,
+    ) -> Option<(u32, Option<Mark>)> {
         let there = self.terminal(is_multi);
         if there < rank {
-            return Some((rank, is_deny));
+            return Some((rank, mark));
         }
-        let loser = (there != NO_RANK).then(|| (there, self.is_deny(is_multi)));
-        self.set_terminal(is_multi, rank, is_deny);
+        let loser = (there != NO_RANK).then(|| (there, self.mark(is_multi)));
+        self.set_terminal(is_multi, rank, mark);
         loser
     }
 
-    /// The lowest rank of a deny that ends here.
-    pub(super) fn deny(&self) -> u32 {
+    /// The lowest rank with that mark that ends here.
+    pub(super) fn marked(&self, mark: Mark) -> u32 {
         let of = |is_multi| {
-            if self.is_deny(is_multi) {
+            if self.mark(is_multi) == Some(mark) {
                 self.terminal(is_multi)
             } else {
                 NO_RANK
