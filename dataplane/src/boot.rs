@@ -29,8 +29,8 @@ use crate::control::{Control, End, Parts, ShardExit, auth, fleet};
 use crate::logging::{self, LogControl};
 use crate::metrics::Counters;
 use crate::node::{
-    DecisionSampler, DenialRing, Inbox, NameKey, Post, ShardId, Table, TableConfig, ToControl,
-    ToShard, mailbox, strangers_share,
+    DecisionFilter, DecisionLog, DecisionSampler, DenialRing, Inbox, NameKey, Post, ShardId, Table,
+    TableConfig, ToControl, ToShard, mailbox, strangers_share,
 };
 use crate::ring::{self, Decision, Engine, EngineChoice, RingConfig};
 use crate::shard::{Shard, ShardLimits, ShardParts};
@@ -120,6 +120,11 @@ async fn control_thread(
     let table = Arc::new(Table::new(&table_config(args, sessions_max, random_u64()?)));
     let policy = PolicyHandle::default();
     let names = NameKey::default();
+    let decision_log = NonZeroU32::new(args.decision_log_sample).map(|every| DecisionLog {
+        every,
+        filter: DecisionFilter::default(),
+        until: None,
+    });
 
     let (exits_in, exits) = mpsc::unbounded_channel();
     let (mut links, mut inboxes, mut counters) = (Vec::new(), Vec::new(), Vec::new());
@@ -133,8 +138,9 @@ async fn control_thread(
             cpu: *cpu,
             engine,
             limits: shard_limits(args, sessions_max),
-            decisions: NonZeroU32::new(args.decision_log_sample)
-                .map(|every| DecisionSampler::new(every, names.clone())),
+            decisions: decision_log
+                .clone()
+                .map(|log| DecisionSampler::new(log, names.clone())),
             denials: (args.denials_max > 0)
                 .then(|| DenialRing::new(args.denials_max, names.clone())),
             policy: policy.clone(),
@@ -169,6 +175,8 @@ async fn control_thread(
         drain_time: args.drain_time.0,
         needs_upstreams: args.unready_without_upstream,
         notifier: Notifier::from_env(),
+        decisions: decision_log,
+        names,
     })
     .context("the password threads")?;
     if let Some(member) = member {

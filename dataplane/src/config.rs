@@ -220,6 +220,7 @@ pub struct RunArgs {
     pub rule_metrics: u32,
 
     /// Log one of every N policy decisions (topics and client ids, never payloads) on target `sluice::decision`. 0 is off.
+    /// PUT /decisions on the admin server switches it on for a time, for some of them.
     #[arg(
         long,
         env = "SLUICE_DECISION_LOG_SAMPLE",

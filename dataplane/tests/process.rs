@@ -1171,6 +1171,33 @@ fn decisions_are_logged_when_sampled() {
     assert!(!line.contains("hush"), "payloads are never logged");
 }
 
+#[test]
+fn the_decision_log_is_switched_on_for_a_time_and_off() {
+    let mut running = Running::start_ready(&open_policy(broker()), &["--shards", "1"]);
+    let verbose = |running: &Running| running.json("/readyz?verbose")["decision_log"].clone();
+    assert!(verbose(&running).is_null());
+    let answer = running.put("/decisions", r#"{"for": "1h", "client_id": "wanted"}"#);
+    assert_eq!(answer.status, 200, "{}", answer.body);
+    assert_eq!(verbose(&running)["client_id"], "wanted");
+    assert!(verbose(&running)["until_unix_ms"].is_u64());
+    assert_eq!(running.metric("sluice_decision_log"), Some(1.0));
+    running.wait_log("decisions are logged");
+    let port = running.listener("devices");
+    for client_id in ["other", "wanted"] {
+        let mut device = Device::connect(port, client_id, None);
+        assert_eq!(device.connack(), 0);
+    }
+    let line = running.wait_log("sluice::decision");
+    assert!(line.contains("wanted"), "the other is not logged: {line}");
+    assert_eq!(running.put("/decisions", r#"{"denial": true}"#).status, 400);
+
+    let ends = running.put("/decisions", r#"{"for": "1ms"}"#);
+    assert_eq!(ends.status, 200);
+    running.wait_log("decisions are not logged any more");
+    assert!(verbose(&running).is_null());
+    assert_eq!(running.metric("sluice_decision_log"), Some(0.0));
+}
+
 /// Text of clients comes out safe to show; a password never does, and a name that is no user's only as a length.
 #[test]
 fn refusals_are_shown_where_a_flag_enables_the_page() {

@@ -91,6 +91,13 @@ fn policy(page: &Page<'_>, observed: &Observed) {
     let name = "sluice_policy_rejected_total";
     page.describe_counter(name, "Policies that were refused as a whole.");
     page.counter(name, &[], policy.rejections);
+    let name = "sluice_decision_log";
+    page.describe_gauge(
+        name,
+        "1 while decisions are logged, with topics, client ids and users.",
+    );
+    let is_on = f64::from(u8::from(observed.decision_log.is_some()));
+    page.gauge(name, &[], is_on);
     let name = "sluice_ready";
     page.describe_gauge(name, "1 when the node should get traffic, as /readyz says.");
     page.gauge(

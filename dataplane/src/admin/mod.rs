@@ -1,6 +1,6 @@
 //! The admin server: health, metrics and what an operator may look at, on an address of its own.
 //!
-//! Read-only except for the log level. It has no password, so it listens on loopback unless told otherwise, and says so
+//! Read-only except for the log level and the decision log. It has no password, so it listens on loopback unless told otherwise, and says so
 //! loudly when it does not. It asks the control thread and renders the answer; it never touches a shard.
 
 use std::net::{SocketAddr, TcpListener};
@@ -20,6 +20,7 @@ use crate::node::SessionFilter;
 
 use socket::{Bounded, Limits};
 
+mod decisions;
 mod denials;
 /// Names, values and help of what is exported.
 pub mod exposition;
@@ -94,6 +95,12 @@ fn router(admin: Admin) -> Router {
         .route("/sessions", get(sessions))
         .route("/denials", get(denials::denials))
         .route("/rules", get(rules::list))
+        .route(
+            "/decisions",
+            get(decisions::show)
+                .put(decisions::switch_on)
+                .delete(decisions::switch_off),
+        )
         .route("/log", get(log_level).put(set_log_level))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(admin)
@@ -154,6 +161,7 @@ async fn index() -> &'static str {
      GET /sessions   open sessions (?limit=N&after=CURSOR&client_id=ID&username=NAME)\n\
      GET /denials    recent refusals, with --admin-denials (?limit=N&after=CURSOR&client_id=ID&username=NAME&address=IP&reason=R)\n\
      GET /rules      how often each rule decided (?unused&shadow&limit=N&after=CURSOR)\n\
+     GET /decisions  the decision log; PUT {\"for\": \"10m\", \"denials\": true} switches it on, DELETE off\n\
      GET /log        the log filter; PUT a new one, for example: debug\n"
 }
 
@@ -163,9 +171,9 @@ async fn livez() -> &'static str {
 }
 
 async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Response {
-    let (reasons, degraded) = match admin.control.observe(false).await {
-        Ok(observed) => (observed.not_ready, observed.degraded),
-        Err(error) => (vec![error.to_string()], Vec::new()),
+    let (reasons, degraded, decision_log) = match admin.control.observe(false).await {
+        Ok(observed) => (observed.not_ready, observed.degraded, observed.decision_log),
+        Err(error) => (vec![error.to_string()], Vec::new(), None),
     };
     let status = if reasons.is_empty() {
         StatusCode::OK
@@ -174,7 +182,12 @@ async fn readyz(State(admin): State<Admin>, Query(query): Query<Readyz>) -> Resp
     };
     if query.verbose.is_some() {
         let ready = reasons.is_empty();
-        let said = json!({ "ready": ready, "reasons": reasons, "degraded": degraded });
+        let said = json!({
+            "ready": ready,
+            "reasons": reasons,
+            "degraded": degraded,
+            "decision_log": decision_log,
+        });
         return (status, Page(said)).into_response();
     }
     let text = match (reasons.is_empty(), degraded.is_empty()) {

@@ -375,6 +375,7 @@ mod tests {
                     ToShard::Authenticated { .. }
                     | ToShard::Kick { .. }
                     | ToShard::List { .. }
+                    | ToShard::LogDecisions(_)
                     | ToShard::ListDenials { .. }
                     | ToShard::Drain { .. }
                     | ToShard::ServeAgain

@@ -159,6 +159,7 @@ impl Control {
         }
         self.begin_compiling();
         self.answer_late_questions();
+        self.end_decisions(clock::monotonic());
         match &self.drain {
             Some(drain) if clock::monotonic() >= drain.deadline => {
                 tracing::warn!("the drain took longer than its time; ending");

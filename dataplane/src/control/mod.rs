@@ -16,8 +16,8 @@ use zeroize::Zeroizing;
 use crate::clock::{self, Time};
 use crate::metrics::Counters;
 use crate::node::{
-    AfterDrain, DenialFilter, Directory, DrainOutcome, Inbox, KickWho, SessionFilter, SessionInfo,
-    SessionRef, ShardGauges, ShardId, Table, ToControl, ToShard,
+    AfterDrain, DecisionLog, DenialFilter, Directory, DrainOutcome, Inbox, KickWho, NameKey,
+    SessionFilter, SessionInfo, SessionRef, ShardGauges, ShardId, Table, ToControl, ToShard,
 };
 use crate::ring::Wake;
 
@@ -28,6 +28,8 @@ pub mod auth;
 /// From a document to a snapshot, off this thread.
 pub mod compile;
 mod crowding;
+/// Which decisions are logged.
+pub mod decisions;
 mod denials;
 /// What operators see of endpoints.
 pub mod endpoints;
@@ -58,6 +60,7 @@ pub mod vitals;
 
 use apply::Apply;
 use compile::{Compiled, Offer, Outcome, Refusal, Work};
+use decisions::DecisionLogView;
 pub use denials::{DenialCursor, DenialPage, LINES_MAX as DENIALS_MAX};
 use events::answer_password;
 use health::Health;
@@ -128,6 +131,10 @@ enum Command {
     },
     Rules {
         reply: oneshot::Sender<Option<RuleView>>,
+    },
+    LogDecisions {
+        wanted: Option<(DecisionLog, Duration)>,
+        reply: oneshot::Sender<Option<DecisionLogView>>,
     },
 }
 
@@ -230,6 +237,10 @@ pub struct Parts {
     pub needs_upstreams: bool,
     /// The service manager.
     pub notifier: Notifier,
+    /// What the shards log of decisions from the start.
+    pub decisions: Option<DecisionLog>,
+    /// For names in that log.
+    pub names: NameKey,
 }
 
 /// See the module documentation.
@@ -273,6 +284,7 @@ pub struct Control {
     waiting_for_denials: Vec<denials::Asking>,
     acknowledged: watch::Sender<Vec<Option<u64>>>,
     tallies: Tallies,
+    decisions: decisions::Switch,
     /// Counts of rules that were carried over to another generation.
     carried: (mpsc::Sender<Carry>, mpsc::Receiver<Carry>),
     ticks: u64,
@@ -412,6 +424,16 @@ impl ControlHandle {
         answer.await.map_err(|_| NoAnswer)
     }
 
+    /// Logs decisions for a time, instead of what was logged before, or none.
+    pub async fn log_decisions(
+        &self,
+        wanted: Option<(DecisionLog, Duration)>,
+    ) -> Result<Option<DecisionLogView>, NoAnswer> {
+        let (reply, answer) = oneshot::channel();
+        self.ask(Command::LogDecisions { wanted, reply }).await?;
+        answer.await.map_err(|_| NoAnswer)
+    }
+
     /// What each shard judges by, by its number, and whenever that changes.
     pub fn acknowledged(&self) -> watch::Receiver<Vec<Option<u64>>> {
         self.acknowledged.clone()
@@ -485,6 +507,7 @@ impl Control {
             waiting_for_denials: Vec::new(),
             acknowledged: acknowledged_in,
             tallies,
+            decisions: decisions::Switch::new(parts.names, parts.decisions),
             carried: mpsc::channel(1),
             ticks: 0,
             drain: None,

@@ -12,6 +12,7 @@ use sluice_policy::Listener;
 
 use super::apply::PolicyStatus;
 use super::auth::PoolGauges;
+use super::decisions::DecisionLogView;
 use super::endpoints::EndpointView;
 use super::fleet::FleetView;
 use super::listeners::Listening;
@@ -45,6 +46,8 @@ pub struct Observed {
     pub latency: Option<Histogram<u64>>,
     /// The shards' counters.
     pub counters: Vec<Arc<Counters>>,
+    /// What is logged of decisions; `None`: nothing.
+    pub decision_log: Option<DecisionLogView>,
     /// True exactly while the node takes no more connections: it ends, or the control plane drained it.
     pub is_draining: bool,
     /// The way to the control plane; `None` without one.

@@ -101,6 +101,10 @@ impl Control {
             } => self.ask_for_denials(after, limit, &filter, reply),
             Command::Kick { who, reply } => self.kick(&who, reply),
             Command::Drain { within, reply } => self.rest(within, reply),
+            Command::LogDecisions { wanted, reply } => {
+                self.switch_decisions(wanted);
+                let _ = reply.send(self.decisions.view()); // as above
+            }
             Command::Rules { reply } => {
                 let _ = reply.send(self.tallies.view()); // as above
             }
@@ -442,6 +446,7 @@ impl Control {
                 .iter()
                 .map(|shard| Arc::clone(&shard.counters))
                 .collect(),
+            decision_log: self.decisions.view(),
             is_draining: draining,
             fleet: self.fleet.as_ref().map(fleet::Shared::view),
             not_ready,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use sluice_policy::{Generation, ListenerId};
 
-use super::decisions::DecisionBatch;
+use super::decisions::{DecisionBatch, DecisionSampler};
 use super::denials::{DenialList, DenialQuery};
 use super::directory::Directory;
 use super::notices::NoticeBatch;
@@ -92,6 +92,8 @@ pub enum ToShard {
     /// Stop a drain after which the shard would stay, and take connections again: the sockets follow as
     /// [`ToShard::Listen`]. What was ended stays ended. Not answered.
     ServeAgain,
+    /// Log decisions like this from here on, or none. Not answered.
+    LogDecisions(Option<Box<DecisionSampler>>),
     /// Answered with [`ToControl::Reported`].
     Report {
         /// Comes back in the answer.

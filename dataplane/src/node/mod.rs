@@ -29,7 +29,7 @@ pub mod table;
 pub mod turned_away;
 
 pub use addresses::Address;
-pub use decisions::{DecisionBatch, DecisionLine, DecisionSampler};
+pub use decisions::{DecisionBatch, DecisionFilter, DecisionLine, DecisionLog, DecisionSampler};
 pub use denials::{DenialFilter, DenialLine, DenialList, DenialQuery, DenialRing};
 pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
 pub use endpoints::{Breaker, Dialling, Doubter, EndpointState, Fault, Proof};

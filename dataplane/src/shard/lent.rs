@@ -52,10 +52,9 @@ impl Lent {
         call: impl FnOnce(&mut Context<'_>) -> T,
     ) -> T {
         let random = &mut self.random;
-        let mut note = self
-            .decisions
-            .as_mut()
-            .map(|sampler| move |record: &DecisionRecord<'_>| sampler.note(turn.snapshot, record));
+        let mut note = self.decisions.as_mut().map(|sampler| {
+            move |record: &DecisionRecord<'_>| sampler.note(turn.now, turn.snapshot, record)
+        });
         let mut deny = self.denials.as_mut().map(|ring| {
             move |record: &DecisionRecord<'_>| ring.note(turn.now, Some(turn.snapshot), record)
         });
@@ -74,6 +73,11 @@ impl Lent {
                 .as_mut()
                 .map(|deny| deny as &mut dyn FnMut(&DecisionRecord<'_>)),
         })
+    }
+
+    /// Another log of decisions; what was noted for the one before is dropped.
+    pub(super) fn log_decisions(&mut self, decisions: Option<DecisionSampler>) {
+        self.decisions = decisions;
     }
 
     /// The decisions of the turn that are to be logged.

@@ -126,6 +126,7 @@ impl<R: Ring> Core<R> {
             ToShard::Drain { within, then } => self.begin_drain(within, then),
             ToShard::ServeAgain => self.end_drain(),
             ToShard::ListDenials { request, query } => self.list_denials(request, &query),
+            ToShard::LogDecisions(sampler) => self.lent.log_decisions(sampler.map(|new| *new)),
             ToShard::Report { request } => self.report(request),
         }
     }

@@ -114,6 +114,7 @@ fn observed() -> Observed {
         auth: PoolGauges::default(),
         latency: None,
         counters: Vec::new(),
+        decision_log: None,
         is_draining: false,
         fleet: None,
         not_ready: Vec::new(),
@@ -149,6 +150,7 @@ fn control() -> (ControlHandle, PolicySource) {
                 Command::Sessions { reply, .. } => drop(reply.send(page())),
                 Command::Denials { .. }
                 | Command::Rules { .. }
+                | Command::LogDecisions { .. }
                 | Command::Kick { .. }
                 | Command::Drain { .. }
                 | Command::ServeAgain { .. } => {}
