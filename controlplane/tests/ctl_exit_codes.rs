@@ -814,6 +814,23 @@ fn kicks_and_drains_say_what_each_node_answered() {
         run(script(vec![answer("a", "gone")]), &["drain", "a"]).code,
         6
     );
+    let none = NodeAnswer {
+        sessions: 0,
+        ..answer("a", "")
+    };
+    let peer = Peer::start(script(vec![none]));
+    let kicked = peer.run(&["kick", "--user", "ann", "--keep-out", "30m"]);
+    let expected = "a: kicked and kept out, 0 sessions ended so far\n\
+                    nothing was ended: no node that was asked has such a session\n";
+    assert_eq!((kicked.code, kicked.out.as_str()), (0, expected));
+    let asked = &peer.asked()[0].1;
+    assert!(asked.contains("keep_out_ms: Some(1800000)"), "{asked}");
+    assert_eq!(
+        peer.run(&["kick", "--user", "ann", "--keep-out", "31d"])
+            .code,
+        2
+    );
+    peer.stop();
     let peer = Peer::start(script(vec![answer("a", "")]));
     assert_eq!(peer.run(&["drain", "a", "--within", "90s"]).code, 0);
     assert!(

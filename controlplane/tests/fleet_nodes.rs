@@ -226,6 +226,7 @@ async fn kicks_and_drains_are_done_answered_and_recorded() {
     let ann = KickRequest {
         node: None,
         who: Some(Who::Username("ann".into())),
+        keep_out_ms: None,
     };
     let answers = client
         .kick(call(&operator, ann.clone()))
@@ -252,7 +253,16 @@ async fn kicks_and_drains_are_done_answered_and_recorded() {
         ),
         (&viewer, ann.who.clone(), None, Code::PermissionDenied),
     ] {
-        let refused = client.kick(call(bearer, KickRequest { node, who })).await;
+        let refused = client
+            .kick(call(
+                bearer,
+                KickRequest {
+                    node,
+                    who,
+                    keep_out_ms: None,
+                },
+            ))
+            .await;
         assert_eq!(refused.unwrap_err().code(), code);
     }
     for (node, code) in [

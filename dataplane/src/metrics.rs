@@ -138,6 +138,8 @@ counters! {
     /// Sessions ended; the cause of that name.
     EndedKicked => "sluice_sessions_ended_total" { "cause": "kicked" };
     /// Sessions ended; the cause of that name.
+    EndedKeptOut => "sluice_sessions_ended_total" { "cause": "kept_out" };
+    /// Sessions ended; the cause of that name.
     EndedDrained => "sluice_sessions_ended_total" { "cause": "drained" };
     /// Sessions ended; the cause of that name.
     EndedClientNoRoom => "sluice_sessions_ended_total" { "cause": "client_no_room" };

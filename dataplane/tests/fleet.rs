@@ -132,7 +132,10 @@ fn a_node_joins_takes_a_policy_and_every_change_to_it_and_each_shard_acknowledge
         (hello.node.as_str(), hello.shards, &hello.held),
         ("edge-1", 2, &None)
     );
-    assert_eq!(hello.capabilities, ["kick", "drain", "sessions", "rules"]);
+    assert_eq!(
+        hello.capabilities,
+        ["kick", "keep_out", "drain", "sessions", "rules"]
+    );
     let features: Vec<&str> = hello.features.iter().map(String::as_str).collect();
     assert_eq!(features, sluice_policy::FEATURES);
     let heartbeat = stream.heartbeat();
@@ -492,7 +495,13 @@ fn sessions_are_listed_and_ended_by_client_id_and_by_user() {
     };
     assert!(sessions(&mut stream, list).error.contains("after"));
 
-    let kick = |request, who| to_node::Message::Kick(v1::Kick { request, who });
+    let kick = |request, who| {
+        to_node::Message::Kick(v1::Kick {
+            request,
+            who,
+            keep_out_ms: None,
+        })
+    };
     stream.say(kick(60, Some(v1::kick::Who::Username("u".into()))));
     let answer = done(&mut stream);
     assert_eq!(

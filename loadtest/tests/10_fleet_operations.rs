@@ -110,7 +110,26 @@ fn sessions_are_listed_and_kicked_by_client_id_and_by_user(cell: Cell) {
     }
     // A kick is no ban.
     let connect = Connect::new(Version::V5, "c2").user("alice", "builder");
-    Client::open_with(fleet.listener("main"), &connect).ping();
+    let mut back = Client::open_with(fleet.listener("main"), &connect);
+    back.ping();
+    // Unless it is asked for: the client hears why, and others of that user do not come in either.
+    assert_eq!(kick(&["--client-id", "c2", "--keep-out", "1h"]), 1);
+    back.expect_disconnect(0x98);
+    assert_eq!(kick(&["--user", "bob", "--keep-out", "1h"]), 0);
+    let is_let_in = |id: &str, user: &str| {
+        let connect = Connect::new(Version::V5, id).user(user, "builder");
+        let mut client = Client::start(fleet.listener("main"), Version::V5);
+        client.connect(&connect)
+    };
+    assert_eq!(is_let_in("c2", "alice"), 0x8a);
+    assert_eq!(is_let_in("any", "bob"), 0x8a);
+    assert_eq!(is_let_in("any", "alice"), 0);
+    let page = fleet.dataplane.get("/kept-out").unwrap().body;
+    let page: Value = serde_json::from_str(&page).unwrap();
+    assert_eq!(page["kept_out"][0]["client_id"], "c2", "{page:#}");
+    assert_eq!(page["kept_out"][1]["username"], "bob", "{page:#}");
+    assert_eq!(kick(&["--client-id", "c2", "--keep-out", "0s"]), 0);
+    assert_eq!(is_let_in("c2", "alice"), 0);
     let unknown = fleet
         .control
         .ctl_code(6, &["kick", "--user", "bob", "--node", "no-such-node"]);

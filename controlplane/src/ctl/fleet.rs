@@ -1,6 +1,8 @@
 //! Commands about nodes and their sessions.
 
 use serde_json::{Value, json};
+use std::time::Duration;
+
 use sluice_proto::control::v1::kick_request::Who;
 use sluice_proto::control::v1::{
     DrainRequest, KickRequest, ListNodesRequest, NodeAnswer, RemoveNodeRequest, SessionsRequest,
@@ -176,11 +178,26 @@ pub(super) async fn kick(connection: &Connection, args: &KickArgs) -> Result<Ans
     let request = KickRequest {
         node: args.node.clone(),
         who: Some(who),
+        keep_out_ms: args
+            .keep_out
+            .map(|time| u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
     };
     let mut client = connection.nodes();
     let found = connection.call(client.kick(request)).await;
     let found = found.map_err(|status| Failure::from_status(&status))?;
-    Ok(answered(&found.answers, "kicked"))
+    let done = match args.keep_out {
+        None => "kicked",
+        Some(Duration::ZERO) => "let in again",
+        Some(_) => "kicked and kept out",
+    };
+    let mut answer = answered(&found.answers, done);
+    let is_done = answer.exit == Exit::Done && !found.answers.is_empty();
+    if is_done && found.answers.iter().all(|one| one.sessions == 0) {
+        answer
+            .text
+            .push_str("nothing was ended: no node that was asked has such a session\n");
+    }
+    Ok(answer)
 }
 
 /// `drain`.

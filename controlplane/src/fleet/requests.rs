@@ -15,7 +15,12 @@ pub(super) const REQUESTS_MAX: usize = 16;
 #[derive(Clone, Debug)]
 pub enum Question {
     /// End sessions.
-    Kick(v1::kick::Who),
+    Kick {
+        /// Whose.
+        who: v1::kick::Who,
+        /// And keep these clients out for so long; 0 lets them in again.
+        keep_out_ms: Option<u64>,
+    },
     /// Out of service, or back.
     Drain {
         /// By when.
@@ -109,7 +114,7 @@ impl Requests {
             Answer::Rules(page) => page.request,
         };
         let fits = |command: &Command| match command.question {
-            Question::Kick(_) | Question::Drain { .. } => matches!(answer, Answer::Done(_)),
+            Question::Kick { .. } | Question::Drain { .. } => matches!(answer, Answer::Done(_)),
             Question::Sessions { .. } => matches!(answer, Answer::Sessions(_)),
             Question::Rules { .. } => matches!(answer, Answer::Rules(_)),
         };
@@ -125,9 +130,10 @@ impl Requests {
 impl Question {
     fn message(self, request: u64) -> to_node::Message {
         match self {
-            Self::Kick(who) => to_node::Message::Kick(v1::Kick {
+            Self::Kick { who, keep_out_ms } => to_node::Message::Kick(v1::Kick {
                 request,
                 who: Some(who),
+                keep_out_ms,
             }),
             Self::Drain { within_us, undo } => to_node::Message::Drain(v1::Drain {
                 request,

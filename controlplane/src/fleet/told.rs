@@ -31,6 +31,8 @@ pub struct BadHello(pub &'static str);
 pub enum Capability {
     /// Ends sessions.
     Kick,
+    /// Keeps clients out.
+    KeepOut,
     /// Goes out of service.
     Drain,
     /// Lists sessions.
@@ -44,6 +46,7 @@ impl Capability {
     pub fn word(self) -> &'static str {
         match self {
             Self::Kick => "kick",
+            Self::KeepOut => "keep_out",
             Self::Drain => "drain",
             Self::Sessions => "sessions",
             Self::Rules => "rules",

@@ -101,6 +101,7 @@ fn router(admin: Admin) -> Router {
                 .put(decisions::switch_on)
                 .delete(decisions::switch_off),
         )
+        .route("/kept-out", get(kept_out))
         .route("/log", get(log_level).put(set_log_level))
         .layer(DefaultBodyLimit::max(BODY_BYTES_MAX))
         .with_state(admin)
@@ -162,6 +163,7 @@ async fn index() -> &'static str {
      GET /denials    recent refusals, with --admin-denials (?limit=N&after=CURSOR&client_id=ID&username=NAME&address=IP&reason=R)\n\
      GET /rules      how often each rule decided (?unused&shadow&limit=N&after=CURSOR)\n\
      GET /decisions  the decision log; PUT {\"for\": \"10m\", \"denials\": true} switches it on, DELETE off\n\
+     GET /kept-out   clients that an operator keeps out, and for how long yet\n\
      GET /log        the log filter; PUT a new one, for example: debug\n"
 }
 
@@ -237,6 +239,11 @@ async fn upstreams(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
 async fn shards(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
     let observed = admin.control.observe(true).await?;
     Ok(Page(json!({ "shards": observed.shards })).into_response())
+}
+
+async fn kept_out(State(admin): State<Admin>) -> Result<Response, NoAnswer> {
+    let observed = admin.control.observe(false).await?;
+    Ok(Page(json!({ "kept_out": observed.kept_out })).into_response())
 }
 
 #[derive(Deserialize)]

@@ -374,6 +374,7 @@ mod tests {
                     ToShard::StopListening { .. } => "stop",
                     ToShard::Authenticated { .. }
                     | ToShard::Kick { .. }
+                    | ToShard::KeptOut(_)
                     | ToShard::List { .. }
                     | ToShard::LogDecisions(_)
                     | ToShard::ListDenials { .. }

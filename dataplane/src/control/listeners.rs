@@ -248,6 +248,26 @@ mod tests {
         assert!(again.start.is_empty() && again.stop.is_empty());
     }
 
+    /// Measured, because the default of the kernel is the other one (net.ipv6.bindv6only = 0).
+    #[test]
+    fn every_address_is_its_own_family_and_both_may_have_one_port() {
+        use std::net::TcpStream;
+        let mut listeners = Listeners::new(2, Vec::new());
+        let six = listeners.prepare(&[wanted(1, "[::]:0")]).expect("IPv6");
+        listeners.commit(&six);
+        let port = listeners.list()[0].address.port();
+        let dial = |host: &str| TcpStream::connect(format!("{host}:{port}"));
+        dial("[::1]").expect("IPv6 is served");
+        let refused = dial("127.0.0.1").expect_err("IPv4 is not");
+        assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused);
+        let four = format!("0.0.0.0:{port}");
+        let both = listeners
+            .prepare(&[wanted(1, "[::]:0"), wanted(2, &four)])
+            .expect("both with one port");
+        assert_eq!(started(&both), [(2, 2)]);
+        dial("127.0.0.1").expect("IPv4 is served by the other listener");
+    }
+
     #[test]
     fn a_taken_port_refuses_and_changes_nothing() {
         let taken = TcpListener::bind(ANY).expect("a port");

@@ -16,8 +16,9 @@ use zeroize::Zeroizing;
 use crate::clock::{self, Time};
 use crate::metrics::Counters;
 use crate::node::{
-    AfterDrain, DecisionLog, DenialFilter, Directory, DrainOutcome, Inbox, KickWho, NameKey,
-    SessionFilter, SessionInfo, SessionRef, ShardGauges, ShardId, Table, ToControl, ToShard,
+    AfterDrain, DecisionLog, DenialFilter, Directory, DrainOutcome, Inbox, KeptOut, KickWho,
+    NameKey, SessionFilter, SessionInfo, SessionRef, ShardGauges, ShardId, Table, ToControl,
+    ToShard,
 };
 use crate::ring::Wake;
 
@@ -120,6 +121,7 @@ enum Command {
     },
     Kick {
         who: KickWho,
+        keep_out: Option<Duration>,
         reply: oneshot::Sender<Ended>,
     },
     Drain {
@@ -282,6 +284,7 @@ pub struct Control {
     waiting_for_lists: Vec<Listing>,
     waiting_for_kicks: Vec<Kicking>,
     waiting_for_denials: Vec<denials::Asking>,
+    kept_out: KeptOut,
     acknowledged: watch::Sender<Vec<Option<u64>>>,
     tallies: Tallies,
     decisions: decisions::Switch,
@@ -395,10 +398,16 @@ impl ControlHandle {
         answer.await.map_err(|_| NoAnswer)
     }
 
-    /// Ends sessions; answered when every shard has looked at all of its own.
-    pub async fn kick(&self, who: KickWho) -> Result<Ended, NoAnswer> {
+    /// Ends sessions; answered when every shard has looked at all of its own. With a time, their clients are kept out for so
+    /// long, too; with none of it, they are let in again.
+    pub async fn kick(&self, who: KickWho, keep_out: Option<Duration>) -> Result<Ended, NoAnswer> {
         let (reply, answer) = oneshot::channel();
-        self.ask(Command::Kick { who, reply }).await?;
+        self.ask(Command::Kick {
+            who,
+            keep_out,
+            reply,
+        })
+        .await?;
         answer.await.map_err(|_| NoAnswer)
     }
 
@@ -505,6 +514,7 @@ impl Control {
             waiting_for_lists: Vec::new(),
             waiting_for_kicks: Vec::new(),
             waiting_for_denials: Vec::new(),
+            kept_out: KeptOut::default(),
             acknowledged: acknowledged_in,
             tallies,
             decisions: decisions::Switch::new(parts.names, parts.decisions),

@@ -16,8 +16,9 @@ use super::decisions::DecisionLogView;
 use super::endpoints::EndpointView;
 use super::fleet::FleetView;
 use super::listeners::Listening;
+use crate::clock::Time;
 use crate::metrics::Counters;
-use crate::node::{ShardGauges, Table};
+use crate::node::{KeptOut, KickWho, ShardGauges, Table};
 
 /// How long a shard may leave questions unanswered before the node is not ready.
 pub const SHARD_SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -50,6 +51,8 @@ pub struct Observed {
     pub decision_log: Option<DecisionLogView>,
     /// True exactly while the node takes no more connections: it ends, or the control plane drained it.
     pub is_draining: bool,
+    /// Who is kept out by an operator.
+    pub kept_out: Vec<KeptOutView>,
     /// The way to the control plane; `None` without one.
     pub fleet: Option<FleetView>,
     /// Why the node is not ready; empty exactly when it is.
@@ -138,6 +141,34 @@ pub(super) fn crowd_of(table: &Table, listener: &Listener) -> Crowd {
         strangers: table.strangers_of(listener.id),
         strangers_max: table.strangers_max_of(connections_max),
     }
+}
+
+/// A client that is kept out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct KeptOutView {
+    /// By this client id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client_id: Option<Box<str>>,
+    /// Or by this verified user.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub username: Option<Box<str>>,
+    /// For so long yet.
+    pub seconds_left: u64,
+}
+
+pub(super) fn kept_out(list: &KeptOut, now: Time) -> Vec<KeptOutView> {
+    let views = list.list(now).into_iter().map(|(who, left)| {
+        let (client_id, username) = match who {
+            KickWho::ClientId(client_id) => (Some(client_id), None),
+            KickWho::Username(username) => (None, Some(username)),
+        };
+        KeptOutView {
+            client_id,
+            username,
+            seconds_left: left.as_secs(),
+        }
+    });
+    views.collect()
 }
 
 /// Why the node should get no traffic.

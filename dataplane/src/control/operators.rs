@@ -5,6 +5,7 @@
 //! for is dropped.
 
 use super::*;
+use crate::node::{KEEP_OUT_MAX, NotKeptOut};
 
 /// Shards are asked so often for one page of sessions, each time for a part of their slots.
 const LIST_QUESTIONS_MAX: u32 = 64;
@@ -99,7 +100,11 @@ impl Control {
                 filter,
                 reply,
             } => self.ask_for_denials(after, limit, &filter, reply),
-            Command::Kick { who, reply } => self.kick(&who, reply),
+            Command::Kick {
+                who,
+                keep_out,
+                reply,
+            } => self.kick(&who, keep_out, reply),
             Command::Drain { within, reply } => self.rest(within, reply),
             Command::LogDecisions { wanted, reply } => {
                 self.switch_decisions(wanted);
@@ -210,11 +215,16 @@ impl Control {
 
     // ---- kick
 
-    fn kick(&mut self, who: &KickWho, reply: oneshot::Sender<Ended>) {
+    fn kick(&mut self, who: &KickWho, keep_out: Option<Duration>, reply: oneshot::Sender<Ended>) {
         if self.waiting_for_kicks.len() >= WAITING_MAX {
             let _ = reply.send(Ended::not_done(
                 "the node is busy with other kicks; ask again",
             ));
+            return;
+        }
+        let kept_out = keep_out.map_or(Ok(()), |time| self.keep_out(who, time));
+        if let Err(why) = kept_out {
+            let _ = reply.send(Ended::not_done(&why.to_string()));
             return;
         }
         self.report_number += 1;
@@ -235,6 +245,24 @@ impl Control {
             sessions: 0,
             reply,
         });
+    }
+
+    /// Changes the list, and gives it to every shard before it looks for sessions: who comes back meanwhile is found by one or
+    /// the other.
+    fn keep_out(&mut self, who: &KickWho, time: Duration) -> Result<(), NotKeptOut> {
+        let now = clock::monotonic();
+        if time.is_zero() {
+            self.kept_out.remove(who);
+        } else {
+            let until = now.after(time.min(KEEP_OUT_MAX));
+            self.kept_out.add(who, until, now)?;
+        }
+        let kept_out = Arc::new(self.kept_out.clone());
+        for link in self.links.iter() {
+            // A stuck shard shows by its silence.
+            let _ = link.send(ToShard::KeptOut(Arc::clone(&kept_out)));
+        }
+        Ok(())
     }
 
     pub(super) fn kicked(&mut self, shard: ShardId, request: u64, sessions: u32) {
@@ -448,6 +476,7 @@ impl Control {
                 .collect(),
             decision_log: self.decisions.view(),
             is_draining: draining,
+            kept_out: observe::kept_out(&self.kept_out, now),
             fleet: self.fleet.as_ref().map(fleet::Shared::view),
             not_ready,
             degraded: degraded.into_iter().map(|degraded| degraded.line).collect(),

@@ -15,6 +15,7 @@ use sluice_policy::{Generation, ListenerId};
 use super::decisions::{DecisionBatch, DecisionSampler};
 use super::denials::{DenialList, DenialQuery};
 use super::directory::Directory;
+use super::kept_out::KeptOut;
 use super::notices::NoticeBatch;
 use crate::metrics::RuleCounts;
 use crate::session::{AuthOutcome, Credentials};
@@ -64,6 +65,8 @@ pub enum ToShard {
         /// Whose sessions.
         who: KickWho,
     },
+    /// Who is kept out from now on. Sent before the [`ToShard::Kick`] that goes with it.
+    KeptOut(Arc<KeptOut>),
     /// List sessions, in order of slots; answered with [`ToControl::Listed`].
     List {
         /// Comes back in the answer.
@@ -207,7 +210,7 @@ pub enum ToControl {
 }
 
 /// Whose sessions are to be ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum KickWho {
     /// Those with this client id.
     ClientId(Box<str>),

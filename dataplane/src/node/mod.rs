@@ -15,6 +15,8 @@ pub mod denials;
 pub mod directory;
 /// What is known of each upstream endpoint: open connections, breaker, health, what it failed at.
 pub mod endpoints;
+/// Clients that an operator keeps out for a time.
+pub mod kept_out;
 /// Bounded queues with a wake.
 pub mod mailbox;
 /// The closed lists of what control and a shard tell each other.
@@ -33,6 +35,7 @@ pub use decisions::{DecisionBatch, DecisionFilter, DecisionLine, DecisionLog, De
 pub use denials::{DenialFilter, DenialLine, DenialList, DenialQuery, DenialRing};
 pub use directory::{Directory, DirectoryError, EndpointCell, Located, ResolvedEndpoint};
 pub use endpoints::{Breaker, Dialling, Doubter, EndpointState, Fault, Proof};
+pub use kept_out::{KeptOut, NotKeptOut, TIME_MAX as KEEP_OUT_MAX};
 pub use mailbox::{Inbox, Post, Undelivered, mailbox};
 pub use message::{
     AfterDrain, DrainOutcome, KickWho, SessionFilter, SessionInfo, SessionRef, ShardGauges,

@@ -59,6 +59,8 @@ pub enum Cause {
     WriteStall,
     /// Kick: 0x98.
     Kicked,
+    /// CONNECT of a client that an operator keeps out: 5 / 0x8a.
+    KeptOut,
     /// Drain: 0x8b.
     Drained,
     /// The client takes no packet as long as one it had to be sent [MQTT-3.1.2-24]: 0x95.
@@ -136,6 +138,7 @@ impl Cause {
             Self::PacketTimeout => Farewell::new(3, R::UnspecifiedError, R::UnspecifiedError),
             Self::KeepAlive => Farewell::new(3, R::UnspecifiedError, R::KeepAliveTimeout),
             Self::Kicked => Farewell::new(5, R::NotAuthorized, R::AdministrativeAction),
+            Self::KeptOut => Farewell::new(5, R::Banned, R::Banned),
             Self::Drained => Farewell::new(3, R::ServerUnavailable, R::ServerShuttingDown),
             Self::ClientNoRoom => Farewell::new(3, R::PacketTooLarge, R::PacketTooLarge),
             Self::Overload => Farewell::new(3, R::ServerBusy, R::QuotaExceeded),
@@ -173,6 +176,7 @@ impl Cause {
             | Self::KeepAlive
             | Self::WriteStall
             | Self::Kicked
+            | Self::KeptOut
             | Self::Drained
             | Self::ClientNoRoom
             | Self::Overload => None,
@@ -203,6 +207,7 @@ impl Cause {
             Self::KeepAlive => Counter::EndedKeepAlive,
             Self::WriteStall => Counter::EndedWriteStall,
             Self::Kicked => Counter::EndedKicked,
+            Self::KeptOut => Counter::EndedKeptOut,
             Self::Drained => Counter::EndedDrained,
             Self::ClientNoRoom => Counter::EndedClientNoRoom,
             Self::Overload => Counter::EndedOverload,
@@ -508,6 +513,7 @@ impl Session {
             | Cause::KeepAlive
             | Cause::WriteStall
             | Cause::Kicked
+            | Cause::KeptOut
             | Cause::ClientNoRoom
             | Cause::Overload => self.is_will_forbidden(context),
         }

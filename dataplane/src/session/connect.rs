@@ -108,7 +108,7 @@ impl Session {
             return self.refuse_connect(context, cause, 1, ReasonCode::UnsupportedProtocolVersion);
         }
         match level {
-            Some(3) => self.version = Version::V31,
+            Some(3 | 0x83) => self.version = Version::V31,
             Some(5) => {
                 self.version = Version::V5;
                 self.phase = Phase::Authenticating;

@@ -372,6 +372,7 @@ fn words_of_end(cause: Cause, code: ReasonCode) -> Cow<'static, str> {
         (Cause::ConnectTimeout | Cause::PacketTimeout, _) => "a packet did not end in time",
         (Cause::KeepAlive, _) => "nothing was heard within the keep alive",
         (Cause::Kicked, _) => "ended by an operator",
+        (Cause::KeptOut, _) => "an operator keeps this client out for now",
         (Cause::Drained, _) => "the server is shutting down",
         (Cause::ClientNoRoom, _) => "a packet is longer than the client takes",
         (Cause::GaveWay | Cause::WriteStall | Cause::Overload, _) => {

@@ -222,6 +222,8 @@ pub enum Reason {
     Overload,
     /// An operator ended the session.
     Kicked,
+    /// An operator keeps the client out.
+    KeptOut,
     /// The node was draining.
     Drained,
     /// No endpoint of the upstream could be reached, or none answered.
@@ -238,7 +240,7 @@ pub enum Reason {
 
 impl Reason {
     /// Those that carry nothing.
-    const PLAIN: [Self; 36] = [
+    const PLAIN: [Self; 37] = [
         Self::NoRule,
         Self::DeniedByRule,
         Self::TooComplex,
@@ -270,6 +272,7 @@ impl Reason {
         Self::WriteStall,
         Self::Overload,
         Self::Kicked,
+        Self::KeptOut,
         Self::Drained,
         Self::UpstreamUnavailable,
         Self::UpstreamRefused,
@@ -313,6 +316,7 @@ impl Reason {
             Self::WriteStall => "write_stall",
             Self::Overload => "overload",
             Self::Kicked => "kicked",
+            Self::KeptOut => "kept_out",
             Self::Drained => "drained",
             Self::UpstreamUnavailable => "upstream_unavailable",
             Self::UpstreamRefused => "upstream_refused",
@@ -356,7 +360,9 @@ impl Reason {
             | Self::Tls
             | Self::Http
             | Self::Violation(_) => ReasonKind::Protocol,
-            Self::ListenerGone | Self::Kicked | Self::Drained => ReasonKind::Operator,
+            Self::ListenerGone | Self::Kicked | Self::KeptOut | Self::Drained => {
+                ReasonKind::Operator
+            }
             Self::UpstreamUnavailable
             | Self::UpstreamRefused
             | Self::UpstreamClosed
@@ -437,6 +443,7 @@ impl Reason {
             Cause::PacketTimeout => Self::PacketTimeout,
             Cause::WriteStall => Self::WriteStall,
             Cause::Kicked => Self::Kicked,
+            Cause::KeptOut => Self::KeptOut,
             Cause::ClientNoRoom => Self::ClientNoRoom,
             Cause::Overload => Self::Overload,
         })

@@ -80,6 +80,9 @@ impl<R: Ring> Core<R> {
         key: u64,
         kept: bool,
     ) -> Option<Follow> {
+        if self.is_kept_out(turn, slot) {
+            return Some(Follow::KeptOut);
+        }
         self.dials = self.dials.wrapping_add(1);
         self.introduce(slot);
         let open = self.slots.get_mut(slot)?;

@@ -5,7 +5,7 @@
 use crate::clock::Time;
 use crate::metrics::Counter;
 use crate::ring::{End, Event, Lease, Piece, Ring, SocketId};
-use crate::session::{AuthOutcome, Context, Dialled, Output, Session, Side};
+use crate::session::{AuthOutcome, Cause, Context, Dialled, Output, Session, Side};
 
 use super::backlog::{After, Backlog};
 use super::leg::{Chain, Closing, Reading};
@@ -21,6 +21,7 @@ pub(super) enum Follow {
     Authenticated(AuthOutcome),
     Dialled(Dialled),
     Held(Side, bool),
+    KeptOut,
 }
 
 /// Counts bytes from this side.
@@ -152,6 +153,7 @@ impl<R: Ring> Core<R> {
                 Follow::Authenticated(outcome) => session.handle_authenticated(context, outcome),
                 Follow::Dialled(dialled) => session.handle_dialled(context, dialled),
                 Follow::Held(side, held) => session.handle_held(context, side, held),
+                Follow::KeptOut => session.handle_end(context, Cause::KeptOut),
             });
         }
         self.weigh(slot);

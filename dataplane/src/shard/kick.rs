@@ -37,6 +37,18 @@ impl Kick {
 }
 
 impl<R: Ring> Core<R> {
+    /// True exactly when an operator keeps the client of this session out. Asked when who it is has been verified: a name that
+    /// is only claimed is told nothing.
+    pub(super) fn is_kept_out(&self, turn: Turn<'_>, slot: u32) -> bool {
+        let open = self.slots.get(slot);
+        let session = open.and_then(|open| open.session.as_ref());
+        session.is_some_and(|session| {
+            let client_id = session.client_id().unwrap_or_default();
+            self.kept_out
+                .is_out(client_id, session.username(), turn.now)
+        })
+    }
+
     pub(super) fn begin_kick(&mut self, request: u64, who: KickWho) {
         self.kicks.push_back(Kick {
             request,

@@ -117,6 +117,7 @@ impl<R: Ring> Core<R> {
                 }
             },
             ToShard::Kick { request, who } => self.begin_kick(request, who),
+            ToShard::KeptOut(kept_out) => self.kept_out = kept_out,
             ToShard::List {
                 request,
                 from,

@@ -76,8 +76,8 @@ use sluice_policy::{ListenerId, PolicyCache, PolicyHandle, Snapshot};
 use crate::clock::Time;
 use crate::metrics::Counters;
 use crate::node::{
-    DecisionSampler, DenialRing, Directory, Inbox, Notices, Post, ShardId, Table, ToControl,
-    ToShard,
+    DecisionSampler, DenialRing, Directory, Inbox, KeptOut, Notices, Post, ShardId, Table,
+    ToControl, ToShard,
 };
 use crate::ring::{Event, Piece, Ring, SocketId};
 use crate::session::Side;
@@ -192,6 +192,7 @@ struct Core<R: Ring> {
     sweep: Sweep,
     drain: Option<Drain>,
     kicks: Kicks,
+    kept_out: Arc<KeptOut>,
     work: Work,
     authenticating: u32,
     connected: u32,
@@ -261,6 +262,7 @@ impl<R: Ring> Shard<R> {
                 sweep: Sweep::default(),
                 drain: None,
                 kicks: Kicks::new(),
+                kept_out: Arc::default(),
                 work: Work::default(),
                 authenticating: 0,
                 connected: 0,

@@ -520,6 +520,7 @@ pub(crate) fn properties(list: &[Property<'_>]) -> PropertiesBuf {
 
 pub(crate) fn connect(version: Version, client_id: &str) -> Connect<'_> {
     Connect {
+        is_bridge: false,
         version,
         clean_start: true,
         keep_alive_secs: 60,

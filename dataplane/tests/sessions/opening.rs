@@ -234,6 +234,18 @@ fn a_client_id_bound_to_a_user_is_no_good_for_another() {
 }
 
 #[test]
+fn a_bridge_is_served_and_the_broker_learns_that_it_is_one() {
+    for (version, level_at) in [(Version::V31, 10), (Version::V311, 8)] {
+        let mut sent = bytes(version, &Packet::Connect(connect(version, "dev")));
+        sent[level_at] |= 0x80;
+        let mut rig = Rig::new(&document("", RULES));
+        rig.client(&sent);
+        rig.dialled_now(true);
+        rig.expect(&[], &sent, "as the bridge sent it");
+    }
+}
+
+#[test]
 fn an_unknown_protocol_level_is_answered() {
     let level = |level: u8| {
         let mut sent = bytes(
@@ -245,7 +257,7 @@ fn an_unknown_protocol_level_is_answered() {
     };
     for (number, answer) in [
         (0, vec![0x20, 2, 0, 1]),
-        (0x84, vec![0x20, 2, 0, 1]),
+        (0x85, vec![0x20, 2, 0, 1]),
         (2, vec![0x20, 2, 0, 1]),
         (6, vec![0x20, 3, 0, 0x84, 0]),
         (9, vec![0x20, 3, 0, 0x84, 0]),

@@ -1,10 +1,11 @@
 //! Single sessions through the whole shard: what each step looks like from both ends, and what every bound does.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use sluice_dataplane::metrics::Counter;
-use sluice_dataplane::node::{KickWho, SessionFilter, ToShard};
+use sluice_dataplane::node::{KeptOut, KickWho, SessionFilter, ToShard};
 use sluice_dataplane::ring::simulated::{Peer, PeerState, Serve};
 use sluice_dataplane::ring::{KeepAlive, ListenSlot};
 use sluice_wire::mqtt::Version;
@@ -249,6 +250,38 @@ fn kick_list_and_report_answer() {
     let gauges = stage.gauges.expect("gauges");
     assert_eq!((gauges.sessions, gauges.connected), (2, 2));
     assert!(stage.latency_samples > 0);
+}
+
+#[test]
+fn a_client_that_is_kept_out_is_refused_until_its_time() {
+    let mut stage = Stage::with_policy(&Options::quiet(), POLICY);
+    let (first, _broker) = open(&mut stage, Version::V5, 1);
+    let mut kept_out = KeptOut::default();
+    let who = KickWho::ClientId("client-1".into());
+    let (now, time) = (stage.now(), Duration::from_secs(60));
+    kept_out.add(&who, now.after(time), now).expect("room");
+    stage.send(ToShard::KeptOut(Arc::new(kept_out)));
+    stage.send(ToShard::Kick { request: 7, who });
+    stage.run_for(Duration::from_millis(1));
+    assert_eq!(hear(&mut stage, first), [0xe0, 1, 0x98]);
+    for (version, expected) in [
+        (Version::V5, vec![0x20, 3, 0, 0x8a, 0]),
+        (Version::V311, vec![0x20, 2, 0, 5]),
+        (Version::V31, vec![0x20, 2, 0, 5]),
+    ] {
+        let client = knock(&mut stage, 3);
+        say(&mut stage, client, &connect(version, "client-1"));
+        assert_eq!(hear(&mut stage, client), expected, "{version:?}");
+    }
+    assert_eq!(stage.count(Counter::EndedKeptOut), 3);
+    assert_eq!(
+        stage.count(Counter::DialAttempts),
+        1,
+        "the broker hears nothing of it"
+    );
+    open(&mut stage, Version::V5, 2);
+    stage.run_for(time);
+    open(&mut stage, Version::V5, 1);
 }
 
 #[test]

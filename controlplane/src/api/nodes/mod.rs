@@ -26,6 +26,8 @@ use watching::Watching;
 /// Longest message of a call: 10,000 names of 64 bytes.
 const MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Longest client id or user name: what MQTT allows.
+/// Longest time for which a client is kept out; nodes have the same.
+const KEEP_OUT_MILLIS_MAX: u64 = 30 * 86_400_000;
 const WHO_BYTES_MAX: usize = 65_535;
 /// What of it stands in the audit.
 const WHO_SHOWN_CHARS_MAX: usize = 128;
@@ -92,6 +94,12 @@ impl Nodes for Desk {
         let caller = self.gate.caller(&request, Role::Operator)?;
         let request = request.into_inner();
         let (who, what) = who(request.who)?;
+        let keep_out_ms = request.keep_out_ms;
+        if keep_out_ms.is_some_and(|millis| millis > KEEP_OUT_MILLIS_MAX) {
+            return Err(Status::invalid_argument(
+                "a client is kept out for 30 days at most",
+            ));
+        }
         let nodes = match &request.node {
             Some(node) => vec![self.member(&name(node)?)?],
             None => self.fleet.connected(None),
@@ -100,13 +108,23 @@ impl Nodes for Desk {
             Some(node) => format!("asked of the node {node}"),
             None => format!("asked of {} connected nodes", nodes.len()),
         };
+        let of = match keep_out_ms {
+            Some(0) => format!("{of}; let in again"),
+            Some(millis) => format!("{of}; kept out for {millis} ms"),
+            None => of,
+        };
         self.note(&caller, "session.kick", what, of).await?;
+        let capability = match keep_out_ms {
+            Some(_) => Capability::KeepOut,
+            None => Capability::Kick,
+        };
         // All are asked before the first is waited for, so a silent one delays nobody.
         let asked: Vec<_> = nodes
             .into_iter()
             .map(|node| {
-                let question = Question::Kick(who.clone());
-                let pending = self.fleet.ask(&node, Capability::Kick, question);
+                let (who, capability) = (who.clone(), capability);
+                let question = Question::Kick { who, keep_out_ms };
+                let pending = self.fleet.ask(&node, capability, question);
                 (node, pending)
             })
             .collect();

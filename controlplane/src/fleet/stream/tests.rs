@@ -433,7 +433,14 @@ async fn a_node_that_does_not_answer_is_asked_so_often_and_no_more() {
     let name = Name::parse("n").expect("a name");
     let ask = || {
         let who = v1::kick::Who::ClientId("c".into());
-        wire.fleet.ask(&name, Capability::Kick, Question::Kick(who))
+        wire.fleet.ask(
+            &name,
+            Capability::Kick,
+            Question::Kick {
+                who,
+                keep_out_ms: None,
+            },
+        )
     };
     let mut pending = Vec::new();
     let refused = loop {

@@ -11,6 +11,7 @@
 //! - **One answer for each generation**: refused once, or acknowledged once by each shard.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use sluice_policy::fleet::{Assembly, Delivered, Delivery, Inventory};
 use sluice_policy::{FEATURES, RulePlace};
@@ -50,6 +51,8 @@ pub(super) enum Output {
         request: u64,
         /// Whose.
         who: KickWho,
+        /// Keep them out for so long, too.
+        keep_out: Option<Duration>,
     },
     /// Drain, and answer.
     Drain(v1::Drain),
@@ -149,7 +152,7 @@ impl Agent {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             features: FEATURES.iter().map(ToString::to_string).collect(),
-            capabilities: ["kick", "drain", "sessions", "rules"]
+            capabilities: ["kick", "keep_out", "drain", "sessions", "rules"]
                 .map(String::from)
                 .to_vec(),
             shards: self.shards,
@@ -363,6 +366,7 @@ fn begin_kick(kick: v1::Kick) -> Output {
     Output::Kick {
         request: kick.request,
         who,
+        keep_out: kick.keep_out_ms.map(Duration::from_millis),
     }
 }
 

@@ -261,10 +261,14 @@ impl Node {
                     self.to_keep = Some(held);
                     self.keep();
                 }
-                Output::Kick { request, who } => {
+                Output::Kick {
+                    request,
+                    who,
+                    keep_out,
+                } => {
                     let control = self.control.clone();
                     self.command(busy(request), async move {
-                        let kicked = control.kick(who).await;
+                        let kicked = control.kick(who, keep_out).await;
                         done(
                             request,
                             kicked.map(|kicked| (kicked.sessions, kicked.error)),

@@ -7,8 +7,8 @@ use super::codes;
 use super::framer::FixedHeader;
 use super::header::{self, DUP, RETAIN};
 use super::packet::{
-    Ack, Auth, Connack, Connect, Disconnect, FiltersHead, Packet, PacketId, PacketKind, Publish,
-    QoS, Side, Suback, Subscribe, SubscribeFilter, Unsuback, Unsubscribe, Version, Will,
+    Ack, Auth, BRIDGE, Connack, Connect, Disconnect, FiltersHead, Packet, PacketId, PacketKind,
+    Publish, QoS, Side, Suback, Subscribe, SubscribeFilter, Unsuback, Unsubscribe, Version, Will,
 };
 use super::properties::{Place, Properties, PropertyId, read_properties, text};
 use super::topic::{FilterError, check_levels, has_any, has_wildcard, parse_filter};
@@ -182,7 +182,7 @@ mod connect_flag {
 }
 
 fn connect<'a>(header: FixedHeader, fields: &mut Cursor<'a>) -> Result<Connect<'a>, Violation> {
-    let version = protocol(fields)?;
+    let (version, is_bridge) = protocol(fields)?;
     header::check_connect(version, header)?;
     let flags = fields.u8().ok_or(Violation::FieldPastEnd)?;
     check_connect_flags(version, flags)?;
@@ -210,6 +210,7 @@ fn connect<'a>(header: FixedHeader, fields: &mut Cursor<'a>) -> Result<Connect<'
     };
     Ok(Connect {
         version,
+        is_bridge,
         clean_start: flags & connect_flag::CLEAN_START != 0,
         keep_alive_secs,
         properties,
@@ -220,7 +221,8 @@ fn connect<'a>(header: FixedHeader, fields: &mut Cursor<'a>) -> Result<Connect<'
     })
 }
 
-fn protocol(fields: &mut Cursor<'_>) -> Result<Version, Violation> {
+/// The version, and whether a bridge asks.
+fn protocol(fields: &mut Cursor<'_>) -> Result<(Version, bool), Violation> {
     let name = fields.prefixed().ok_or(Violation::FieldPastEnd)?;
     let is_old_name = match name {
         b"MQTT" => false,
@@ -229,10 +231,10 @@ fn protocol(fields: &mut Cursor<'_>) -> Result<Version, Violation> {
     };
     let level = fields.u8().ok_or(Violation::FieldPastEnd)?;
     match (level, is_old_name) {
-        (3, true) => Ok(Version::V31),
-        (4, false) => Ok(Version::V311),
-        (5, false) => Ok(Version::V5),
-        (3..=5, _) => Err(Violation::ProtocolNameLevelMismatch),
+        (3 | 0x83, true) => Ok((Version::V31, level & BRIDGE != 0)),
+        (4 | 0x84, false) => Ok((Version::V311, level & BRIDGE != 0)),
+        (5, false) => Ok((Version::V5, false)),
+        (3..=5 | 0x83 | 0x84, _) => Err(Violation::ProtocolNameLevelMismatch),
         _ => Err(Violation::ProtocolLevelUnknown),
     }
 }

@@ -9,8 +9,8 @@
 use super::decode::decode;
 use super::header::{DUP, FLAGS_0010, RETAIN};
 use super::packet::{
-    Ack, Connack, Connect, Packet, PacketId, PacketKind, Publish, Side, Subscribe, SubscribeFilter,
-    Version, Will,
+    Ack, BRIDGE, Connack, Connect, Packet, PacketId, PacketKind, Publish, Side, Subscribe,
+    SubscribeFilter, Version, Will,
 };
 use super::properties::{DataType, Properties, PropertiesBuf, Property, PropertyId};
 
@@ -110,7 +110,8 @@ pub fn encode_connect(
             Version::V311 | Version::V5 => b"MQTT",
         };
         append_prefixed(body, name)?;
-        body.push(connect.version.level());
+        let bridge = if connect.is_bridge { BRIDGE } else { 0 };
+        body.push(connect.version.level() | bridge);
         body.push(connect_flags(connect));
         body.extend_from_slice(&connect.keep_alive_secs.to_be_bytes());
         append_properties(body, connect.version, connect.properties, edits)?;

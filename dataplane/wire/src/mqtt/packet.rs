@@ -106,6 +106,9 @@ pub enum Packet<'a> {
 pub struct Connect<'a> {
     /// Protocol version.
     pub version: Version,
+    /// A broker that bridges says so in the highest bit of the protocol level (0x83, 0x84), below 5. No version of the
+    /// specification knows it; Mosquitto sends it first, and brokers that know it send such a client nothing back of its own.
+    pub is_bridge: bool,
     /// Clean Session (3.x) or Clean Start (5).
     pub clean_start: bool,
     /// Keep alive in seconds; 0 switches it off.
@@ -386,6 +389,9 @@ impl QoS {
         self as u8
     }
 }
+
+/// The bit of the protocol level by which a bridge is told from a client.
+pub(super) const BRIDGE: u8 = 0x80;
 
 impl Version {
     /// The protocol level that CONNECT names.

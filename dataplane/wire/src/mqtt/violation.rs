@@ -21,6 +21,8 @@ pub enum ReasonCode {
     NotAuthorized = 0x87,
     ServerUnavailable = 0x88,
     ServerBusy = 0x89,
+    /// An operator keeps this client out.
+    Banned = 0x8a,
     ServerShuttingDown = 0x8b,
     BadAuthenticationMethod = 0x8c,
     KeepAliveTimeout = 0x8d,

@@ -289,6 +289,7 @@ fn a_kick_of_everyone_is_refused() {
     let output = connected().take(to_node::Message::Kick(v1::Kick {
         request: 4,
         who: None,
+        keep_out_ms: None,
     }));
     match output {
         Some(Output::Send(from_node::Message::Done(done))) => {

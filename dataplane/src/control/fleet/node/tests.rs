@@ -116,6 +116,7 @@ fn observed() -> Observed {
         counters: Vec::new(),
         decision_log: None,
         is_draining: false,
+        kept_out: Vec::new(),
         fleet: None,
         not_ready: Vec::new(),
         degraded: Vec::new(),
@@ -238,6 +239,7 @@ async fn more_commands_than_are_worked_on_at_once_are_told_to_come_back() {
     let kick = |request| Output::Kick {
         request,
         who: KickWho::ClientId("c".into()),
+        keep_out: None,
     };
     let all = COMMANDS_MAX as u64 + 3;
     for request in 0..all {

@@ -109,6 +109,7 @@ impl Material {
         let may_have_password = self.version == Version::V5 || username.is_some();
         Connect {
             version: self.version,
+            is_bridge: self.version != Version::V5 && self.bit(5),
             clean_start: self.bit(0),
             keep_alive_secs: self.packet_id.get(),
             properties: self.properties.view(),

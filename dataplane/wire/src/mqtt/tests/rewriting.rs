@@ -61,6 +61,22 @@ fn edits_replace_in_order_and_append() {
 }
 
 #[test]
+fn a_bridge_keeps_its_level() {
+    for (level, name, version) in [
+        (0x83, &b"\x00\x06MQIsdp"[..], V31),
+        (0x84, b"\x00\x04MQTT", V311),
+    ] {
+        let body = [name, &[level, 2, 0, 60], b"\x00\x01b"].concat();
+        let bytes = [&[0x10, body.len() as u8], &*body].concat();
+        let connect = decode_connect(&bytes).unwrap();
+        assert_eq!((connect.version, connect.is_bridge), (version, true));
+        let mut out = Vec::new();
+        encode_connect(&connect, &[], &mut out).unwrap();
+        assert_eq!(out, bytes);
+    }
+}
+
+#[test]
 fn connect_with_another_client_id_will_and_limits() {
     use PropertyId::*;
     let properties = buf(&[
@@ -70,6 +86,7 @@ fn connect_with_another_client_id_will_and_limits() {
     let will_properties = buf(&[Property::Number(WillDelayInterval, 5)]);
     let original = Connect {
         version: V5,
+        is_bridge: false,
         clean_start: true,
         keep_alive_secs: 30,
         properties: properties.view(),
@@ -294,6 +311,7 @@ fn what_does_not_fit_is_refused_whole() {
         Packet::Publish(publish(&long, 0)),
         Packet::Connect(Connect {
             version: V5,
+            is_bridge: false,
             clean_start: true,
             keep_alive_secs: 0,
             properties: Properties::EMPTY,
@@ -367,6 +385,7 @@ fn debug_shows_no_secret() {
     let properties = buf(&[Property::Data(PropertyId::AuthenticationData, b"zq9")]);
     let connect = Connect {
         version: V5,
+        is_bridge: false,
         clean_start: true,
         keep_alive_secs: 0,
         properties: properties.view(),

@@ -510,7 +510,7 @@ fn further_violations() {
         ),
         (
             Violation::ProtocolLevelUnknown,
-            packet(0x10, b"\x00\x06MQIsdp\x83"),
+            packet(0x10, b"\x00\x06MQIsdp\x85"),
         ),
         (
             Violation::PasswordWithoutUsername,
