@@ -704,10 +704,10 @@ fn a_listener_moves_to_another_address() {
             assert_eq!(device.connack(), 0, "every shard accepts");
         }
         running.wait_for("/readyz", |_| std::net::TcpStream::connect(before).is_err());
-        assert_eq!(
-            running.get("/readyz?verbose").body,
-            "{\"degraded\":[],\"ready\":true,\"reasons\":[]}\n"
-        );
+        let ready = running.get("/readyz?verbose").body;
+        for said in ["\"ready\":true", "\"reasons\":[]", "\"degraded\":[]"] {
+            assert!(ready.contains(said), "{said} in {ready}");
+        }
         stays.stream.write_all(&[0xc0, 0]).expect("still open");
     }
 }
