@@ -736,6 +736,122 @@ fn rules_are_read_to_the_last_page_and_say_which_nodes_are_missing() {
 }
 
 #[test]
+fn denials_are_shown_with_what_is_missing() {
+    let entry = |unix_ms: u64, client_id: &str| NodeDenial {
+        node: "a".into(),
+        denial: Some(sluice_proto::v1::Denial {
+            unix_ms,
+            peer: "192.0.2.7:4711".into(),
+            client_id: client_id.into(),
+            action: "publish".into(),
+            reason: "no_rule".into(),
+            topic: "x/y".into(),
+            ..Default::default()
+        }),
+    };
+    let first = DenialsResponse {
+        denials: vec![entry(1000, "dev-1"), entry(2000, "dev-2")],
+        left_off: 3,
+        lost: 1,
+        failed: vec![NodeAnswer {
+            node: "b".into(),
+            sessions: 0,
+            error: "no answer in time".into(),
+        }],
+    };
+    let script = |denials: &[DenialsResponse]| Script {
+        denials: denials.to_vec(),
+        ..Script::default()
+    };
+    let peer = Peer::start(script(std::slice::from_ref(&first)));
+    let filters = [
+        "--user",
+        "ann",
+        "--client-id",
+        "dev-1",
+        "--reason",
+        "rules",
+        "--node",
+        "a",
+    ];
+    let words = [
+        &["denials", "--address", "192.0.2.7", "--limit", "7"][..],
+        &filters,
+    ]
+    .concat();
+    let ended = peer.run(&words);
+    assert_eq!(ended.code, 3, "{}", ended.err);
+    assert!(
+        ended.out.contains("CLIENT ID") && ended.out.contains("dev-2"),
+        "{}",
+        ended.out
+    );
+    for missing in [
+        "3 refusals not shown",
+        "1 refusal dropped",
+        "b: no answer in time",
+    ] {
+        assert!(ended.err.contains(missing), "{missing} in {}", ended.err);
+    }
+    let asked = peer.asked();
+    for sent in [
+        "\"ann\"",
+        "\"dev-1\"",
+        "\"rules\"",
+        "\"192.0.2.7\"",
+        "Some(7)",
+        "follow: false",
+    ] {
+        assert!(asked[0].1.contains(sent), "{sent} in {asked:?}");
+    }
+    peer.stop();
+
+    let ended = run(
+        script(std::slice::from_ref(&first)),
+        &["denials", "--output", "json"],
+    );
+    let json = ended.json();
+    assert_eq!(
+        (ended.code, &json["lost"], &json["left_off"]),
+        (3, &1.into(), &3.into())
+    );
+    assert_eq!(json["denials"][1]["client_id"], "dev-2");
+
+    let none = run(script(&[DenialsResponse::default()]), &["denials"]);
+    assert_eq!((none.code, &*none.out), (0, "no refusals\n"));
+    assert_eq!(run(script(&[]), &["denials", "--address", "here"]).code, 2);
+    assert_eq!(run(script(&[]), &["denials", "--limit", "501"]).code, 2);
+}
+
+/// The header stands once, in JSON each answer is a line, and an answer that ends is not a success.
+#[test]
+fn who_follows_denials_is_shown_each_once() {
+    let answer = |client_id: &str| DenialsResponse {
+        denials: vec![NodeDenial {
+            node: "a".into(),
+            denial: Some(sluice_proto::v1::Denial {
+                client_id: client_id.into(),
+                ..Default::default()
+            }),
+        }],
+        ..DenialsResponse::default()
+    };
+    let answers = || Script {
+        denials: vec![answer("one"), answer("two")],
+        ..Script::default()
+    };
+    let text = run(answers(), &["denials", "--follow"]);
+    assert_eq!(text.code, 5, "{}", text.err);
+    assert_eq!(text.out.matches("CLIENT ID").count(), 1);
+    assert!(text.out.contains("one") && text.out.contains("two"));
+    let json = run(answers(), &["--output", "json", "denials", "--follow"]);
+    for (line, client_id) in json.out.lines().zip(["one", "two"]) {
+        let line: serde_json::Value = serde_json::from_str(line).expect("a document");
+        assert_eq!(line["denials"][0]["client_id"], client_id);
+    }
+}
+
+#[test]
 fn sessions_are_read_to_the_last_page() {
     let page = |ids: &[&str], next: Option<&str>| SessionsResponse {
         sessions: ids

@@ -9,9 +9,10 @@ use sluice_controlplane::store::Store;
 use sluice_loadtest::fleet_node::{Memory, Options, dial};
 use sluice_proto::control::v1::nodes_client::NodesClient;
 use sluice_proto::control::v1::{
-    DrainRequest, KickRequest, ListNodesRequest, NodeState, RemoveNodeRequest, RulesRequest,
-    SessionsRequest, kick_request::Who,
+    DenialsRequest, DenialsResponse, DrainRequest, KickRequest, ListNodesRequest, NodeState,
+    RemoveNodeRequest, RulesRequest, SessionsRequest, kick_request::Who,
 };
+use sluice_proto::v1::Denial;
 use sluice_proto::v1::session_page::Session;
 use sluice_proto::v1::{RulePlace, rule_page};
 use tokio::time::timeout;
@@ -197,6 +198,116 @@ async fn sessions_come_in_pages_across_nodes() {
         .sessions(call(&viewer, SessionsRequest::default()))
         .await;
     assert_eq!(refused.unwrap_err().code(), Code::PermissionDenied);
+}
+
+#[tokio::test]
+async fn refusals_of_all_nodes_are_listed_followed_and_that_is_recorded() {
+    let plane = Plane::start(&["a", "b", "c"]).await;
+    let auditor = plane.operator("auditor", Role::Auditor).await;
+    let viewer = plane.operator("viewer", Role::Viewer).await;
+    let with = |node: &str, times: &[u64]| {
+        let denials = times.iter().map(|unix_ms| Denial {
+            unix_ms: *unix_ms,
+            client_id: format!("{node}-{unix_ms}"),
+            ..Denial::default()
+        });
+        Options {
+            denials: denials.collect(),
+            ..options(node)
+        }
+    };
+    let _a = Running::start(&plane, with("a", &[1, 4, 5, 9]), Memory::default()).await;
+    let _b = Running::start(&plane, with("b", &[2, 3, 8]), Memory::default()).await;
+    let unable = Options {
+        capabilities: Vec::new(),
+        ..options("c")
+    };
+    let _c = Running::start(&plane, unable, Memory::default()).await;
+    let connected = |views: &[sluice_controlplane::fleet::View]| {
+        views
+            .iter()
+            .filter(|view| view.state == State::Idle)
+            .count()
+            == 3
+    };
+    plane.until("connected", connected).await;
+    let mut client = client(&plane).await;
+    let ids = |answer: &DenialsResponse| -> Vec<String> {
+        let ids = answer.denials.iter().map(|entry| {
+            let denial = entry.denial.as_ref().expect("a refusal");
+            assert!(denial.client_id.starts_with(&entry.node));
+            denial.client_id.clone()
+        });
+        ids.collect()
+    };
+    let wish = DenialsRequest {
+        limit: Some(3),
+        user: Some("eyJ.token".into()),
+        ..DenialsRequest::default()
+    };
+    let mut answers = client
+        .denials(call(&auditor, wish))
+        .await
+        .expect("answers")
+        .into_inner();
+    let first = answers.message().await.unwrap().expect("an answer");
+    assert_eq!(
+        ids(&first),
+        ["b-3", "a-4", "a-5"],
+        "the newest, in order of time"
+    );
+    assert_eq!(first.left_off, 2, "what is not shown is said");
+    assert_eq!(first.failed.len(), 1);
+    assert!(first.failed[0].node == "c" && first.failed[0].error.contains("`denials`"));
+    assert_eq!(answers.message().await.unwrap(), None, "one answer");
+
+    let follow = DenialsRequest {
+        follow: true,
+        ..DenialsRequest::default()
+    };
+    let mut answers = client
+        .denials(call(&auditor, follow))
+        .await
+        .expect("answers")
+        .into_inner();
+    let first = answers.message().await.unwrap().expect("an answer");
+    assert_eq!(ids(&first), ["a-1", "b-2", "b-3", "a-4", "a-5"]);
+    let next = timeout(PATIENCE, answers.message()).await.expect("in time");
+    let next = next.unwrap().expect("an answer");
+    assert_eq!(ids(&next), ["b-8", "a-9"]);
+    assert_eq!(next.failed, [], "what is known is not said again");
+    drop(answers);
+
+    let refused = client
+        .denials(call(&viewer, DenialsRequest::default()))
+        .await;
+    assert_eq!(
+        refused.err().map(|status| status.code()),
+        Some(Code::PermissionDenied)
+    );
+    let unknown = DenialsRequest {
+        node: Some("nobody".into()),
+        ..DenialsRequest::default()
+    };
+    let refused = client.denials(call(&auditor, unknown)).await;
+    assert_eq!(
+        refused.err().map(|status| status.code()),
+        Some(Code::NotFound)
+    );
+    let records = plane.store.audit(None, 100).await.expect("the audit");
+    let done: Vec<_> = records
+        .iter()
+        .rev()
+        .filter(|record| record.who == "auditor")
+        .map(|record| (record.action.as_str(), record.what.as_str()))
+        .collect();
+    assert_eq!(
+        done,
+        [
+            ("denials.list", "refusals of a user of 9 bytes"),
+            ("denials.follow", "refusals of all clients"),
+        ]
+    );
 }
 
 #[tokio::test]

@@ -134,7 +134,7 @@ fn a_node_joins_takes_a_policy_and_every_change_to_it_and_each_shard_acknowledge
     );
     assert_eq!(
         hello.capabilities,
-        ["kick", "keep_out", "drain", "sessions", "rules"]
+        ["kick", "keep_out", "drain", "sessions", "rules", "denials"]
     );
     let features: Vec<&str> = hello.features.iter().map(String::as_str).collect();
     assert_eq!(features, sluice_policy::FEATURES);

@@ -46,6 +46,8 @@ pub struct Options {
     pub sessions: Vec<v1::session_page::Session>,
     /// Its rules, in order, each of a priority of its own.
     pub rules: Vec<v1::rule_page::Rule>,
+    /// Recent refusals; the last one is told only to those who ask again.
+    pub denials: Vec<v1::Denial>,
 }
 
 impl Options {
@@ -56,7 +58,7 @@ impl Options {
             secret,
             version: "simulated".to_owned(),
             features: Vec::new(),
-            capabilities: ["kick", "drain", "sessions", "rules"]
+            capabilities: ["kick", "drain", "sessions", "rules", "denials"]
                 .map(str::to_owned)
                 .into(),
             shards: 2,
@@ -66,6 +68,7 @@ impl Options {
             leaves_after: None,
             sessions: Vec::new(),
             rules: Vec::new(),
+            denials: Vec::new(),
         }
     }
 
@@ -212,6 +215,10 @@ impl Stream<'_> {
                 let page = self.rules(&list);
                 self.say(from_node::Message::Rules(page)).await
             }
+            to_node::Message::ListDenials(list) => {
+                let page = self.denials(&list);
+                self.say(from_node::Message::Denials(page)).await
+            }
         }
     }
 
@@ -336,6 +343,21 @@ impl Stream<'_> {
                 .collect(),
             next: (next < all.len()).then(|| next.to_string()),
             error: String::new(),
+        }
+    }
+
+    fn denials(&self, list: &v1::ListDenials) -> v1::DenialPage {
+        let all = &self.options.denials;
+        let from = list.after.as_ref().and_then(|after| after.parse().ok());
+        let range = match from {
+            Some(from) => all.len().min(from)..all.len(),
+            None => 0..all.len().saturating_sub(1),
+        };
+        v1::DenialPage {
+            request: list.request,
+            next: range.end.to_string(),
+            denials: all.get(range).unwrap_or_default().to_vec(),
+            ..v1::DenialPage::default()
         }
     }
 

@@ -134,6 +134,8 @@ pub(super) enum Command {
     Sessions(SessionsArgs),
     /// Show how often each rule in force decided, added up over shards and nodes.
     Rules(RulesArgs),
+    /// Say why devices were refused: recent refusals of the nodes, with who, what, rule and reason.
+    Denials(DenialsArgs),
     /// End sessions of a client id or a user.
     Kick(KickArgs),
     /// Take a node out of service, or back into it; a node that restarts is back in service.
@@ -445,6 +447,36 @@ pub(super) struct RulesArgs {
     pub(super) form: FormArg,
 }
 
+/// `denials`.
+#[derive(Args, Debug)]
+pub(super) struct DenialsArgs {
+    /// Go on, and show further ones as they come; in JSON one document on each line
+    #[arg(long)]
+    pub(super) follow: bool,
+    /// Only of this node
+    #[arg(long, value_name = "NAME")]
+    pub(super) node: Option<String>,
+    /// Only of this user, verified or claimed; a name that is not shown is found too
+    #[arg(long, value_name = "NAME")]
+    pub(super) user: Option<String>,
+    /// Only of this client id
+    #[arg(long, value_name = "ID")]
+    pub(super) client_id: Option<String>,
+    /// Only from this address
+    #[arg(long, value_name = "IP")]
+    pub(super) address: Option<IpAddr>,
+    /// Only for this reason, such as no_rule, or for this kind of reasons: rules, too_large, credentials, client_id, limits,
+    /// protocol, operator, upstream
+    #[arg(long, value_name = "REASON")]
+    pub(super) reason: Option<String>,
+    /// At most so many of those there are, 1 to 500 [default: 100]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=500))]
+    pub(super) limit: Option<u32>,
+    /// See [`FormArg`].
+    #[command(flatten)]
+    pub(super) form: FormArg,
+}
+
 /// `kick`.
 #[derive(Args, Debug)]
 pub(super) struct KickArgs {
@@ -678,6 +710,7 @@ impl Cli {
             Command::Nodes(args) => args.form.form,
             Command::Sessions(args) => args.form.form,
             Command::Rules(args) => args.form.form,
+            Command::Denials(args) => args.form.form,
             Command::Kick(args) => args.form.form,
             Command::Drain(args) => args.form.form,
             Command::Node(NodeCommand::Remove(args)) => args.form.form,

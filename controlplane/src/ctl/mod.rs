@@ -7,6 +7,7 @@
 mod access;
 mod args;
 mod connect;
+mod denials;
 mod doctor;
 mod document;
 mod failure;
@@ -112,6 +113,9 @@ async fn perform(given: &Given<Cli>, out: &mut Out) -> Result<Exit, Failure> {
         }
         Command::Rules(args) => {
             return rules::rules(&open(cli, out).await?, args, out).await;
+        }
+        Command::Denials(args) => {
+            return denials::denials(&open(cli, out).await?, args, out).await;
         }
         Command::Kick(args) => fleet::kick(&open(cli, out).await?, args).await,
         Command::Drain(args) => fleet::drain(&open(cli, out).await?, args).await,

@@ -247,7 +247,8 @@ impl Node {
             from_node::Message::Hello(_)
             | from_node::Message::Done(_)
             | from_node::Message::Sessions(_)
-            | from_node::Message::Rules(_) => {}
+            | from_node::Message::Rules(_)
+            | from_node::Message::Denials(_) => {}
         }
         self.settle(now)
     }

@@ -1,4 +1,4 @@
-//! Questions to one node that wait for their answers: kick, drain, sessions, rules.
+//! Questions to one node that wait for their answers: kick, drain, sessions, rules, refusals.
 //!
 //! Pure but for the channels on which answers leave. Bounded: a node that does not answer is asked no more.
 
@@ -48,6 +48,21 @@ pub enum Question {
         /// Only those in shadow.
         only_shadow: bool,
     },
+    /// List recent refusals.
+    Denials {
+        /// Where to go on; `None`: the newest.
+        after: Option<String>,
+        /// At most.
+        limit: u32,
+        /// Only this one's.
+        user: Option<String>,
+        /// Only this one.
+        client_id: Option<String>,
+        /// Only from there.
+        address: Option<String>,
+        /// Only for this reason, or kind of reasons.
+        reason: Option<String>,
+    },
 }
 
 /// What a node answered.
@@ -59,6 +74,8 @@ pub enum Answer {
     Sessions(v1::SessionPage),
     /// To a list of rules.
     Rules(v1::RulePage),
+    /// To a list of refusals.
+    Denials(v1::DenialPage),
 }
 
 /// A question and where its answer goes.
@@ -112,12 +129,9 @@ impl Requests {
             Answer::Done(done) => done.request,
             Answer::Sessions(page) => page.request,
             Answer::Rules(page) => page.request,
+            Answer::Denials(page) => page.request,
         };
-        let fits = |command: &Command| match command.question {
-            Question::Kick { .. } | Question::Drain { .. } => matches!(answer, Answer::Done(_)),
-            Question::Sessions { .. } => matches!(answer, Answer::Sessions(_)),
-            Question::Rules { .. } => matches!(answer, Answer::Rules(_)),
-        };
+        let fits = |command: &Command| command.question.is_answered_by(&answer);
         if self.waiting.get(&request).is_some_and(fits)
             && let Some(command) = self.waiting.remove(&request)
         {
@@ -128,6 +142,15 @@ impl Requests {
 }
 
 impl Question {
+    fn is_answered_by(&self, answer: &Answer) -> bool {
+        match self {
+            Self::Kick { .. } | Self::Drain { .. } => matches!(answer, Answer::Done(_)),
+            Self::Sessions { .. } => matches!(answer, Answer::Sessions(_)),
+            Self::Rules { .. } => matches!(answer, Answer::Rules(_)),
+            Self::Denials { .. } => matches!(answer, Answer::Denials(_)),
+        }
+    }
+
     fn message(self, request: u64) -> to_node::Message {
         match self {
             Self::Kick { who, keep_out_ms } => to_node::Message::Kick(v1::Kick {
@@ -161,6 +184,22 @@ impl Question {
                 behind,
                 limit,
                 only_shadow,
+            }),
+            Self::Denials {
+                after,
+                limit,
+                user,
+                client_id,
+                address,
+                reason,
+            } => to_node::Message::ListDenials(v1::ListDenials {
+                request,
+                after,
+                limit,
+                user,
+                client_id,
+                address,
+                reason,
             }),
         }
     }

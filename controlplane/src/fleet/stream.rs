@@ -283,6 +283,10 @@ where
                 self.requests.take(Answer::Sessions(page));
                 return Ok(());
             }
+            Some(from_node::Message::Denials(page)) => {
+                self.requests.take(Answer::Denials(page));
+                return Ok(());
+            }
             Some(message) => message,
         };
         let event = self.act(|seat| {
@@ -316,7 +320,8 @@ where
             | to_node::Message::Kick(_)
             | to_node::Message::Drain(_)
             | to_node::Message::ListSessions(_)
-            | to_node::Message::ListRules(_) => 0,
+            | to_node::Message::ListRules(_)
+            | to_node::Message::ListDenials(_) => 0,
         };
         let message = ToNode {
             message: Some(message),

@@ -39,6 +39,8 @@ pub enum Capability {
     Sessions,
     /// Says how often rules decided.
     Rules,
+    /// Lists recent refusals.
+    Denials,
 }
 
 impl Capability {
@@ -50,6 +52,7 @@ impl Capability {
             Self::Drain => "drain",
             Self::Sessions => "sessions",
             Self::Rules => "rules",
+            Self::Denials => "denials",
         }
     }
 }

@@ -40,6 +40,8 @@ pub(crate) struct Script {
     pub watches: VecDeque<Vec<Option<NodesResponse>>>,
     pub sessions: VecDeque<SessionsResponse>,
     pub rules: VecDeque<RulesResponse>,
+    /// The answers to Denials; the answer ends behind them.
+    pub denials: Vec<DenialsResponse>,
     pub answers: NodeAnswers,
     pub token: CreateTokenResponse,
     pub join: CreateJoinTokenResponse,
@@ -284,6 +286,7 @@ impl Policies for Scripted {
 #[tonic::async_trait]
 impl Nodes for Scripted {
     type WatchStream = Answers<NodesResponse>;
+    type DenialsStream = Answers<DenialsResponse>;
 
     async fn list(
         &self,
@@ -329,6 +332,17 @@ impl Nodes for Scripted {
         let what = format!("{:?}", request.get_ref());
         self.ask("rules", request.metadata(), what, |script| {
             script.rules.pop_front().unwrap_or_default()
+        })
+    }
+
+    async fn denials(
+        &self,
+        request: Request<DenialsRequest>,
+    ) -> Result<Response<Self::DenialsStream>, Status> {
+        let what = format!("{:?}", request.get_ref());
+        self.ask("denials", request.metadata(), what, |script| {
+            let answers = std::mem::take(&mut script.denials);
+            Box::pin(tokio_stream::iter(answers.into_iter().map(Ok))) as Self::DenialsStream
         })
     }
 

@@ -36,10 +36,7 @@ pub(super) async fn denials(
     let after = match query.after.as_deref().map(str::parse::<DenialCursor>) {
         None => None,
         Some(Ok(cursor)) => Some(cursor),
-        Some(Err(error)) => {
-            let error = json!({ "error": error.to_string() });
-            return Ok((StatusCode::BAD_REQUEST, Json(error)).into_response());
-        }
+        Some(Err(error)) => return Ok(bad_request(&error.to_string())),
     };
     let filter = DenialFilter {
         user: query.username,
@@ -47,9 +44,17 @@ pub(super) async fn denials(
         address: query.address,
         reason: query.reason,
     };
+    let filter = match filter.checked() {
+        Ok(filter) => filter,
+        Err(error) => return Ok(bad_request(&error)),
+    };
     let limit = query.limit.unwrap_or(LIMIT);
     let page = admin.control.denials(after, limit, filter).await?;
     Ok(Json(page_json(&page)).into_response())
+}
+
+fn bad_request(error: &str) -> Response {
+    (StatusCode::BAD_REQUEST, Json(json!({ "error": error }))).into_response()
 }
 
 fn page_json(page: &DenialPage) -> Value {

@@ -274,6 +274,9 @@ impl Session {
 
     /// Ends a session that is not admitted, before the rules were asked.
     fn refuse_early(&mut self, context: &mut Context<'_>, connect: &Connect<'_>, refusal: Refusal) {
+        if self.identity.client_id().is_empty() {
+            self.identity = Identity::new(connect.client_id, None);
+        }
         let claimed = connect
             .username
             .filter(|_| self.identity.username().is_none());

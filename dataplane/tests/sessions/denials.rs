@@ -144,6 +144,7 @@ fn refused_connects() {
 
     rig = connected(&document("    versions: ['5']", RULES), &plain);
     is_told(&rig, Act::Connect, Reason::Version, None);
+    assert_eq!(only(&rig).client_id, "dev");
 
     let anonymous_off = document("", RULES).replace("    anonymous: {group: guests}\n", "");
     rig = connected(&anonymous_off, &plain);

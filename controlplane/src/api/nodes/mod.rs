@@ -1,17 +1,18 @@
 //! The service `Nodes`: each call asks the gate, reads its message, asks the [`Fleet`] and writes the answer.
 //!
-//! Kicks and drains are recorded before they are done: one that cannot be recorded is not done.
+//! Kicks and drains are recorded before they are done, and who reads refusals is: what cannot be recorded is not done.
 
 mod answers;
+mod denials;
 mod rules;
 mod sessions;
 mod watching;
 
 use sluice_proto::control::v1::nodes_server::{Nodes, NodesServer};
 use sluice_proto::control::v1::{
-    DrainRequest, KickRequest, ListNodesRequest, NodeAnswer, NodeAnswers, NodesResponse,
-    RemoveNodeRequest, RemoveNodeResponse, RulesRequest, RulesResponse, SessionsRequest,
-    SessionsResponse, kick_request,
+    DenialsRequest, DrainRequest, KickRequest, ListNodesRequest, NodeAnswer, NodeAnswers,
+    NodesResponse, RemoveNodeRequest, RemoveNodeResponse, RulesRequest, RulesResponse,
+    SessionsRequest, SessionsResponse, kick_request,
 };
 use sluice_proto::v1;
 use tonic::{Request, Response, Status};
@@ -45,6 +46,7 @@ struct Desk {
 #[tonic::async_trait]
 impl Nodes for Desk {
     type WatchStream = Watching;
+    type DenialsStream = denials::Answers;
 
     async fn list(
         &self,
@@ -88,6 +90,29 @@ impl Nodes for Desk {
             self.member(node)?;
         }
         Ok(Response::new(rules::page(&self.fleet, wish).await))
+    }
+
+    async fn denials(
+        &self,
+        request: Request<DenialsRequest>,
+    ) -> Result<Response<denials::Answers>, Status> {
+        let caller = self.gate.caller(&request, Role::Auditor)?;
+        let wish = denials::Wish::read(request.into_inner())?;
+        if let Some(node) = &wish.node {
+            self.member(node)?;
+        }
+        let action = if wish.follows {
+            "denials.follow"
+        } else {
+            "denials.list"
+        };
+        let of = match &wish.node {
+            Some(node) => format!("asked of the node {node}"),
+            None => "asked of all connected nodes".to_owned(),
+        };
+        let what = format!("refusals {}", wish.words());
+        self.note(&caller, action, what, of).await?;
+        denials::Answers::start(&self.fleet, wish).map(Response::new)
     }
 
     async fn kick(&self, request: Request<KickRequest>) -> Result<Response<NodeAnswers>, Status> {
@@ -248,7 +273,7 @@ fn answer_of(node: &Name, answer: Result<Answer, String>) -> NodeAnswer {
     let node = node.as_str().to_owned();
     let (sessions, error) = match answer {
         Ok(Answer::Done(done)) => (done.sessions, answers::line(done.error)),
-        Ok(Answer::Sessions(_) | Answer::Rules(_)) => {
+        Ok(Answer::Sessions(_) | Answer::Rules(_) | Answer::Denials(_)) => {
             (0, "the node answered something else".to_owned())
         }
         Err(why) => (0, why),

@@ -172,7 +172,7 @@ fn failed(node: &Name, error: String) -> NodeAnswer {
 fn checked(answer: Answer, behind: Option<&RulePlace>) -> Result<RulePage, String> {
     let page = match answer {
         Answer::Rules(page) => page,
-        Answer::Done(_) | Answer::Sessions(_) => {
+        Answer::Done(_) | Answer::Sessions(_) | Answer::Denials(_) => {
             return Err("the node answered something else".to_owned());
         }
     };

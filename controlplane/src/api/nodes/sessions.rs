@@ -158,7 +158,7 @@ async fn ask(fleet: &Fleet, node: &Name, question: Question) -> Result<SessionPa
     let pending = fleet.ask(node, Capability::Sessions, question)?;
     let page = match fleet.answer(pending).await? {
         Answer::Sessions(page) => page,
-        Answer::Done(_) | Answer::Rules(_) => {
+        Answer::Done(_) | Answer::Rules(_) | Answer::Denials(_) => {
             return Err("the node answered something else".to_owned());
         }
     };

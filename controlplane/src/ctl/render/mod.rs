@@ -4,6 +4,7 @@
 //! characters, so that it cannot move a terminal's cursor. JSON is stable: fields are added, never renamed.
 
 pub(crate) mod access;
+pub(crate) mod denials;
 pub(crate) mod diff;
 pub(crate) mod nodes;
 pub(crate) mod operations;

@@ -17,10 +17,11 @@ use sluice_policy::fleet::{Assembly, Delivered, Delivery, Inventory};
 use sluice_policy::{FEATURES, RulePlace};
 use sluice_proto::v1::{self, from_node, reject::Reason, to_node};
 
+use super::denials;
 use super::disk::Held;
 use crate::control::compile::Refusal;
 use crate::control::rules::RuleFilter;
-use crate::node::{KickWho, SessionFilter};
+use crate::node::{DenialFilter, KickWho, SessionFilter};
 
 /// Generations whose acknowledgements may be on their way; the control thread takes on fewer.
 const RELEASES_MAX: usize = 64;
@@ -77,6 +78,17 @@ pub(super) enum Output {
         limit: u32,
         /// Which.
         filter: RuleFilter,
+    },
+    /// List recent refusals, and answer.
+    ListDenials {
+        /// Names the answer.
+        request: u64,
+        /// Where to go on.
+        after: Option<String>,
+        /// At most so many.
+        limit: u32,
+        /// Which; or what of it cannot be.
+        filter: Result<DenialFilter, String>,
     },
 }
 
@@ -152,7 +164,7 @@ impl Agent {
             node: self.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
             features: FEATURES.iter().map(ToString::to_string).collect(),
-            capabilities: ["kick", "keep_out", "drain", "sessions", "rules"]
+            capabilities: ["kick", "keep_out", "drain", "sessions", "rules", "denials"]
                 .map(String::from)
                 .to_vec(),
             shards: self.shards,
@@ -200,6 +212,7 @@ impl Agent {
                     shadow: list.only_shadow,
                 },
             }),
+            to_node::Message::ListDenials(list) => Some(denials::question(list)),
         }
     }
 

@@ -14,6 +14,7 @@
 mod advice;
 mod agent;
 mod back_off;
+mod denials;
 mod disk;
 mod link;
 mod node;

@@ -17,13 +17,15 @@ use tokio::task::{JoinHandle, JoinSet, spawn_blocking};
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::agent::{Agent, Output, prepare};
+use super::denials;
 use super::disk::{Held, StateDir};
 use super::link::{Event, Link, Stream};
 use super::report;
 use super::status::Shared;
 use crate::control::compile::{Offer, Outcome, Released};
 use crate::control::vitals::resident_bytes;
-use crate::control::{ControlHandle, NoAnswer, PolicySource, priority};
+use crate::control::{BadCursor, ControlHandle, NoAnswer, PolicySource, priority};
+use crate::node::DenialFilter;
 
 /// At least so often the control plane hears how the node is.
 const BEAT: Duration = Duration::from_secs(10);
@@ -329,9 +331,41 @@ impl Node {
                         })
                     });
                 }
+                Output::ListDenials {
+                    request,
+                    after,
+                    limit,
+                    filter,
+                } => self.list_denials(request, after.as_deref(), limit, filter),
             }
         }
         Ok(())
+    }
+
+    fn list_denials(
+        &mut self,
+        request: u64,
+        after: Option<&str>,
+        limit: u32,
+        filter: Result<DenialFilter, String>,
+    ) {
+        let none = move |error: &str| from_node::Message::Denials(denials::no_page(request, error));
+        let after = after.map(str::parse).transpose();
+        let (after, filter) = match (after, filter) {
+            (Ok(after), Ok(filter)) => (after, filter),
+            (Err(error), _) => {
+                let error: BadCursor = error;
+                return self.outbox.push_back(none(&error.to_string()));
+            }
+            (Ok(_), Err(error)) => return self.outbox.push_back(none(&error)),
+        };
+        let control = self.control.clone();
+        self.command(none(BUSY), async move {
+            match control.denials(after, limit, filter).await {
+                Ok(page) => from_node::Message::Denials(denials::page(request, &page)),
+                Err(error) => none(&error.to_string()),
+            }
+        });
     }
 
     /// Answers later; at once with `busy` when too many are at work.

@@ -6,7 +6,7 @@ use sluice_wire::mqtt::QoS;
 
 use crate::clock::Time;
 use crate::node::names::{NameKey, ShownUser};
-use crate::session::{Act, Reason};
+use crate::session::{Act, Reason, ReasonKind};
 
 /// Which refusals, and how many.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -77,6 +77,24 @@ pub struct DenialLine {
 }
 
 impl DenialFilter {
+    /// The filter, unless there is no such reason: then nothing would ever be found. The error names all there are.
+    pub fn checked(self) -> Result<Self, String> {
+        let kinds = || ReasonKind::ALL.into_iter().map(ReasonKind::name);
+        let Some(wanted) = &self.reason else {
+            return Ok(self);
+        };
+        if kinds().chain(Reason::names()).any(|name| name == &**wanted) {
+            return Ok(self);
+        }
+        let kinds: Vec<&str> = kinds().collect();
+        let names: Vec<&str> = Reason::names().collect();
+        Err(format!(
+            "no such reason; kinds of reasons: {}; reasons: {}",
+            kinds.join(", "),
+            names.join(", ")
+        ))
+    }
+
     pub(super) fn takes_reason(&self, reason: Reason) -> bool {
         self.reason
             .as_deref()
