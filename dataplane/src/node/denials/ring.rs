@@ -454,6 +454,9 @@ impl Entry {
 
     fn write(&mut self, texts: [&str; TEXTS]) {
         self.text.clear();
+        let longest = texts.iter().zip(TEXT_BYTES_MAX);
+        let bytes = longest.map(|(text, max)| text.len().min(max)).sum();
+        self.text.reserve_exact(bytes); // and not up to twice as much
         let bounds = texts.into_iter().zip(TEXT_BYTES_MAX);
         let places = self.lens.iter_mut().zip(&mut self.is_cut);
         for ((text, max), (len, is_cut)) in bounds.zip(places) {

@@ -277,9 +277,10 @@ fn who_follows_hears_each_once_and_what_was_lost() {
 #[test]
 fn a_full_store_grows_no_more() {
     let mut kept = Kept::new(64);
-    let name = "n".repeat(200);
+    let name = "n".repeat(1000);
     let note = |kept: &mut Kept, round: u16| {
-        kept.tell(round % 300, &name, User::Nobody, &name, Reason::NoRule);
+        let user = User::Verified(&name);
+        kept.tell(round % 300, &name, user, &name, Reason::NoRule);
     };
     (0..600).for_each(|round| note(&mut kept, round));
     let bytes = kept.ring.heap_bytes();
